@@ -1,0 +1,1 @@
+"""Baseload: an operating layer that runs AI like a utility."""

@@ -1,0 +1,1 @@
+"""Settings and commands: the only composition root."""

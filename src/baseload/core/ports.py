@@ -1,0 +1,121 @@
+"""The seams between the machines and the two worlds, and between the rooms above that may not import each other."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+from baseload.domain.actions import Dispatch, Refuse
+from baseload.domain.events import Event
+from baseload.domain.model import ModelSpec
+from baseload.domain.status import ControlStatus
+from baseload.domain.tenant import Key
+from baseload.domain.work import Entry, Request
+
+
+class Sink(Protocol):
+    """The holder of one open client request (a gateway exchange; a simulated client in tests)."""
+
+    def dispatch(self, action: Dispatch) -> None:
+        """Forward the request to the replica, and report back through `Control.tell`. Called synchronously."""
+
+    def refuse(self, action: Refuse) -> None:
+        """Answer the client with an error. The request is over; tell nothing more about it."""
+
+
+class UsageRow(Struct, frozen=True):
+    """Usage of one (day, key, model); idle and cold replica time stands under key_id ""."""
+
+    day: str  # "2026-11-20", UTC
+    key_id: str
+    key_name: str
+    model: str
+    requests: int
+    failed: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    useful_ns: int
+    idle_ns: int
+    cold_ns: int
+    cost_nusd: int
+    energy_uj: int
+    energy_basis: str  # "modelled", "rapl", "nvml" or "mixed"
+
+
+class JournalRow(Struct, frozen=True):
+    """One record of the journal, as shown by `baseload events`: the event or the entry, and when."""
+
+    seq: int
+    at_ns: int
+    kind: str
+    subject: str
+    body: dict[str, object]
+
+
+class Control(Protocol):
+    """The running control machine, as the gateway sees it. All methods belong to the driver's event loop."""
+
+    def open(self, request: Request, sink: Sink) -> None:
+        """Journal and step RequestArrived; the sink is called at once or later, exactly until the request ends."""
+
+    def tell(self, event: Event) -> None:
+        """Journal and step an event; perform its actions. Not yet proof against kill -9: see `settle`."""
+
+    def settle(self) -> None:
+        """Hand all told events to the operating system, so that they survive kill -9 of this process.
+
+        Call before the last byte of an answer leaves. Costs one `write`, no `fsync`.
+        """
+
+    async def acknowledge(self, event: Event) -> None:
+        """`tell`, and return once the event is on stable storage (fsync). For administration."""
+
+    def key_by_hash(self, secret_sha256: str) -> Key | None:
+        """The key with this hash, unless revoked. O(1)."""
+
+    def keys(self) -> Sequence[Key]:
+        """All keys that are not revoked."""
+
+    def model(self, name: str) -> ModelSpec | None:
+        """The model's specification. O(1)."""
+
+    def models(self) -> Sequence[ModelSpec]:
+        """All models, in the order they were added."""
+
+    def status(self) -> ControlStatus:
+        """Everything at this instant."""
+
+    def now_ns(self) -> int:
+        """Wall time in nanoseconds that never runs backwards."""
+
+    async def usage(self, *, from_day: str = "", to_day: str = "") -> list[UsageRow]:
+        """Usage by day, key and model, including what runs now."""
+
+    async def events(
+        self, *, after_seq: int = 0, limit: int = 100, kind: str = "", model: str = ""
+    ) -> list[JournalRow]:
+        """The newest `limit` journal records after `after_seq`, oldest first."""
+
+
+class Journal(Protocol):
+    """The store of events and entries; a world's driver writes it."""
+
+    def append(self, seq: int, at_ns: int, event: Event, entries: Sequence[Entry]) -> None:
+        """Buffer one event with the entries it caused."""
+
+    def settle(self) -> None:
+        """Hand the buffer to the operating system."""
+
+    async def sync(self, seq: int) -> None:
+        """Return once everything up to `seq` is on stable storage."""
+
+
+class Launcher(Protocol):
+    """Starts and ends worker processes; reports through events (WorkerStarted, WorkerReady, WorkerExited)."""
+
+    def start(self, replica_id: str, spec: ModelSpec) -> None:
+        """Begin to start a worker."""
+
+    def stop(self, replica_id: str, grace_ns: int) -> None:
+        """Begin to end a worker."""

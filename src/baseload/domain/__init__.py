@@ -1,0 +1,1 @@
+"""Frozen values: work, model, fleet, tenant, money, units, events, actions, errors."""

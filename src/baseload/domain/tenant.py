@@ -1,0 +1,24 @@
+"""Who asks: a key, its limits, its rights."""
+
+from msgspec import Struct
+
+
+class KeyLimits(Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds on one key; 0 means none."""
+
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0  # prompt estimate plus max_tokens at admission; settled on completion
+    max_in_flight: int = 0
+
+
+class Key(Struct, frozen=True, forbid_unknown_fields=True):
+    """An API key as stored: the SHA-256 of the secret (32 random bytes, so no salt or stretching is needed)."""
+
+    key_id: str  # "key_" + 12 hex digits; safe to show and log
+    name: str
+    secret_sha256: str  # 64 hex digits
+    created_ns: int
+    is_admin: bool = False
+    models: tuple[str, ...] = ()  # empty: every model
+    limits: KeyLimits = KeyLimits()
+    prefix: str = ""  # the first characters of the secret, to recognise it by ("bl-Ab3x")

@@ -1,0 +1,1 @@
+"""Neural networks in JAX: models, KV cache, sampling, weights, compiled-program cache."""

@@ -1,0 +1,1 @@
+"""Physics and economics, pure: how long, how many bytes, how many joules, how much money."""

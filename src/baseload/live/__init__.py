@@ -1,0 +1,1 @@
+"""The real world: clock, driver, journal store, launchers, meters."""

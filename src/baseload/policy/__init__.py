@@ -1,0 +1,1 @@
+"""Choices, pure functions: admission, batching, routing, scaling, healing."""

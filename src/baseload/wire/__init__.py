@@ -1,0 +1,1 @@
+"""Bytes to values and back: journal records, OpenAI schemas, settings files."""

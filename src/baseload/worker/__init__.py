@@ -1,0 +1,1 @@
+"""The process that holds an engine and serves it."""
