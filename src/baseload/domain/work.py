@@ -102,9 +102,7 @@ class Decision(Struct, frozen=True, tag="decision"):
     """A choice with its reason, in words a newcomer understands."""
 
     at_ns: int
-    what: (
-        str  # "start", "stop", "drain", "wake", "sleep", "scale_up", "retry", "refuse", "backoff", "adopt", …
-    )
+    what: str  # "start", "stop", "drain", "wake", "sleep", "scale_up", "retry", "refuse", "backoff", "adopt", …
     subject: str  # model, replica_id or request_id
     model: str
     why: str
