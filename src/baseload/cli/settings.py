@@ -1,0 +1,121 @@
+"""Where settings come from: file < environment < flags. The only place that reads environment variables."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from baseload.domain.errors import SettingsError
+from baseload.domain.model import ModelSpec
+from baseload.wire.settings import OPTIONS, Settings, Value, Written, build, read_toml, unknown_option
+
+FILE_NAME = "baseload.toml"
+PREFIX = "BASELOAD_"
+
+
+class Surroundings(Struct, frozen=True):
+    """What the environment says besides settings: how a command finds and enters a running Baseload."""
+
+    url: str = ""  # BASELOAD_URL
+    key: str = ""  # BASELOAD_KEY
+    settings_file: str = ""  # BASELOAD_SETTINGS
+    cache_home: str = ""  # XDG_CACHE_HOME
+
+
+# Not options of the file: variables that tools and shells set, with the field they fill.
+OTHER_VARIABLES = {"BASELOAD_URL": "url", "BASELOAD_KEY": "key", "BASELOAD_SETTINGS": "settings_file"}
+
+
+def surroundings(environ: Mapping[str, str] = os.environ) -> Surroundings:
+    """Read the few variables that are not settings."""
+    found = {field: environ.get(variable, "") for variable, field in OTHER_VARIABLES.items()}
+    return Surroundings(**found, cache_home=environ.get("XDG_CACHE_HOME", ""))
+
+
+def load(
+    *,
+    settings_file: str = "",
+    flags: Mapping[str, str] | None = None,
+    assignments: Sequence[str] = (),
+    environ: Mapping[str, str] = os.environ,
+) -> Settings:
+    """The one tree. `flags` maps option paths to text; `assignments` are `--set option=value` texts."""
+    from_environment = _environment(environ)
+    from_flags = _flags(flags or {}, assignments)
+    path = _find_file(settings_file or surroundings(environ).settings_file, {**from_environment, **from_flags})
+    written = _read(path) if path else Written({})
+    settings = build([written.values, from_environment, from_flags], models=written.models)
+    folder = path.parent if path else Path()
+    if "data_dir" in written.values and "data_dir" not in {**from_environment, **from_flags}:
+        settings = msgspec.structs.replace(settings, data_dir=str(folder / Path(settings.data_dir).expanduser()))
+    return msgspec.structs.replace(settings, models=tuple(_anchored(spec, folder) for spec in settings.models))
+
+
+def cache_dir(settings: Settings, environ: Mapping[str, str] = os.environ) -> Path:
+    """Where compiled programs are kept: shared by all data folders, so that a fresh one wakes as fast."""
+    if settings.cache_dir:
+        return Path(settings.cache_dir).expanduser().absolute()
+    home = surroundings(environ).cache_home
+    return (Path(home) if home else Path.home() / ".cache") / "baseload"
+
+
+def variable(path: str) -> str:
+    """The environment variable of an option: `defaults.scaling.idle_s` → BASELOAD_DEFAULTS_SCALING_IDLE_S."""
+    return PREFIX + path.upper().replace(".", "_")
+
+
+def _environment(environ: Mapping[str, str]) -> dict[str, Value]:
+    known = {variable(path): path for path in OPTIONS}
+    found: dict[str, Value] = {}
+    for name in sorted(environ):
+        if not name.startswith(PREFIX) or name in OTHER_VARIABLES:
+            continue
+        if name not in known:
+            raise unknown_option(name, [*known, *OTHER_VARIABLES], where="environment")
+        found[known[name]] = Value(environ[name], name, is_text=True)
+    return found
+
+
+def _flags(flags: Mapping[str, str], assignments: Sequence[str]) -> dict[str, Value]:
+    found: dict[str, Value] = {}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        path = path.strip()
+        if not equals:
+            raise SettingsError(f"--set {assignment}: write it as option=value.", hint="For example --set port=9000.")
+        if path not in OPTIONS:
+            raise unknown_option(path, OPTIONS, where="--set")
+        found[path] = Value(text, f"--set {path}", is_text=True)
+    for path, text in flags.items():
+        found[path] = Value(text, f"--{path.replace('_', '-')}", is_text=True)
+    return found
+
+
+def _find_file(named: str, light: Mapping[str, Value]) -> Path | None:
+    if named:
+        path = Path(named).expanduser()
+        if not path.is_file():
+            raise SettingsError(f"The settings file {path} does not exist.", hint="Check --settings.")
+        return path
+    data_dir = str(light["data_dir"].raw) if "data_dir" in light else Settings().data_dir
+    for folder in (Path(), Path(data_dir).expanduser()):
+        if (folder / FILE_NAME).is_file():
+            return folder / FILE_NAME
+    return None
+
+
+def _read(path: Path) -> Written:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"The settings file {path} cannot be read: {error}.") from error
+    return read_toml(text, name=str(path))
+
+
+def _anchored(spec: ModelSpec, folder: Path) -> ModelSpec:
+    """A relative source is meant relative to the file that names it."""
+    if spec.is_remote:
+        return spec
+    return msgspec.structs.replace(spec, source=str((folder / Path(spec.source).expanduser()).absolute()))

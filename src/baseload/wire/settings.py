@@ -1,0 +1,414 @@
+"""The settings file: every option with its unit, bounds and meaning, and the way from text to one frozen tree.
+
+In the file times are seconds and names end in `_s`; inside, they are integer nanoseconds. Whoever adds a field to
+`Scaling`, `Admission`, `EngineSpec` or `Price` adds its line to `MODEL_DOCS`, docs/settings.md and the frozen list.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+from msgspec import Struct
+
+from baseload.domain.errors import SettingsError
+from baseload.domain.model import Admission, EngineSpec, ModelSpec, Price, Scaling
+from baseload.domain.units import NS_PER_S
+
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
+SECTIONS: Mapping[str, type[Struct]] = {
+    "scaling": Scaling,
+    "admission": Admission,
+    "engine": EngineSpec,
+    "price": Price,
+}
+
+
+class GatewaySettings(Struct, frozen=True):
+    """Bounds of the HTTP side."""
+
+    max_body_bytes: int = 16 * 1024 * 1024
+
+
+class ModelDefaults(Struct, frozen=True):
+    """What a model gets where its own table says nothing."""
+
+    scaling: Scaling = Scaling()
+    admission: Admission = Admission()
+    engine: EngineSpec = EngineSpec()
+    price: Price = Price()
+
+
+class Settings(Struct, frozen=True):
+    """The whole tree, parsed once at the edge; each part of the system receives only its own."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    data_dir: str = "baseload-data"
+    cache_dir: str = ""
+    log_level: str = "info"
+    guide: bool = True
+    drain_ns: int = 30 * NS_PER_S
+    gateway: GatewaySettings = GatewaySettings()
+    defaults: ModelDefaults = ModelDefaults()
+    models: tuple[ModelSpec, ...] = ()
+
+
+class Option(Struct, frozen=True):
+    """One option: `path` as in the file, its Python type, and what it means."""
+
+    path: str
+    kind: type
+    default: object  # in the file's unit
+    doc: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+
+
+class Value(Struct, frozen=True):
+    """A value as written, and where it was written ("baseload.toml:12", "BASELOAD_PORT", "--port")."""
+
+    raw: object
+    where: str
+    is_text: bool = False  # from the environment or a flag: still to be parsed
+
+
+class Written(Struct, frozen=True):
+    """A settings file, flattened: option path → value; and one such mapping for each [[models]] table."""
+
+    values: dict[str, Value]
+    models: tuple[dict[str, Value], ...] = ()
+
+
+# -- the options -------------------------------------------------------------------------------------------------
+
+GLOBAL_OPTIONS: tuple[Option, ...] = (
+    Option("host", str, "127.0.0.1", "Address to listen on. 0.0.0.0 lets other machines in: every call needs a key."),
+    Option("port", int, 8080, "Port of the API and the dashboard; 0 takes a free one.", 0, 65535),
+    Option("data_dir", str, "baseload-data", "Where the journal, keys and logs live. Back this folder up."),
+    Option(
+        "cache_dir", str, "", "Compiled programs, safe to delete. Empty: the user's cache folder, for all data_dirs."
+    ),
+    Option("log_level", str, "info", "How much is logged.", choices=("debug", "info", "warning", "error")),
+    Option(
+        "guide", bool, True, "Add the shipped model `guide`, which answers questions about Baseload, at first start."
+    ),
+    Option("drain_s", float, 30.0, "Longest that running requests are waited for when Baseload stops.", 0, 3600),
+    Option(
+        "gateway.max_body_bytes",
+        int,
+        16 * 1024 * 1024,
+        "Largest request body; a larger one is refused with 413.",
+        1024,
+        1024**3,
+    ),
+)
+
+# path under a model → (meaning, lowest, highest, choices); the default and the type come from the struct.
+MODEL_DOCS: Mapping[str, tuple[str, float | None, float | None, tuple[str, ...]]] = {
+    "scaling.min_replicas": ("Replicas always running. 0 lets the model sleep and cost nothing.", 0, 4096, ()),
+    "scaling.max_replicas": ("Most replicas at once.", 1, 4096, ()),
+    "scaling.idle_s": ("Seconds without a request after which a replica is stopped.", 0.1, None, ()),
+    "scaling.target_queue_delay_s": ("Start another replica when a request has waited this long.", 0.001, None, ()),
+    "scaling.target_kv_usage": ("Or when the KV caches are fuller than this share, on average.", 0.05, 1, ()),
+    "scaling.scale_up_cooldown_s": ("Least time between two such starts.", 0, None, ()),
+    "scaling.start_timeout_s": ("A worker that is not ready after this long counts as crashed.", 1, None, ()),
+    "scaling.drain_timeout_s": ("Longest a running request is waited for when a replica is stopped.", 0, None, ()),
+    "admission.max_queue": (
+        "Requests that may wait for this model; one more is refused with queue_full.",
+        0,
+        None,
+        (),
+    ),
+    "admission.max_wait_s": ("Longest wait for a replica; then the request is refused.", 0.001, None, ()),
+    "admission.max_concurrency_per_replica": ("Requests sent to one replica at a time.", 1, None, ()),
+    "admission.max_attempts": ("Replicas tried before giving up; only while nothing was answered.", 1, 10, ()),
+    "engine.dtype": ("Number format of weights and arithmetic.", None, None, ("auto", "float32", "bfloat16")),
+    "engine.deterministic": ("Same tokens whatever else is in the batch, in bfloat16 too; slower.", None, None, ()),
+    "engine.max_seqs": ("Sequences decoded together.", 1, 4096, ()),
+    "engine.max_step_tokens": ("Tokens in one engine step.", 16, None, ()),
+    "engine.kv_cache_bytes": ("Memory for the KV cache; 0 chooses from the machine and the model.", 0, None, ()),
+    "engine.block_tokens": ("Tokens in one block of the KV cache.", 1, 1024, ()),
+    "engine.max_context": ("Longest prompt plus answer; 0 takes the model's own.", 0, None, ()),
+    "engine.max_waiting": ("Requests that may wait inside one worker.", 0, None, ()),
+    "engine.prefix_cache": ("Reuse the work of earlier prompts that begin the same.", None, None, ()),
+    "engine.threads": ("Processor threads of one worker; 0 takes all.", 0, 4096, ()),
+    "price.usd_per_hour": ("Dollars for one replica running one hour.", 0, None, ()),
+    "price.busy_w": ("Watts while it works, where no meter can be read.", 0, None, ()),
+    "price.idle_w": ("Watts while it waits, where no meter can be read.", 0, None, ()),
+}
+
+
+def _model_options() -> tuple[Option, ...]:
+    options = []
+    for section, struct in SECTIONS.items():
+        for field in msgspec.structs.fields(struct):
+            path = f"{section}.{_file_name(field.name)}"
+            doc, low, high, choices = MODEL_DOCS.get(path, ("", None, None, ()))
+            is_time = field.name.endswith("_ns")
+            default = field.default / NS_PER_S if is_time else field.default
+            options.append(Option(path, float if is_time else field.type, default, doc, low, high, choices))
+    return tuple(options)
+
+
+def _file_name(field: str) -> str:
+    return f"{field.removesuffix('_ns')}_s" if field.endswith("_ns") else field
+
+
+MODEL_OPTIONS = _model_options()
+OPTIONS: Mapping[str, Option] = {
+    **{option.path: option for option in GLOBAL_OPTIONS},
+    **{
+        f"defaults.{option.path}": msgspec.structs.replace(option, path=f"defaults.{option.path}")
+        for option in MODEL_OPTIONS
+    },
+}
+MODEL_TABLE: Mapping[str, Option] = {
+    "name": Option("name", str, "", "The name clients use."),
+    "source": Option(
+        "source", str, "", "A Hugging Face folder (relative to this file), or the http:// URL of a worker."
+    ),
+    **{option.path: option for option in MODEL_OPTIONS},
+}
+
+
+# -- text → values -----------------------------------------------------------------------------------------------
+
+
+def read_toml(text: str, *, name: str) -> Written:
+    """Flatten a settings file. Unknown options are refused with their line and the nearest known name."""
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{name} is not valid TOML: {error}.") from error
+    tables = tree.pop("models", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise SettingsError(f"{name}: models must be written as [[models]] tables.")
+    values = _flatten(tree, OPTIONS, text=text, name=name, table="")
+    models = tuple(
+        _flatten(table, MODEL_TABLE, text=text, name=name, table=f"models[{index}]")
+        for index, table in enumerate(tables)
+    )
+    return Written(values, models)
+
+
+def _flatten(
+    tree: Mapping[str, object], known: Mapping[str, Option], *, text: str, name: str, table: str
+) -> dict[str, Value]:
+    flat: dict[str, Value] = {}
+    pending = list(tree.items())
+    while pending:
+        path, raw = pending.pop(0)
+        where = _where(text, f"{table}.{path}".lstrip("."), name)
+        if path in known:
+            flat[path] = Value(raw, where)
+        elif isinstance(raw, Mapping) and any(option.startswith(f"{path}.") for option in known):
+            pending += [(f"{path}.{key}", value) for key, value in raw.items()]
+        else:
+            raise unknown_option(path, known, where=where)
+    return flat
+
+
+def unknown_option(path: str, known: Iterable[str], *, where: str) -> SettingsError:
+    """The error for a name that is no option, with the nearest one that is."""
+    names = sorted(known)
+    last = path.rpartition(".")[2]
+    ends = {name.rpartition(".")[2]: name for name in names}
+    nearest = [ends[last]] if last in ends else difflib.get_close_matches(path, names, n=1, cutoff=0.6)
+    if not nearest:  # Perhaps a name misspelt in the wrong table: compare the last parts.
+        nearest = [ends[end] for end in difflib.get_close_matches(last, ends, n=1, cutoff=0.6)]
+    hint = f"Did you mean {nearest[0]}?" if nearest else "docs/settings.md lists every option."
+    return SettingsError(f"{where}: there is no setting {path}.", hint=hint)
+
+
+def _where(text: str, path: str, name: str) -> str:
+    """ "file:line" of an option, found by reading headers and keys; only "file" for unusual spellings."""
+    table, index = "", -1
+    for number, line in enumerate(text.splitlines(), start=1):
+        if match := re.match(r"\s*\[\[\s*models\s*\]\]", line):
+            index += 1
+            table = f"models[{index}]"
+        elif match := re.match(r"\s*\[\s*([\w.\s-]+?)\s*\]", line):
+            table = re.sub(r"^models(?=\.)", f"models[{index}]", match[1].replace(" ", ""))
+            if table == path:
+                return f"{name}:{number}"
+        elif match := re.match(r"\s*([\w.-]+)\s*=", line):
+            written = f"{table}.{match[1]}".lstrip(".")
+            if written == path or path.startswith(f"{written}."):
+                return f"{name}:{number}"
+    return name
+
+
+# -- values → the tree --------------------------------------------------------------------------------------------
+
+
+def build(layers: Sequence[Mapping[str, Value]], *, models: Sequence[Mapping[str, Value]] = ()) -> Settings:
+    """The tree from layers of values, lightest first, and the [[models]] tables of the file."""
+    merged: dict[str, Value] = {}
+    for layer in layers:
+        merged.update(layer)
+    checked = {path: check(OPTIONS[path], value) for path, value in merged.items()}
+    defaults = ModelDefaults(**_sections(checked, prefix="defaults."))
+    specs = tuple(_model(table, defaults) for table in models)
+    names = [spec.name for spec in specs]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise SettingsError(f"{models[index]['name'].where}: the model {name} is written twice.")
+    own = {path: value for path, value in checked.items() if "." not in path}
+    if "drain_s" in own:
+        own["drain_ns"] = _ns(own.pop("drain_s"))
+    gateway = {path.removeprefix("gateway."): v for path, v in checked.items() if path.startswith("gateway.")}
+    return msgspec.convert(
+        {**own, "gateway": gateway, "defaults": defaults, "models": specs}, Settings, from_attributes=True
+    )
+
+
+def check(option: Option, value: Value) -> object:
+    """The value in the option's type and bounds, or a SettingsError that says where and what is right."""
+    raw = _parse_text(option, value) if value.is_text else value.raw
+    if option.kind is float and isinstance(raw, int) and not isinstance(raw, bool):
+        raw = float(raw)
+    if not isinstance(raw, option.kind) or (isinstance(raw, bool) and option.kind is not bool):
+        raise SettingsError(f"{value.where}: {option.path} must be {_kind_name(option)}, not {raw!r}.")
+    if option.choices and raw not in option.choices:
+        raise SettingsError(f"{value.where}: {option.path} must be one of {', '.join(option.choices)}, not {raw!r}.")
+    if isinstance(raw, int | float):
+        if option.low is not None and not raw >= option.low:
+            raise SettingsError(f"{value.where}: {option.path} must be at least {option.low:g}, not {raw!r}.")
+        if option.high is not None and not raw <= option.high:
+            raise SettingsError(f"{value.where}: {option.path} must be at most {option.high:g}, not {raw!r}.")
+    return raw
+
+
+def _parse_text(option: Option, value: Value) -> object:
+    text = str(value.raw).strip()
+    if option.kind is bool:
+        words = {
+            "true": True,
+            "yes": True,
+            "1": True,
+            "on": True,
+            "false": False,
+            "no": False,
+            "0": False,
+            "off": False,
+        }
+        return words.get(text.lower(), text)
+    if option.kind in (int, float):
+        try:
+            return option.kind(text.replace("_", ""))
+        except ValueError:
+            return text
+    return text
+
+
+def _kind_name(option: Option) -> str:
+    names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+    return names[option.kind]
+
+
+def _model(table: Mapping[str, Value], defaults: ModelDefaults) -> ModelSpec:
+    checked = {path: check(MODEL_TABLE[path], value) for path, value in table.items()}
+    where = next((value.where for value in table.values()), "[[models]]")
+    for needed in ("name", "source"):
+        if not checked.get(needed):
+            raise SettingsError(f"{where}: a [[models]] table needs a {needed}.")
+    name = str(checked["name"])
+    check_model_name(name, where=table["name"].where)
+    return ModelSpec(name=name, source=str(checked["source"]), **_sections(checked, base=defaults))
+
+
+def check_model_name(name: str, *, where: str) -> None:
+    """Refuse a name that would be awkward in a URL, a file name or a shell."""
+    if not MODEL_NAME.fullmatch(name):
+        raise SettingsError(
+            f"{where}: {name!r} cannot be a model's name.",
+            hint="Use letters, digits and . _ - : / and begin with a letter or digit; at most 128.",
+        )
+
+
+def _sections(
+    checked: Mapping[str, object], *, prefix: str = "", base: ModelDefaults | None = None
+) -> dict[str, Struct]:
+    built: dict[str, Struct] = {}
+    for section, struct in SECTIONS.items():
+        start: Struct = getattr(base, section) if base is not None else struct()
+        changes: dict[str, object] = {}
+        for field in msgspec.structs.fields(struct):
+            path = f"{prefix}{section}.{_file_name(field.name)}"
+            if path in checked:
+                changes[field.name] = _ns(checked[path]) if field.name.endswith("_ns") else checked[path]
+        built[section] = msgspec.structs.replace(start, **changes)
+        _check_replicas(built[section], prefix)
+    return built
+
+
+def _check_replicas(section: Struct, prefix: str) -> None:
+    if isinstance(section, Scaling) and section.min_replicas > section.max_replicas:
+        raise SettingsError(
+            f"{prefix}scaling.min_replicas is {section.min_replicas}, more than max_replicas {section.max_replicas}.",
+            hint="Raise max_replicas, or lower min_replicas.",
+        )
+
+
+def _ns(value: object) -> int:
+    assert isinstance(value, float)
+    return round(value * NS_PER_S)
+
+
+# -- the other way: text for people ------------------------------------------------------------------------------
+
+
+def example_toml() -> str:
+    """A complete settings file: every option with its default and meaning, commented out."""
+    lines = ["# Baseload settings. Weight: this file < environment (BASELOAD_PORT=…) < flags (--port …).", ""]
+    for option in GLOBAL_OPTIONS:
+        if "." not in option.path:
+            lines += [f"# {option.doc}", f"#{option.path} = {toml_value(option.default)}", ""]
+    lines += ["[gateway]"]
+    for option in GLOBAL_OPTIONS:
+        if option.path.startswith("gateway."):
+            lines += [f"# {option.doc}", f"#{option.path.removeprefix('gateway.')} = {toml_value(option.default)}"]
+    lines += ["", "# What a model gets where its own table says nothing."]
+    for section in SECTIONS:
+        lines += [f"[defaults.{section}]"]
+        for option in MODEL_OPTIONS:
+            head, _, tail = option.path.partition(".")
+            if head == section:
+                lines += [f"# {option.doc}", f"#{tail} = {toml_value(option.default)}"]
+        lines += [""]
+    lines += [
+        "# A model: a Hugging Face folder, served by Baseload's own engine.",
+        "#[[models]]",
+        '#name = "llama"',
+        '#source = "models/Llama-3.2-1B-Instruct"',
+        "#scaling.min_replicas = 0    # sleep when idle; the first request wakes it",
+        "#scaling.idle_s = 300",
+        "#price.usd_per_hour = 0.25",
+        "",
+        "# Or any worker that speaks the OpenAI API, run by somebody else.",
+        "#[[models]]",
+        '#name = "remote"',
+        '#source = "http://10.0.0.7:8000"',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def toml_value(value: object) -> str:
+    """A default as it stands in a TOML file."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return f'"{value}"'
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def markdown_rows(options: Iterable[Option]) -> list[str]:
+    """Table rows for docs/settings.md, one for each option; a tidy test compares them with the page."""
+    rows = []
+    for option in options:
+        kind = " \\| ".join(option.choices) if option.choices else option.kind.__name__
+        rows.append(f"| `{option.path}` | {kind} | `{toml_value(option.default)}` | {option.doc} |")
+    return rows
