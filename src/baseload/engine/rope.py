@@ -1,0 +1,48 @@
+"""Rotary position embedding (Su et al. 2021), with Llama 3's frequency scaling."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from baseload.engine.config import ModelConfig
+
+
+def inverse_frequencies(config: ModelConfig) -> np.ndarray:
+    """float32[head_dim / 2]: the angle per position of each pair of dimensions, scaled as config.json says."""
+    rope = config.rope
+    exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    plain: np.ndarray = (1.0 / np.power(np.float32(rope.theta), exponent)).astype(np.float32)
+    if rope.kind == "default":
+        return plain
+    if rope.kind == "linear":
+        return plain / np.float32(rope.factor)
+    # Llama 3: long waves are slowed by `factor`, short ones kept, those between are blended.
+    wavelength = 2 * math.pi / plain
+    long_wave = rope.original_context / rope.low_freq_factor
+    short_wave = rope.original_context / rope.high_freq_factor
+    blend = (rope.original_context / wavelength - rope.low_freq_factor) / (
+        rope.high_freq_factor - rope.low_freq_factor
+    )
+    middle = (1 - blend) * plain / rope.factor + blend * plain
+    scaled: np.ndarray = np.where(
+        wavelength > long_wave, plain / rope.factor, np.where(wavelength < short_wave, plain, middle)
+    )
+    return np.asarray(scaled, np.float32)
+
+
+def cos_sin(config: ModelConfig, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin, float32[..., head_dim / 2] each, of the angles at integer `positions`, computed on the host.
+
+    On the host so that no bucket's compiled sine can differ from another's.
+    """
+    angles = positions[..., None].astype(np.float32) * inverse_frequencies(config)
+    return np.cos(angles), np.sin(angles)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Turns x[rows, heads, head_dim] by angles given as [rows, head_dim / 2]; pairs are (i, i + head_dim / 2)."""
+    first, second = jnp.split(x, 2, axis=-1)
+    c, s = cos[..., None, :], sin[..., None, :]
+    return jnp.concatenate([first * c - second * s, second * c + first * s], axis=-1)
