@@ -1,0 +1,464 @@
+"""An HTTP/1.1 server: one asyncio Protocol on httptools, no framework and no task per request.
+
+    server = await serve(handle, host="127.0.0.1", port=0)
+
+`handle(exchange)` is called synchronously once a request is complete; it answers at once or later through the
+exchange. Requests pipelined on one connection are answered one after the other. Everything a client can make
+grow or wait has a bound in `Bounds`; one sweep a few times a second enforces the time bounds, so that a request
+costs no timer.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import formatdate
+from enum import Enum
+
+import httptools
+
+from baseload.domain.errors import Reason, Refusal
+from baseload.net.exchange import PHRASES, Exchange
+from baseload.wire.openai_errors import error_body, internal_error_body
+
+__all__ = ["Bounds", "Exchange", "Handler", "HttpServer", "serve"]
+
+_NEVER = float("inf")
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class _Phase(Enum):
+    IDLE = 0  # no byte of the next request has come
+    HEAD = 1
+    BODY = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one connection may take. Times in seconds."""
+
+    header_bytes: int = 32 << 10  # request line and headers together; more is 431
+    headers: int = 100
+    header_timeout_s: float = 10.0  # from the first byte of a request to the end of its headers; then 408
+    body_timeout_s: float = 30.0  # grace for the body, on top of its size at `body_bytes_per_s`; then 408
+    body_bytes_per_s: int = 4 << 10
+    keepalive_s: float = 75.0  # an idle connection is closed after so long
+    write_stall_s: float = 60.0  # a client that takes nothing for so long is cut off
+    linger_s: float = 2.0  # how long an over-long request is still read (and dropped) after it was refused
+    write_buffer_bytes: int = 256 << 10  # above this the producer is asked to pause
+    pipelined: int = 32  # requests read ahead of their turn; a connection with more is closed after these
+    connections: int = 10_000
+
+
+Handler = Callable[[Exchange], None]
+
+
+async def serve(
+    handler: Handler,
+    *,
+    host: str,
+    port: int,
+    max_body_bytes: int = 32 << 20,
+    sock: socket.socket | None = None,
+    bounds: Bounds | None = None,
+) -> "HttpServer":
+    """Listen on host:port (0: any free port), or on `sock`, and call `handler` for each complete request."""
+    server = HttpServer(handler, max_body_bytes=max_body_bytes, bounds=bounds or Bounds())
+    await server.open(host, port, sock)
+    return server
+
+
+class HttpServer:
+    """A listening server. `port` is the bound port; `close` ends it gracefully."""
+
+    def __init__(self, handler: Handler, *, max_body_bytes: int, bounds: Bounds) -> None:
+        self.handler = handler
+        self.max_body_bytes = max_body_bytes
+        self.bounds = bounds
+        self.port = 0
+        self.closing = False
+        self.date_line = ""
+        self.connections: dict[_Connection, None] = {}
+        self._idle_waiter: asyncio.Future[None] | None = None
+        self._server: asyncio.Server | None = None
+        self._sweep: asyncio.TimerHandle | None = None
+        shortest = min(bounds.header_timeout_s, bounds.body_timeout_s, bounds.keepalive_s, bounds.write_stall_s)
+        self._sweep_s = min(0.5, shortest / 4)
+
+    async def open(self, host: str, port: int, sock: socket.socket | None = None) -> None:
+        """Bind and listen."""
+        self.loop = asyncio.get_running_loop()
+        if sock is not None:
+            self._server = await self.loop.create_server(lambda: _Connection(self), sock=sock, backlog=1024)
+        else:
+            self._server = await self.loop.create_server(lambda: _Connection(self), host, port, backlog=1024)
+        self.port = self._server.sockets[0].getsockname()[1]
+        self._tick()
+
+    async def close(self, grace_s: float = 0.0) -> None:
+        """Take no new connection, let running exchanges finish for `grace_s` seconds, then cut the rest."""
+        self.closing = True
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self.connections):
+            connection.end_when_idle()
+        await self._until_no_connection(grace_s)
+        for connection in list(self.connections):
+            connection.transport.abort()
+        await self._until_no_connection(5.0)
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+        if self._server is not None:
+            await self._server.wait_closed()
+            self._server = None
+
+    @property
+    def in_flight(self) -> int:
+        """Exchanges handed to the handler and not yet ended."""
+        return sum(connection.current is not None for connection in self.connections)
+
+    def forget(self, connection: "_Connection") -> None:
+        """A connection is gone."""
+        self.connections.pop(connection, None)
+        if not self.connections and self._idle_waiter is not None and not self._idle_waiter.done():
+            self._idle_waiter.set_result(None)
+
+    async def _until_no_connection(self, timeout_s: float) -> None:
+        if not self.connections:
+            return
+        self._idle_waiter = self.loop.create_future()
+        await asyncio.wait([self._idle_waiter], timeout=timeout_s)
+        self._idle_waiter = None
+
+    def _tick(self) -> None:
+        self.date_line = f"date: {formatdate(usegmt=True)}\r\n"
+        now = self.loop.time()
+        for connection in list(self.connections):
+            connection.check_time(now)
+        self._sweep = self.loop.call_later(self._sweep_s, self._tick)
+
+
+class _Connection(asyncio.Protocol):
+    """The parser's callbacks and the order of exchanges on one connection."""
+
+    __slots__ = (
+        "_body",
+        "_body_bytes",
+        "_body_since",
+        "_deadline",
+        "_deaf",
+        "_final",
+        "_head_bytes",
+        "_headers",
+        "_keep_alive",
+        "_lingering",
+        "_parser",
+        "_pending",
+        "_phase",
+        "_pumping",
+        "_reading_paused",
+        "_stalled_since",
+        "_url",
+        "_version",
+        "_waiters",
+        "current",
+        "ending",
+        "server",
+        "stalled",
+        "transport",
+    )
+
+    transport: asyncio.Transport
+
+    def __init__(self, server: HttpServer) -> None:
+        self.server = server
+        self.current: Exchange | None = None
+        self.ending = False  # close once what was read is answered
+        self.stalled = False
+        self._parser = httptools.HttpRequestParser(self)
+        self._phase = _Phase.IDLE
+        self._pending: list[Exchange] = []
+        self._pumping = False
+        self._deaf = False  # whatever still comes is dropped
+        self._final: bytes | None = None  # the answer to a request that could not be read; then the end
+        self._lingering = False
+        self._reading_paused = False
+        self._deadline = _NEVER
+        self._body_since = 0.0
+        self._stalled_since = _NEVER
+        self._waiters: list[asyncio.Future[None]] = []
+
+    # -- transport ----------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+        server = self.server
+        self.transport.set_write_buffer_limits(high=server.bounds.write_buffer_bytes)
+        server.connections[self] = None
+        self._deadline = server.loop.time() + server.bounds.header_timeout_s
+        if server.closing:
+            self._refuse(Reason.SHUTTING_DOWN, "The server is shutting down.", 503)
+            self._pump()
+        elif len(server.connections) > server.bounds.connections:
+            self._refuse(Reason.QUEUE_FULL, "Too many connections are open.", 503)
+            self._pump()
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        if self._phase is _Phase.HEAD:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._deaf = self.ending = True  # no other protocol is spoken here; the request itself is answered
+        except httptools.HttpParserError as error:
+            if not self._deaf:
+                self._refuse(Reason.BAD_REQUEST, f"This is not a valid HTTP/1.1 request: {error}.", 400)
+        if self._phase is _Phase.HEAD and self._head_bytes > self.server.bounds.header_bytes:
+            self._refuse_headers()
+        if self._pending or self._final is not None:
+            self._pump()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._deaf = True
+        self._pending.clear()
+        self._wake_waiters()
+        self.server.forget(self)
+        exchange, self.current = self.current, None
+        if exchange is not None and not exchange.closed:
+            exchange.closed = True
+            callback, exchange.on_disconnect = exchange.on_disconnect, None
+            exchange.on_writable = None
+            if callback is not None:
+                callback()
+
+    def pause_writing(self) -> None:
+        self.stalled = True
+        self._stalled_since = self.server.loop.time()
+        if self.current is not None and self.current.on_writable is not None:
+            self.current.on_writable(False)
+
+    def resume_writing(self) -> None:
+        self.stalled = False
+        self._stalled_since = _NEVER
+        self._wake_waiters()
+        if self.current is not None and self.current.on_writable is not None:
+            self.current.on_writable(True)
+
+    @property
+    def date_line(self) -> str:
+        """The Date header with its line break."""
+        return self.server.date_line
+
+    async def drain(self) -> None:
+        """Wait until writing may go on, or the client is gone."""
+        if self.stalled and not self.transport.is_closing():
+            waiter = self.server.loop.create_future()
+            self._waiters.append(waiter)
+            await waiter
+
+    def _wake_waiters(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters.clear()
+
+    # -- parser callbacks (they never raise: a refusal is noted in `_final` and the rest is dropped) ---------------
+
+    def on_message_begin(self) -> None:
+        self._phase = _Phase.HEAD
+        self._deadline = self.server.loop.time() + self.server.bounds.header_timeout_s
+        self._head_bytes = 0  # of whole reads after the one in which the request began
+        self._url = b""
+        self._headers: dict[str, str] = {}
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._phase is not _Phase.HEAD:
+            return  # trailers of a chunked body are dropped
+        key, text, headers = name.decode("latin-1").lower(), value.decode("latin-1"), self._headers
+        if key in headers:
+            if key == "host":
+                self._refuse(Reason.BAD_REQUEST, "The Host header stands twice.", 400)
+            text = f"{headers[key]}, {text}"
+        headers[key] = text
+        if len(headers) > self.server.bounds.headers:
+            self._refuse_headers()
+
+    def on_headers_complete(self) -> None:
+        headers, server = self._headers, self.server
+        self._phase = _Phase.BODY
+        self._body_since = server.loop.time()
+        self._version = self._parser.get_http_version()
+        self._keep_alive = self._version == "1.1" and self._parser.should_keep_alive()
+        size = len(self._url)
+        for name, value in headers.items():
+            size += len(name) + len(value) + 4
+        if size > server.bounds.header_bytes:
+            self._refuse_headers()
+        elif "host" not in headers and self._version == "1.1":
+            self._refuse(Reason.BAD_REQUEST, "The Host header is missing.", 400)
+        elif int(headers.get("content-length", "0")) > server.max_body_bytes:  # a number: the parser has checked
+            self._refuse_body()
+        elif headers.get("transfer-encoding", "chunked").lower() != "chunked":
+            self._refuse(Reason.BAD_REQUEST, "Only the transfer encoding 'chunked' is understood.", 501)
+        elif "expect" in headers:
+            if headers["expect"].lower() != "100-continue":
+                self._refuse(Reason.BAD_REQUEST, "Only the expectation '100-continue' is understood.", 417)
+            elif self.current is None and not self._pending and not self._deaf:
+                self.transport.write(_CONTINUE)
+
+    def on_body(self, piece: bytes) -> None:
+        self._body_bytes += len(piece)
+        if self._body_bytes > self.server.max_body_bytes:
+            self._refuse_body()
+        else:
+            self._body.append(piece)
+
+    def on_message_complete(self) -> None:
+        self._phase = _Phase.IDLE
+        self._deadline = _NEVER
+        if self._deaf:
+            return
+        if len(self._pending) >= self.server.bounds.pipelined:
+            self._deaf = True
+            return
+        self._deaf = not self._keep_alive
+        url = self._url.decode("latin-1")
+        if "://" in url and url[0] != "/":  # absolute form
+            url = "/" + url.partition("://")[2].partition("/")[2]
+        path, _, query = url.partition("?")
+        exchange = Exchange(
+            self,
+            method=self._parser.get_method().decode("latin-1"),
+            path=path,
+            query=query,
+            headers=self._headers,
+            body=self._body[0] if len(self._body) == 1 else b"".join(self._body),
+            keep_alive=self._keep_alive,
+            chunked=self._version == "1.1",
+        )
+        self._pending.append(exchange)
+        self._headers, self._body = {}, []
+
+    # -- order of exchanges ----------------------------------------------------------------------------------------
+
+    def exchange_ended(self, exchange: Exchange, *, keep_alive: bool) -> None:
+        """The handler has answered the current exchange completely."""
+        assert self.current is exchange
+        exchange.closed = True
+        exchange.on_disconnect = exchange.on_writable = None
+        self.current = None
+        if not keep_alive:
+            self._deaf = True
+            self._final = None
+            self._pending.clear()
+        self._pump()
+
+    def _pump(self) -> None:
+        """Hand the next complete request to the handler; close or go idle when there is none."""
+        if self._pumping:
+            return
+        self._pumping = True
+        while self._pending and self.current is None and not self.transport.is_closing():
+            self.current = self._pending.pop(0)
+            self._call_handler(self.current)
+        self._pumping = False
+        if self.transport.is_closing():
+            return
+        if self.current is None:
+            if self._final is not None:
+                self._linger()
+            elif self._deaf or (self.ending and self._phase is _Phase.IDLE):
+                self.transport.close()
+                return
+            elif self._phase is _Phase.IDLE:
+                self._deadline = self.server.loop.time() + self.server.bounds.keepalive_s
+        if bool(self._pending) is not self._reading_paused:
+            self._reading_paused = not self._reading_paused
+            if self._reading_paused:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+                if self._phase is not _Phase.IDLE:  # the time it was not read was not the client's
+                    self._deadline = self._body_since = self.server.loop.time() + self.server.bounds.header_timeout_s
+
+    def _call_handler(self, exchange: Exchange) -> None:
+        try:
+            self.server.handler(exchange)
+        except Exception as error:  # the handler has a defect: it is reported, and the other clients live on
+            context = {"message": "the HTTP handler failed", "exception": error, "protocol": self}
+            self.server.loop.call_exception_handler(context)
+            if exchange.started:
+                exchange.abort()
+            else:
+                exchange.respond(500, internal_error_body())
+
+    def end_when_idle(self) -> None:
+        """Close as soon as what was read is answered."""
+        self.ending = True
+        if self.current is None and self._phase is _Phase.IDLE and self._final is None:
+            self.transport.close()
+
+    # -- refusals and time -------------------------------------------------------------------------------------------
+
+    def _refuse_headers(self) -> None:
+        bounds = self.server.bounds
+        text = f"The request has over {bounds.headers} headers, or over {bounds.header_bytes} bytes of them."
+        self._refuse(Reason.TOO_LARGE, text, 431)
+
+    def _refuse_body(self) -> None:
+        self._refuse(Reason.TOO_LARGE, f"The request's body is over {self.server.max_body_bytes} bytes.", 413)
+
+    def _refuse(self, reason: Reason, message: str, status: int) -> None:
+        """Note the answer to a request that cannot be read. `_pump` sends it, after those before it."""
+        if self._deaf:
+            return
+        self._deaf = True
+        self._body = []
+        body = error_body(Refusal(reason, message))[2]
+        head = (
+            f"HTTP/1.1 {status} {PHRASES[status]}\r\n{self.server.date_line}content-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self._final = head.encode() + body
+
+    def _linger(self) -> None:
+        """Send the last answer, then drop what still comes: closing at once would reset the answer away."""
+        if self._lingering:
+            return
+        assert self._final is not None
+        self._lingering = True
+        self.transport.write(self._final)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._deadline = self.server.loop.time() + self.server.bounds.linger_s
+
+    def check_time(self, now: float) -> None:
+        """Enforce the time bounds (called by the sweep)."""
+        bounds = self.server.bounds
+        if now - self._stalled_since > bounds.write_stall_s or (self._lingering and now > self._deadline):
+            self.transport.abort()
+        elif self._deaf or self._reading_paused:
+            return
+        elif self._phase is _Phase.BODY:
+            if now - self._body_since > bounds.body_timeout_s + self._body_bytes / bounds.body_bytes_per_s:
+                self._time_out("The request's body took too long.")
+        elif now > self._deadline:
+            if self._phase is _Phase.HEAD:
+                self._time_out("The request's headers took too long.")
+            elif self.current is None:
+                self.transport.close()
+
+    def _time_out(self, message: str) -> None:
+        self._refuse(Reason.DEADLINE, message, 408)
+        self._pump()
