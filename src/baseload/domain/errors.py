@@ -10,6 +10,7 @@ BaseloadError
 ├── CheckpointError      a checkpoint cannot be written or read
 ├── JournalError         the journal cannot be opened, read or written
 ├── WorkerError          a worker could not be started or answered wrongly
+├── NetError             a peer could not be reached, went away, or did not answer in time
 └── ControlError         the control process cannot be reached or refused an administration call
 """
 
@@ -51,6 +52,7 @@ class Reason(StrEnum):
     SHUTTING_DOWN = "shutting_down"
     CONTROL_RESTARTED = "control_restarted"
     CLIENT_GONE = "client_gone"
+    JOURNAL_UNAVAILABLE = "journal_unavailable"
 
 
 class Refusal(BaseloadError):
@@ -101,6 +103,10 @@ class JournalError(BaseloadError):
 
 class WorkerError(BaseloadError):
     """A worker could not be started, or answered wrongly."""
+
+
+class NetError(BaseloadError):
+    """A peer could not be reached, went away, or did not answer in time."""
 
 
 class ControlError(BaseloadError):
