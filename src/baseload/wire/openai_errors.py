@@ -30,12 +30,14 @@ _MAPPING: dict[Reason, tuple[int, str, str]] = {
     Reason.SHUTTING_DOWN: (503, "overloaded_error", "shutting_down"),
     Reason.CONTROL_RESTARTED: (503, "server_error", "control_restarted"),
     Reason.CLIENT_GONE: (499, "client_error", "client_gone"),
+    Reason.JOURNAL_UNAVAILABLE: (503, "server_error", "journal_unavailable"),
 }
 _DEFAULT_RETRY_S = {
     Reason.QUEUE_FULL: 1,
     Reason.MODEL_UNAVAILABLE: 5,
     Reason.RATE_LIMITED: 1,
     Reason.SHUTTING_DOWN: 5,
+    Reason.JOURNAL_UNAVAILABLE: 2,
 }
 _DEFAULT_RETRY_S[Reason.TOO_MANY_IN_FLIGHT] = 1
 
