@@ -1,0 +1,51 @@
+"""The virtual clock: a heap of what is to happen, ordered by (at_ns, tie, seq).
+
+`tie` is drawn from a seeded stream, so things due at the same nanosecond happen in an order that differs from
+seed to seed and never within one. Time moves only when the next thing is taken.
+"""
+
+import heapq
+from collections.abc import Callable
+
+from baseload.domain.rng import Rng
+
+Happening = Callable[[], None]
+
+
+class Agenda:
+    """What is to happen, and the present instant `now_ns`."""
+
+    __slots__ = ("_dead", "_heap", "_rng", "_seq", "now_ns")
+
+    def __init__(self, seed: int, *, start_ns: int) -> None:
+        self.now_ns = start_ns
+        self._rng = Rng(seed, "twin.tie")
+        self._seq = 0
+        self._heap: list[tuple[int, int, int, Happening]] = []
+        self._dead: dict[int, None] = {}
+
+    def at(self, at_ns: int, happening: Happening) -> int:
+        """Let it happen at `at_ns` (now, if that is past). Returns a handle for `drop`."""
+        self._seq += 1
+        heapq.heappush(self._heap, (max(at_ns, self.now_ns), self._rng.u64(), self._seq, happening))
+        return self._seq
+
+    def after(self, delay_ns: int, happening: Happening) -> int:
+        """Let it happen `delay_ns` from now. Returns a handle for `drop`."""
+        return self.at(self.now_ns + delay_ns, happening)
+
+    def drop(self, handle: int) -> None:
+        """Let it not happen. The handle must not have happened yet."""
+        self._dead[handle] = None
+
+    def step(self) -> bool:
+        """Move to the next thing and let it happen; False when nothing is left."""
+        while self._heap:
+            at_ns, _, seq, happening = heapq.heappop(self._heap)
+            if seq in self._dead:
+                del self._dead[seq]
+                continue
+            self.now_ns = at_ns
+            happening()
+            return True
+        return False

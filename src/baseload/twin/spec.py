@@ -1,0 +1,104 @@
+"""What to simulate, as frozen values read from TOML; unknown settings are refused."""
+
+import tomllib
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from baseload.domain.errors import SettingsError
+from baseload.domain.model import Admission, EngineSpec, ModelSpec, Scaling
+from baseload.domain.tenant import KeyLimits
+from baseload.domain.units import NS_PER_S
+from baseload.limits.step_time import StepTimeSpec
+
+
+class Workload(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Who asks for what, and when. Lengths are log-normal around a median; `spread` is its sigma, 0: all equal."""
+
+    requests: int = 200  # of a trace: at most so many; 0: all of it
+    rate_per_s: float = 1.0  # Poisson arrivals; not used with a trace
+    prompt_tokens: int = 256
+    output_tokens: int = 64
+    spread: float = 0.5
+    trace: str = ""  # a CSV of arrivals and lengths, instead of Poisson arrivals
+    trace_speed: float = 1.0  # 2: the trace's arrivals come twice as fast
+    mix: dict[str, float] = {}  # model → weight; empty: all alike
+    keys: int = 1  # API keys that ask in turn, at random
+    key_limits: KeyLimits = KeyLimits()
+    shared_prefix: float = 0.0  # share of requests that begin with one of `prefixes` common prefixes
+    prefixes: int = 4
+    stream: float = 0.8  # share of requests that stream
+
+
+class Physics(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How long things take outside the machines. Every duration is drawn uniformly from ±50 % around its figure."""
+
+    network_us: int = 200  # one way, between gateway and worker or control and worker
+    fork_ms: int = 20  # StartWorker → the process exists
+    start_ms: int = 2_000  # the process exists → /health answers
+    stop_ms: int = 50  # SIGTERM and nothing running → the process is gone
+    kv_tokens: int = 16_384  # KV positions of one replica
+    sample_ms: int = 1_000  # between polls of a worker's figures
+    detect_ms: int = 20  # a worker is dead → the launcher says so
+    dispatch_timeout_ms: int = 5_000  # a lost dispatch → the gateway gives up on it
+    step_time_file: str = ""  # TOML or JSON in the format of `baseload.limits.step_time`
+    step_time: StepTimeSpec | None = None  # the same, inline; neither: the default table
+
+
+class Faults(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What goes wrong, and how often. Shares are per occasion; `…_every_s` is a mean time between, 0: never."""
+
+    crash_every_s: float = 0.0  # of each worker, at any moment of its life
+    start_fails: float = 0.0  # share of starts that end with an error
+    start_loop: float = 0.0  # share of models whose starts all fail until the faults end
+    slow_starts: float = 0.0  # share of starts that take `slow_factor` times as long
+    slow_factor: float = 20.0
+    start_hangs: float = 0.0  # share of starts that never get ready
+    disconnects: float = 0.0  # share of clients that hang up at some moment
+    lost_dispatches: float = 0.0  # share of dispatches that never reach the worker
+    slow_dispatches: float = 0.0  # share of dispatches that take a thousand times the network's time
+    control_restart_every_s: float = 0.0  # kill -9 of control; snapshot and replay
+    admin_every_s: float = 0.0  # a model is removed, put back or changed; a key is revoked
+    clock_stands_every_s: float = 0.0  # the wall clock stands still for a while
+
+
+class SimulateConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One simulation, or with `seeds` > 0 a hunt: so many runs from `seed` on, each with faults drawn from its seed.
+
+    Without models, a plain run serves one model of our own ("guide"), and a hunt draws models and workload too.
+    """
+
+    seed: int = 1
+    seeds: int = 0
+    models: tuple[ModelSpec, ...] = ()
+    workload: Workload = Workload()
+    physics: Physics = Physics()
+    faults: Faults = Faults()
+    decisions: int = 200  # at most so many decisions stand in the report, the first ones
+    spec_path: str = ""  # filled by `load`; named in the command that reproduces a failure
+
+
+def load(path: Path) -> SimulateConfig:
+    """The configuration in a TOML file; `SettingsError` names the file and the setting at fault."""
+    hint = "See docs/simulate.md for the settings."
+    try:
+        value = tomllib.loads(path.read_text(encoding="utf-8"))
+        config = msgspec.convert(value, SimulateConfig)
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not TOML: {error}.", hint=hint) from None
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{path}: {error}.", hint=hint) from None
+    return msgspec.structs.replace(config, spec_path=str(path))
+
+
+DEFAULT_MODEL = ModelSpec(
+    name="guide",
+    source="simulated",
+    scaling=Scaling(min_replicas=0, max_replicas=2, idle_ns=60 * NS_PER_S),
+    admission=Admission(),
+    engine=EngineSpec(),
+    context_tokens=8192,
+)
