@@ -1,0 +1,135 @@
+"""The KV cache as numbered blocks: reference counts, automatic prefix caching by block hash, LRU eviction.
+
+A block is *held* (reference count ≥ 1), *cached* (count 0, but its content is known by hash and may be taken again)
+or *free*. Cached blocks are as good as free: the one idle longest is evicted when free ones run out. The arrays
+themselves are the engine's; here are only numbers.
+"""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from struct import pack
+
+_HASH_BYTES = 16  # wide enough that nobody finds a collision to read another tenant's cache
+
+
+def root_hash(salt: str = "") -> int:
+    """The parent of a sequence's first block. Sequences under different salts never share blocks."""
+    return int.from_bytes(blake2b(salt.encode(), digest_size=_HASH_BYTES, person=b"baseload-kv").digest(), "little")
+
+
+def block_hash(parent: int, tokens: Sequence[int]) -> int:
+    """Hash of a full block after `parent`: equal exactly for equal token prefixes (and salts), in every process."""
+    data = parent.to_bytes(_HASH_BYTES, "little") + pack(f"<{len(tokens)}I", *tokens)
+    return int.from_bytes(blake2b(data, digest_size=_HASH_BYTES).digest(), "little")
+
+
+class BlockPool:
+    """The blocks 0 … num_blocks - 1 of `block_tokens` tokens each."""
+
+    def __init__(self, num_blocks: int, *, block_tokens: int) -> None:
+        assert num_blocks > 0
+        assert block_tokens > 0
+        self.num_blocks = num_blocks
+        self.block_tokens = block_tokens
+        self._refs = [0] * num_blocks
+        self._hash_of: list[int | None] = [None] * num_blocks
+        self._by_hash: dict[int, int] = {}
+        self._free = list(range(num_blocks - 1, -1, -1))  # a stack: lowest number on top
+        self._cached: dict[int, None] = {}  # unreferenced blocks with a hash, idle longest first
+        self.evictions = 0
+
+    @property
+    def available(self) -> int:
+        """Blocks that can be allocated now."""
+        return len(self._free) + len(self._cached)
+
+    @property
+    def usage(self) -> float:
+        """Share of the blocks that are held, 0 to 1."""
+        return 1.0 - self.available / self.num_blocks
+
+    def blocks_for(self, tokens: int) -> int:
+        """How many blocks hold so many tokens."""
+        return -(-tokens // self.block_tokens)
+
+    def match(self, hashes: Sequence[int]) -> list[int]:
+        """The blocks of the longest known prefix of `hashes`. They are not taken yet."""
+        found: list[int] = []
+        for value in hashes:
+            block = self._by_hash.get(value)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def count_held(self, blocks: Sequence[int]) -> int:
+        """How many of these blocks somebody holds, so that taking them costs nothing."""
+        return sum(1 for block in blocks if self._refs[block])
+
+    def take(self, blocks: Sequence[int]) -> None:
+        """Hold these matched blocks once more."""
+        for block in blocks:
+            if not self._refs[block]:
+                del self._cached[block]
+            self._refs[block] += 1
+
+    def allocate(self, count: int) -> list[int]:
+        """Hold `count` blocks of unknown content, evicting cached ones where needed. `available` must suffice."""
+        assert count <= self.available, "the caller checks `available` first"
+        taken = []
+        for _ in range(count):
+            if self._free:
+                block = self._free.pop()
+            else:
+                block = next(iter(self._cached))
+                del self._cached[block]
+                self._forget(block)
+                self.evictions += 1
+            self._refs[block] = 1
+            taken.append(block)
+        return taken
+
+    def publish(self, block: int, value: int) -> None:
+        """The held block is now full and computed, and may be found by this hash."""
+        assert self._refs[block] > 0
+        if value not in self._by_hash and self._hash_of[block] is None:  # computed twice at once: keep the first
+            self._by_hash[value] = block
+            self._hash_of[block] = value
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """Hold these blocks once less; give them in sequence order, so that a prefix outlives what follows it."""
+        for block in reversed(blocks):
+            self._refs[block] -= 1
+            assert self._refs[block] >= 0
+            if self._refs[block]:
+                continue
+            if self._hash_of[block] is None:
+                self._free.append(block)
+            else:
+                self._cached[block] = None
+
+    def forget_cached(self) -> None:
+        """Forget every block's content (the arrays were lost, or the weights changed). Nobody may hold any block."""
+        assert not any(self._refs), "blocks are still held"
+        for block in list(self._cached):
+            self._forget(block)
+        self._free = list(range(self.num_blocks - 1, -1, -1))
+        self._cached = {}
+
+    def check(self) -> None:
+        """Assert every invariant; for tests and idle moments. O(num_blocks)."""
+        free = sorted(self._free)
+        cached = sorted(self._cached)
+        held = [block for block, refs in enumerate(self._refs) if refs]
+        assert sorted(free + cached + held) == list(range(self.num_blocks)), "a block is lost or counted twice"
+        assert all(self._hash_of[block] is None for block in free)
+        assert all(self._hash_of[block] is not None for block in cached)
+        for value, block in self._by_hash.items():
+            assert self._hash_of[block] == value
+        assert sum(1 for value in self._hash_of if value is not None) == len(self._by_hash)
+
+    def _forget(self, block: int) -> None:
+        value = self._hash_of[block]
+        assert value is not None
+        del self._by_hash[value]
+        self._hash_of[block] = None
