@@ -1,0 +1,338 @@
+"""What must always hold, checked after each event against a shadow kept from events and actions alone.
+
+The shadow knows nothing of the machines' insides: it is what an observer at the seams would believe. At the end the
+ledger must close to the nanosecond and nothing may be left.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Protocol
+
+from baseload.core.control import ControlMachine
+from baseload.domain.actions import Action, Dispatch, Record, Refuse, SetTimer, Shutdown, StartWorker, StopWorker
+from baseload.domain.events import (
+    ControlStarted,
+    DispatchFailed,
+    Event,
+    FirstByteSent,
+    ModelPut,
+    RequestArrived,
+    RequestFinished,
+    ShutdownAsked,
+    WorkerExited,
+    WorkerReady,
+)
+from baseload.domain.fleet import ReplicaState
+from baseload.domain.model import ModelSpec
+from baseload.domain.status import ControlStatus
+from baseload.domain.work import Entry, Outcome, ReplicaEntry, Request, RequestEntry
+
+MOST_EVENTS_AT_ONE_INSTANT = 20_000
+
+
+class Violation(AssertionError):
+    """Something that must always hold did not."""
+
+
+class Item(Protocol):
+    """A journaled event with its entries."""
+
+    @property
+    def event(self) -> Event:
+        """The event."""
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """What it wrote to the ledger."""
+
+
+class Shadow:
+    """What an observer knows of one open request."""
+
+    __slots__ = ("attempts", "first_byte", "replica_id", "request", "requeued")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.replica_id = ""  # "": waits in the router
+        self.attempts = 0
+        self.first_byte = False
+        self.requeued = False
+
+
+class Checkers:
+    """The observer. `stepped` looks at what the machine answered, `check` at what it shows of itself."""
+
+    def __init__(self) -> None:
+        self.open: dict[str, Shadow] = {}
+        self.specs: dict[str, ModelSpec] = {}
+        self.most_specs: dict[str, int] = {}  # the highest max_replicas a model ever had
+        self.ready: dict[str, str] = {}  # replica → model, as told by WorkerReady and not since stopped or exited
+        self.started: dict[str, str] = {}  # replicas between StartWorker and WorkerExited → model
+        self.draining_since_ns: dict[str, int] = {}
+        self.ended: dict[str, RequestEntry] = {}
+        self.given_up: dict[str, None] = {}  # ended by control because their worker was gone and nobody reported
+        self.spans: dict[str, list[ReplicaEntry]] = {}
+        self.shutdown_ns = 0
+        self.grace_ns = 0
+        self.excused: dict[str, None] = {}  # replicas that may cut what they run
+        self.refused = 0
+        self._doubtful: list[str] = []
+        self._last_ns = 0
+        self._at_once = 0
+
+    # -- after each step -------------------------------------------------------------------------------------------
+
+    def stepped(self, at_ns: int, event: Event, actions: Sequence[Action]) -> None:
+        """The machine answered this event with these actions; none is performed yet."""
+        self._progress(at_ns)
+        entries = [action.entry for action in actions if isinstance(action, Record)]
+        over = self._take_event(at_ns, event)
+        for action in actions:
+            match action:
+                case Dispatch():
+                    self._dispatched(action)
+                case Refuse(request_id=request_id):
+                    shadow = self._shadow(request_id, "refused")
+                    _must(
+                        shadow.replica_id not in self.started,
+                        f"{request_id} is refused while {shadow.replica_id} runs it",
+                    )
+                    _must(not shadow.first_byte, f"{request_id} was refused after its first byte")
+                    over[request_id] = self.open.pop(request_id)
+                    self.refused += 1
+                case StartWorker(replica_id=replica_id, spec=spec):
+                    self._starts(replica_id, spec)
+                case StopWorker(replica_id=replica_id):
+                    self._stops(at_ns, replica_id)
+                case SetTimer(timer=timer, at_ns=due_ns):
+                    _must(due_ns > 0 and timer != "", f"timer {timer!r} is set to {due_ns}")
+                case Shutdown():
+                    _must(not self.open and not self.started, "Shutdown while requests or workers are left")
+                case _:
+                    pass
+        self._take_entries(entries, over)
+
+    def check(self, at_ns: int, control: ControlMachine) -> None:
+        """The machine's own view must agree with the shadow, and keep its bounds."""
+        status = control.status(at_ns)
+        waiting: dict[str, int] = {}
+        running: dict[str, int] = {}
+        for shadow in self.open.values():
+            if shadow.replica_id:
+                running[shadow.replica_id] = running.get(shadow.replica_id, 0) + 1
+            else:
+                waiting[shadow.request.model] = waiting.get(shadow.request.model, 0) + 1
+        self._check_totals(status, waiting, running)
+        live: dict[str, int] = {}
+        for replica in status.replicas:
+            _must(
+                replica.in_flight == running.get(replica.replica_id, 0) or replica.state is ReplicaState.GONE,
+                f"{replica.replica_id} shows {replica.in_flight} in flight, {running.get(replica.replica_id, 0)} are",
+            )
+            _must(min(replica.cold_ns, replica.useful_ns, replica.idle_ns) >= 0, f"negative time: {replica}")
+            if replica.state is ReplicaState.DRAINING:
+                _must(replica.replica_id not in self._doubtful, f"{replica.replica_id} got a request while it drains")
+                self.draining_since_ns.setdefault(replica.replica_id, at_ns)
+            elif replica.state is ReplicaState.READY:
+                self.draining_since_ns.pop(replica.replica_id, None)
+            if replica.state is not ReplicaState.GONE:
+                live[replica.model] = live.get(replica.model, 0) + 1
+        self._doubtful.clear()
+        for model, count in live.items():
+            bound = self.most_specs.get(model, 1)
+            _must(count <= bound, f"{model} has {count} replicas, at most {bound} were ever allowed")
+
+    def control_killed(self, lost: Sequence[Item]) -> None:
+        """The control process died; these last events were not yet durable, and never were."""
+        for item in lost:
+            if isinstance(item.event, RequestArrived):
+                self.open.pop(item.event.request.request_id, None)
+            for entry in item.entries:
+                if isinstance(entry, RequestEntry):
+                    del self.ended[entry.request_id]
+                elif isinstance(entry, ReplicaEntry):
+                    self.spans[entry.replica_id].remove(entry)
+
+    def cut(self, replica_id: str, requests: Sequence[str]) -> None:
+        """A worker was killed by its stop while it worked for these requests."""
+        _must(replica_id in self.excused or not requests, f"stopping {replica_id} cut the running {requests}")
+
+    # -- at the end --------------------------------------------------------------------------------------------------
+
+    def finish(self, at_ns: int, control: ControlMachine) -> None:
+        """Everything ended: nothing is left, and the ledger closes to the nanosecond."""
+        _must(not self.open, f"requests left: {list(self.open)}")
+        _must(not self.started, f"workers left: {list(self.started)}")
+        status = control.status(at_ns)
+        _must(status.queued == 0 and status.in_flight == 0, f"{status.queued} queued, {status.in_flight} in flight")
+        left = [r.replica_id for r in status.replicas if r.state is not ReplicaState.GONE and r.pid]
+        _must(not left, f"replicas left: {left}")
+        for replica_id, spans in self.spans.items():
+            for before, after in pairwise(spans):
+                _must(
+                    before.to_ns == after.from_ns and not before.final,
+                    f"{replica_id}: spans do not tile: {before}, {after}",
+                )
+            _must(spans[-1].final, f"{replica_id} has no final span")
+        every = [span for spans in self.spans.values() for span in spans]
+        shares: dict[str, int] = {}
+        for entry in self.ended.values():
+            shares[entry.model] = shares.get(entry.model, 0) + entry.useful_ns
+        for model in sorted({span.model: None for span in every} | dict.fromkeys(shares)):
+            mine = [span for span in every if span.model == model]
+            time_ns = sum(span.to_ns - span.from_ns for span in mine)
+            rest_ns = sum(span.idle_ns + span.cold_ns for span in mine)
+            _must(
+                shares.get(model, 0) + rest_ns == time_ns,
+                f"{model}: shares {shares.get(model, 0)} + idle and cold {rest_ns} != replica time {time_ns}",
+            )
+        _must(status.requests_total >= 0, "counters run")
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+
+    def _progress(self, at_ns: int) -> None:
+        _must(at_ns >= self._last_ns, "time ran backwards")
+        self._at_once = self._at_once + 1 if at_ns == self._last_ns else 0
+        self._last_ns = at_ns
+        _must(self._at_once < MOST_EVENTS_AT_ONE_INSTANT, "the machine keeps itself busy at one instant")
+
+    def _take_event(self, at_ns: int, event: Event) -> dict[str, Shadow]:
+        """Update the shadow by the event; returns the requests it ends, each of which owes one ledger entry."""
+        over: dict[str, Shadow] = {}
+        match event:
+            case ModelPut(spec=spec):
+                self.specs[spec.name] = spec
+                most = max(spec.scaling.max_replicas, spec.scaling.min_replicas)
+                self.most_specs[spec.name] = max(most, self.most_specs.get(spec.name, 0))
+                if spec.is_remote:
+                    self.most_specs[spec.name] = max(1, self.most_specs[spec.name])
+            case RequestArrived(request=request):
+                self.open[request.request_id] = Shadow(request)
+            case (
+                FirstByteSent(request_id=name) | RequestFinished(request_id=name) | DispatchFailed(request_id=name)
+            ) if name in self.given_up:
+                pass
+            case FirstByteSent(request_id=request_id):
+                self._shadow(request_id, "begun").first_byte = True
+            case RequestFinished(request_id=request_id):
+                over[request_id] = self._shadow(request_id, "finished")
+                del self.open[request_id]
+            case DispatchFailed(request_id=request_id):
+                shadow = self._shadow(request_id, "given back")
+                shadow.replica_id, shadow.requeued = "", True
+            case WorkerReady(replica_id=replica_id):
+                if replica_id in self.started:
+                    self.ready[replica_id] = self.started[replica_id]
+            case WorkerExited(replica_id=replica_id):
+                self.ready.pop(replica_id, None)
+                self.started.pop(replica_id, None)
+            case ControlStarted():
+                over, self.open = self.open, {}
+                self.ready = {}
+            case ShutdownAsked(grace_ns=grace_ns):
+                self.shutdown_ns, self.grace_ns = at_ns, grace_ns
+            case _:
+                pass
+        return over
+
+    def _dispatched(self, action: Dispatch) -> None:
+        shadow = self._shadow(action.request_id, "dispatched")
+        where = f"{action.request_id} → {action.replica_id}"
+        spec = self.specs[shadow.request.model]
+        _must(not shadow.replica_id, f"{where}: it already runs on {shadow.replica_id}")
+        _must(not shadow.first_byte, f"{where}: its first byte was sent")
+        shadow.attempts += 1
+        _must(
+            action.attempt == shadow.attempts,
+            f"{where}: attempt {action.attempt}, the observer counts {shadow.attempts}",
+        )
+        _must(
+            shadow.attempts <= spec.admission.max_attempts,
+            f"{where}: more than {spec.admission.max_attempts} attempts",
+        )
+        _must(spec.is_remote or self.ready.get(action.replica_id) == spec.name, f"{where}: the replica is not ready")
+        if action.replica_id in self.draining_since_ns:
+            self._doubtful.append(action.replica_id)  # unless this very step took its draining back
+        running = sum(1 for other in self.open.values() if other.replica_id == action.replica_id)
+        bound = spec.admission.max_concurrency_per_replica
+        _must(running < bound, f"{where}: {running} run there already, the bound is {bound}")
+        shadow.replica_id, shadow.requeued = action.replica_id, False
+
+    def _starts(self, replica_id: str, spec: ModelSpec) -> None:
+        _must(replica_id not in self.started and replica_id not in self.spans, f"{replica_id} was used before")
+        self.started[replica_id] = spec.name
+        live = sum(1 for model in self.started.values() if model == spec.name)
+        bound = max(spec.scaling.max_replicas, spec.scaling.min_replicas)
+        _must(live <= bound, f"{spec.name}: replica {replica_id} is number {live} of at most {bound}")
+        _must(not self.shutdown_ns, f"{replica_id} was started during shutdown")
+
+    def _stops(self, at_ns: int, replica_id: str) -> None:
+        running = [key for key, shadow in self.open.items() if shadow.replica_id == replica_id]
+        model = self.started.get(replica_id, "")
+        self.ready.pop(replica_id, None)
+        since_ns = self.draining_since_ns.get(replica_id)
+        drained_out = (
+            model in self.specs
+            and since_ns is not None
+            and (at_ns - since_ns >= self.specs[model].scaling.drain_timeout_ns)
+        )
+        if drained_out or (self.shutdown_ns and at_ns >= self.shutdown_ns + self.grace_ns):
+            self.excused[replica_id] = None
+            return
+        _must(not running, f"{replica_id} is stopped while it runs {running}")
+
+    def _take_entries(self, entries: Sequence[Entry], over: dict[str, Shadow]) -> None:
+        owed = dict(over)
+        for entry in entries:
+            if isinstance(entry, RequestEntry):
+                shadow = owed.pop(entry.request_id, None) or self._give_up(entry.request_id)
+                _must(shadow is not None, f"{entry.request_id} got a ledger entry without ending, or a second one")
+                assert shadow is not None
+                _must(entry.request_id not in self.ended, f"{entry.request_id} got a second ledger entry")
+                _must(
+                    entry.attempts == shadow.attempts,
+                    f"{entry.request_id}: the ledger counts {entry.attempts} attempts",
+                )
+                _must(entry.useful_ns >= 0 and entry.cost_nusd >= 0 and entry.energy_uj >= 0, f"negative: {entry}")
+                _must(entry.arrived_ns <= entry.ended_ns, f"ended before it came: {entry}")
+                _must(entry.outcome is not Outcome.OK or shadow.attempts > 0, f"OK without a dispatch: {entry}")
+                self.ended[entry.request_id] = entry
+            elif isinstance(entry, ReplicaEntry):
+                total = entry.cold_ns + entry.idle_ns + entry.useful_ns
+                _must(total == entry.to_ns - entry.from_ns, f"the span's parts do not add up: {entry}")
+                _must(min(entry.cold_ns, entry.idle_ns, entry.useful_ns) >= 0, f"negative: {entry}")
+                self.spans.setdefault(entry.replica_id, []).append(entry)
+        _must(not owed, f"ended without a ledger entry: {list(owed)}")
+
+    def _give_up(self, request_id: str) -> Shadow | None:
+        """Control may end a request by itself when its worker is gone and no report on it comes."""
+        shadow = self.open.get(request_id)
+        if shadow is None or not shadow.replica_id or shadow.replica_id in self.started:
+            return None
+        self.given_up[request_id] = None
+        return self.open.pop(request_id)
+
+    def _check_totals(self, status: ControlStatus, waiting: dict[str, int], running: dict[str, int]) -> None:
+        queued = sum(waiting.values())
+        _must(status.queued == queued, f"{status.queued} queued by status, {queued} are")
+        in_flight = sum(running.values())
+        _must(status.in_flight == in_flight, f"{status.in_flight} in flight by status, {in_flight} are")
+        for model in status.models:
+            _must(min(model.queued, model.in_flight, model.ready, model.starting, model.draining) >= 0, f"{model}")
+            _must(model.queued == waiting.get(model.name, 0), f"{model.name}: {model.queued} queued by status")
+            bound = self.specs[model.name].admission.max_queue if model.name in self.specs else 0
+            fresh = sum(
+                1 for s in self.open.values() if s.request.model == model.name and not s.replica_id and not s.requeued
+            )
+            _must(fresh <= bound, f"{model.name}: {fresh} wait in the queue, the bound is {bound}")
+
+    def _shadow(self, request_id: str, verb: str) -> Shadow:
+        shadow = self.open.get(request_id)
+        _must(shadow is not None, f"{request_id} was {verb}, but it is not open")
+        assert shadow is not None
+        return shadow
+
+
+def _must(holds: bool, message: str) -> None:
+    if not holds:
+        raise Violation(message)

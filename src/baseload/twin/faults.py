@@ -1,0 +1,126 @@
+"""Faults that come by themselves: kills of control, administration, a clock that stands still, clients that hang up.
+
+Faults of one occasion (a start, a dispatch) are drawn where the occasion is, in `world` and `workers`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from baseload.domain.events import KeyCreated, KeyRevoked, ModelPut, ModelRemoved
+from baseload.domain.model import ModelSpec
+from baseload.domain.rng import Rng
+from baseload.domain.tenant import Key, KeyLimits
+from baseload.twin.chance import exponential_ns
+from baseload.twin.clients import Client
+from baseload.twin.spec import Faults
+from baseload.twin.world import World
+
+NONE = Faults()
+
+
+class FaultMaker:
+    """Makes faults in a world until told to end."""
+
+    def __init__(self, world: World, *, models: Sequence[ModelSpec], keys: Sequence[Key]) -> None:
+        self._world = world
+        self._models = {spec.name: spec for spec in models}
+        self._keys = list(keys)
+        self._revoked: dict[str, None] = {}
+        self._removed: dict[str, None] = {}
+        self._rng = Rng(world.seed, "twin.faults")
+        self._active = False
+
+    def begin(self) -> None:
+        """From now on."""
+        self._active = True
+        faults = self._world.faults
+        self._repeat(faults.control_restart_every_s, self._kill_control)
+        self._repeat(faults.admin_every_s, self._administrate)
+        self._repeat(faults.clock_stands_every_s, self._stop_clock)
+
+    def end(self) -> None:
+        """No more of them; what is broken stays so until the machines mend it. Removed models come back."""
+        self._active = False
+        self._world.faults = NONE
+        for name in list(self._removed):
+            self._world.tell(ModelPut(self._models[name]))
+        self._removed = {}
+
+    def watch(self, client: Client) -> None:
+        """This client may hang up at some moment."""
+        if self._active and self._rng.unit() < self._world.faults.disconnects:
+            patience_ns = exponential_ns(self._rng, 1.0)
+            self._world.agenda.after(patience_ns, client.hang_up)
+
+    def key_id(self, number: int) -> str:
+        """The key a client uses; a revoked one is still tried."""
+        return self._keys[number % len(self._keys)].key_id
+
+    def _repeat(self, mean_s: float, fault: Callable[[], None]) -> None:
+        if mean_s <= 0:
+            return
+
+        def occur() -> None:
+            if self._active:
+                fault()
+                self._world.agenda.after(exponential_ns(self._rng, mean_s), occur)
+
+        self._world.agenda.after(exponential_ns(self._rng, mean_s), occur)
+
+    def _kill_control(self) -> None:
+        self._world.kill_control(down_ns=exponential_ns(self._rng, 0.5))
+
+    def _stop_clock(self) -> None:
+        self._world.stop_clock(exponential_ns(self._rng, 0.5))
+
+    def _administrate(self) -> None:
+        world, rng = self._world, self._rng
+        if world.control is None:
+            return
+        name = list(self._models)[rng.below(len(self._models))]
+        match rng.below(5):
+            case 0:
+                self._removed[name] = None
+                world.tell(ModelRemoved(name))
+            case 1:
+                self._removed.pop(name, None)
+                world.tell(ModelPut(self._models[name]))
+            case 2:
+                self._removed.pop(name, None)
+                self._models[name] = self._changed(self._models[name])
+                world.tell(ModelPut(self._models[name]))
+            case 3:
+                key = self._keys[rng.below(len(self._keys))]
+                self._revoked[key.key_id] = None
+                world.tell(KeyRevoked(key.key_id))
+            case _:
+                for key in self._keys:
+                    if key.key_id in self._revoked:
+                        world.tell(KeyCreated(key))
+                self._revoked = {}
+        world.settle()  # administration is acknowledged once durable
+
+    def _changed(self, spec: ModelSpec) -> ModelSpec:
+        """The model with other bounds."""
+        rng = self._rng
+        high = 1 + rng.below(4)
+        scaling = msgspec.structs.replace(spec.scaling, max_replicas=high, min_replicas=rng.below(high + 1))
+        admission = msgspec.structs.replace(
+            spec.admission, max_concurrency_per_replica=1 + rng.below(8), max_queue=1 + rng.below(64)
+        )
+        return msgspec.structs.replace(spec, scaling=scaling, admission=admission)
+
+
+def make_keys(count: int, limits: KeyLimits, *, created_ns: int) -> list[Key]:
+    """So many keys; their secrets exist nowhere."""
+    return [
+        Key(
+            key_id=f"key_{number:012x}",
+            name=f"simulated-{number}",
+            secret_sha256=f"{number:064x}",
+            created_ns=created_ns,
+            limits=limits,
+        )
+        for number in range(1, max(1, count) + 1)
+    ]

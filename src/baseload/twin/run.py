@@ -1,0 +1,210 @@
+"""Simulations from start to end: a plain run, or a hunt over many seeds with faults drawn from each."""
+
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from baseload.domain.errors import DataError
+from baseload.domain.events import ControlStarted, KeyCreated, ModelPut, ShutdownAsked
+from baseload.domain.units import NS_PER_S
+from baseload.limits.step_time import StepTimeTable, default_table, parse_json, parse_toml
+from baseload.twin.faults import FaultMaker, make_keys
+from baseload.twin.report import Failure, Hunt, SimulateReport, TimelinePoint, make_report
+from baseload.twin.spec import DEFAULT_MODEL, Physics, SimulateConfig
+from baseload.twin.swarm import LIVENESS_NS, drawn_config
+from baseload.twin.workers import Life
+from baseload.twin.workload import Arrival, arrivals
+from baseload.twin.world import POLICY_VERSION, START_NS, World
+
+SHUTDOWN_GRACE_NS = 120 * NS_PER_S
+TIMELINE_NS = NS_PER_S
+
+
+def simulate(config: SimulateConfig, *, progress: Callable[[int, int], None] | None = None) -> SimulateReport:
+    """Run it. With `seeds` > 0: a hunt; `progress(done, seeds)` is called after each seed.
+
+    A broken invariant does not raise: it stands in `report.failure` (a plain run) or `report.hunt.failures`. Bad
+    settings raise SettingsError, a bad trace or table DataError.
+    """
+    if config.seeds <= 0:
+        return Simulation(config).run()
+    failures: list[Failure] = []
+    requests = events = restarts = 0
+    virtual_s = 0.0
+    for done in range(config.seeds):
+        report = Simulation(drawn_config(config, seed=config.seed + done), is_hunt=True).run()
+        requests += report.requests
+        events += report.events
+        restarts += report.restarts
+        virtual_s += report.virtual_s
+        if report.failure is not None:
+            failures.append(report.failure)
+        if progress is not None:
+            progress(done + 1, config.seeds)
+    hunt = Hunt(
+        first_seed=config.seed,
+        seeds=config.seeds,
+        passed=config.seeds - len(failures),
+        requests=requests,
+        events=events,
+        virtual_s=virtual_s,
+        restarts=restarts,
+        failures=tuple(failures),
+    )
+    return msgspec.structs.replace(report, hunt=hunt)
+
+
+class Simulation:
+    """One run: a safety phase with faults while requests come, then a liveness phase in which all must end."""
+
+    def __init__(self, config: SimulateConfig, *, is_hunt: bool = False) -> None:
+        self.config = config
+        self.is_hunt = is_hunt
+        self.models = config.models or (DEFAULT_MODEL,)
+        base = Path(config.spec_path).parent if config.spec_path else None
+        table = load_table(config.physics, base)
+        self.arrivals = arrivals(
+            config.workload, models=[spec.name for spec in self.models], seed=config.seed, trace_base=base
+        )
+        self.world = World(seed=config.seed, physics=config.physics, table=table, faults=config.faults)
+        self.world.snapshot_every = 50 + config.seed % 200 if config.faults.control_restart_every_s > 0 else 0
+        keys = make_keys(config.workload.keys, config.workload.key_limits, created_ns=START_NS)
+        self.faults = FaultMaker(self.world, models=self.models, keys=keys)
+        self.keys = keys
+        self.timeline: list[TimelinePoint] = []
+        self._asked = 0
+
+    def run(self) -> SimulateReport:
+        """From the first start of control to its orderly end."""
+        failure = None
+        try:
+            self._live()
+        except Exception as error:  # whatever breaks, the seed and the events before it are the report
+            if isinstance(error, DataError):
+                raise
+            failure = self._failure(error)
+        world = self.world
+        return make_report(
+            seed=self.config.seed,
+            basis=world.table.basis,
+            clients=[*world.ended_clients, *world.clients.values()],
+            unreached=world.unreached,
+            entries=(entry for item in world.journal for entry in item.entries),
+            timeline=self.timeline,
+            most_decisions=self.config.decisions,
+            restarts=world.restarts,
+            events=world.events,
+            virtual_ns=world.now_ns - START_NS,
+            digest=world.digest(),
+            failure=failure,
+        )
+
+    def _live(self) -> None:
+        world = self.world
+        world.tell(ControlStarted(POLICY_VERSION, world.seed))
+        for spec in self.models:
+            world.tell(ModelPut(spec))
+        for key in self.keys:
+            world.tell(KeyCreated(key))
+        world.settle()
+        self.faults.begin()
+        self._schedule_next()
+        if not self.is_hunt:
+            self._draw_timeline()
+        self._until(lambda: self._asked == len(self.arrivals), "all requests were sent", within_ns=0)
+        self._until(lambda: world.control is not None, "control is up")
+        self.faults.end()
+        self._until(lambda: not world.clients, "all requests ended")
+        if self.is_hunt and self.config.seed % 2:
+            self._until(self._is_asleep, "all models without a minimum sleep")
+        world.tell(ShutdownAsked(SHUTDOWN_GRACE_NS))
+        self._until(lambda: world.is_shut_down, "control has shut down")
+        self._until(self._are_workers_dead, "all workers have ended")
+        assert world.control is not None
+        if world.checkers:
+            world.checkers.finish(world.stamp_ns(), world.control)
+
+    def _until(self, holds: Callable[[], bool], what: str, *, within_ns: int = LIVENESS_NS) -> None:
+        """Let things happen until it holds. 0: however long it takes."""
+        agenda = self.world.agenda
+        limit_ns = agenda.now_ns + within_ns
+        while not holds():
+            if not agenda.step():
+                raise AssertionError(f"nothing is left to happen, but not: {what}")
+            if within_ns and agenda.now_ns > limit_ns:
+                raise AssertionError(f"after {within_ns / NS_PER_S:.0f} virtual seconds still not: {what}")
+
+    def _schedule_next(self) -> None:
+        if self._asked < len(self.arrivals):
+            arrival = self.arrivals[self._asked]
+            self.world.agenda.at(START_NS + arrival.at_ns, lambda: self._arrive(arrival))
+
+    def _arrive(self, arrival: Arrival) -> None:
+        self._asked += 1
+        client = self.world.ask(arrival, key_id=self.faults.key_id(arrival.key))
+        if client is not None:
+            self.faults.watch(client)
+        self._schedule_next()
+
+    def _is_asleep(self) -> bool:
+        control = self.world.control
+        if control is None:
+            return False
+        minimum = {spec.name: spec.scaling.min_replicas for spec in control.models() if not spec.is_remote}
+        replicas = control.status(self.world.stamp_ns()).replicas
+        return not any(minimum.get(replica.model) == 0 for replica in replicas)
+
+    def _are_workers_dead(self) -> bool:
+        return all(worker.life is Life.DEAD or worker.spec.is_remote for worker in self.world.workers.values())
+
+    def _draw_timeline(self) -> None:
+        world = self.world
+        if world.is_shut_down:
+            return
+        if world.control is not None:
+            status = world.control.status(world.stamp_ns())
+            self.timeline.append(
+                TimelinePoint(
+                    at_s=(world.now_ns - START_NS) / NS_PER_S,
+                    queued=status.queued,
+                    in_flight=status.in_flight,
+                    starting=sum(model.starting for model in status.models),
+                    ready=sum(model.ready for model in status.models),
+                    draining=sum(model.draining for model in status.models),
+                )
+            )
+        world.agenda.after(TIMELINE_NS, self._draw_timeline)
+
+    def _failure(self, error: Exception) -> Failure:
+        config = self.config
+        spec = f" {config.spec_path}" if config.spec_path else ""
+        command = f"baseload simulate{spec} --seed {config.seed}" + (" --seeds 1" if self.is_hunt else "")
+        frames = traceback.extract_tb(error.__traceback__)[-4:]
+        where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
+        tail = tuple(f"{(at_ns - START_NS) / NS_PER_S:12.6f} s  {text}" for at_ns, text in self.world.tail[-40:])
+        return Failure(config.seed, f"{type(error).__name__}: {error} [{where}]", command, tail)
+
+
+def load_table(physics: Physics, base: Path | None) -> StepTimeTable:
+    """The step-time table that `physics` names; a relative path starts at `base` (the spec's folder)."""
+    if physics.step_time is not None:
+        return StepTimeTable(physics.step_time, name="physics.step_time")
+    if not physics.step_time_file:
+        return default_table()
+    path = base / physics.step_time_file if base is not None else Path(physics.step_time_file)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
+    return (parse_json if path.suffix == ".json" else parse_toml)(data, name=str(path))
+
+
+def describe_failures(failures: Sequence[Failure]) -> list[str]:
+    """Lines for people: each failing seed, what broke, the events before it and the command that reproduces it."""
+    lines = []
+    for failure in failures:
+        lines += [f"seed {failure.seed}: {failure.message}", *(f"    {line}" for line in failure.tail)]
+        lines.append(f"reproduce: {failure.command}")
+    return lines

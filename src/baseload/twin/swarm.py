@@ -1,0 +1,134 @@
+"""Swarm-random configurations: each seed draws which kinds of fault are on, how often, and what is served to whom.
+
+A random half of the fault kinds off finds more than all of them on: faults that hide behind others come forward
+(Groce et al., "Swarm testing", ISSTA 2012).
+"""
+
+import msgspec
+
+from baseload.domain.model import Admission, EngineSpec, ModelSpec, Price, Scaling
+from baseload.domain.rng import Rng
+from baseload.domain.tenant import KeyLimits
+from baseload.domain.units import NS_PER_S, seconds
+from baseload.limits.step_time import StepTimeSpec
+from baseload.twin.spec import Faults, Physics, SimulateConfig, Workload
+
+FAST = StepTimeSpec(
+    basis="stated: a small fast engine, so that a hunt covers many requests",
+    fixed_ms=4.0,
+    prefill=((512, 20.0),),
+    decode=((1, 0.2), (32, 4.0)),
+    context=((10_000, 2.0),),
+)
+
+
+def drawn_config(base: SimulateConfig, *, seed: int) -> SimulateConfig:
+    """The configuration of one seed of a hunt. Models and workload of `base` stand where it has models."""
+    rng = Rng(seed, "twin.swarm")
+    faults = _faults(rng)
+    if base.models:
+        return msgspec.structs.replace(base, seed=seed, seeds=0, faults=faults)
+    models = tuple(_model(rng, f"model-{number}") for number in range(1 + rng.below(3)))
+    return msgspec.structs.replace(
+        base,
+        seed=seed,
+        seeds=0,
+        models=models,
+        workload=_workload(rng, base.workload),
+        physics=_physics(rng),
+        faults=faults,
+    )
+
+
+def _faults(rng: Rng) -> Faults:
+    def share(most: float) -> float:
+        return most * rng.unit() if rng.below(2) else 0.0
+
+    def every_s(least: float, most: float) -> float:
+        return least + (most - least) * rng.unit() if rng.below(2) else 0.0
+
+    return Faults(
+        crash_every_s=every_s(0.5, 30.0),
+        start_fails=share(0.6),
+        start_loop=share(0.5),
+        slow_starts=share(0.5),
+        slow_factor=2.0 + 60.0 * rng.unit(),
+        start_hangs=share(0.4),
+        disconnects=share(0.5),
+        lost_dispatches=share(0.3),
+        slow_dispatches=share(0.3),
+        control_restart_every_s=every_s(1.0, 20.0),
+        admin_every_s=every_s(0.5, 10.0),
+        clock_stands_every_s=every_s(0.5, 5.0),
+    )
+
+
+def _model(rng: Rng, name: str) -> ModelSpec:
+    high = 1 + rng.below(4)
+    low = min(high, rng.below(4)) if rng.below(3) == 0 else 0
+    is_remote = rng.below(12) == 0
+    return ModelSpec(
+        name=name,
+        source=f"http://{name}.elsewhere" if is_remote else "simulated",
+        scaling=Scaling(
+            min_replicas=low,
+            max_replicas=high,
+            idle_ns=seconds(0.2 + 20 * rng.unit()),
+            target_queue_delay_ns=seconds(0.05 + rng.unit()),
+            scale_up_cooldown_ns=seconds(0.1 + 5 * rng.unit()),
+            start_timeout_ns=seconds(1 + 20 * rng.unit()),
+            drain_timeout_ns=seconds(0.5 + 60 * rng.unit()),
+        ),
+        admission=Admission(
+            max_queue=1 + rng.below(64),
+            max_wait_ns=seconds(0.5 + 40 * rng.unit()),
+            max_concurrency_per_replica=1 + rng.below(16),
+            max_attempts=1 + rng.below(4),
+        ),
+        engine=EngineSpec(
+            max_seqs=1 + rng.below(16),
+            max_step_tokens=16 << rng.below(6),
+            max_waiting=rng.below(16),
+            block_tokens=4 << rng.below(3),
+            prefix_cache=rng.below(2) == 0,
+        ),
+        price=Price(usd_per_hour=0.01 + 4 * rng.unit(), busy_w=1 + 700 * rng.unit(), idle_w=100 * rng.unit()),
+        context_tokens=256 << rng.below(4),
+    )
+
+
+def _workload(rng: Rng, base: Workload) -> Workload:
+    limits = KeyLimits(
+        requests_per_minute=30 + rng.below(600) if rng.below(4) == 0 else 0,
+        tokens_per_minute=20_000 + rng.below(200_000) if rng.below(4) == 0 else 0,
+        max_in_flight=1 + rng.below(20) if rng.below(4) == 0 else 0,
+    )
+    return msgspec.structs.replace(
+        base,
+        requests=min(base.requests, 20 + rng.below(100)),
+        rate_per_s=0.5 + 20 * rng.unit() ** 2,
+        prompt_tokens=1 + rng.below(150),
+        output_tokens=1 + rng.below(40),
+        spread=0.8 * rng.unit(),
+        keys=1 + rng.below(3),
+        key_limits=limits,
+        shared_prefix=rng.unit() if rng.below(2) else 0.0,
+        stream=rng.unit(),
+    )
+
+
+def _physics(rng: Rng) -> Physics:
+    return Physics(
+        network_us=1 + rng.below(2_000),
+        fork_ms=1 + rng.below(50),
+        start_ms=1 + rng.below(1_500),
+        stop_ms=1 + rng.below(200),
+        sample_ms=100 + rng.below(1_000),
+        detect_ms=1 + rng.below(200),
+        dispatch_timeout_ms=100 + rng.below(3_000),
+        kv_tokens=512 << rng.below(5),
+        step_time=FAST,
+    )
+
+
+LIVENESS_NS = 3_600 * NS_PER_S  # after the faults everything must be over within this

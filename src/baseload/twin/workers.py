@@ -1,0 +1,263 @@
+"""A simulated worker process: the same batcher as the engine's, stepped by a step-time table.
+
+It is forked, starts, gets ready, computes, drains and dies, and reports through the events of a live launcher.
+"""
+
+from enum import StrEnum
+from typing import Protocol
+
+from baseload.core.batcher import Batcher, Plan, Sampled, SeqSpec
+from baseload.domain.errors import Reason, Refusal
+from baseload.domain.events import Event, WorkerExited, WorkerReady, WorkerSampled, WorkerStarted
+from baseload.domain.fleet import WorkerSample
+from baseload.domain.model import ModelSpec
+from baseload.limits.step_time import StepTimeTable
+from baseload.twin.agenda import Agenda, Happening
+from baseload.twin.clients import Exchange
+from baseload.twin.spec import Physics
+
+SIGKILLED, SIGTERMED, START_FAILED = -9, -15, 1
+
+
+class Life(StrEnum):
+    """Where a process is in its life."""
+
+    FORKING = "forking"
+    STARTING = "starting"
+    READY = "ready"
+    DEAD = "dead"
+
+
+class Host(Protocol):
+    """What a worker needs of the world."""
+
+    agenda: Agenda
+    physics: Physics
+    table: StepTimeTable
+
+    def network_ns(self) -> int:
+        """A drawn delay of one message."""
+
+    def drawn(self, nominal_ns: int) -> int:
+        """A drawn duration around a nominal one."""
+
+    def tell(self, event: Event) -> None:
+        """Step the control machine (nothing where it is down)."""
+
+    @property
+    def epoch(self) -> int:
+        """Counts the lives of the control process: what was on its way to an earlier one never arrives."""
+
+    def worker_gone(self, worker: "Worker", unfinished: list[Exchange]) -> None:
+        """It died; these requests were cut."""
+
+
+class Worker:
+    """One process. `born_ready`: somebody else's (a remote model); it is never started nor stopped."""
+
+    def __init__(
+        self, host: Host, replica_id: str, spec: ModelSpec, *, pid: int, kv_tokens: int, born_ready: bool = False
+    ) -> None:
+        engine = spec.engine
+        context = engine.max_context or spec.context_tokens or 8192
+        self.host = host
+        self.replica_id = replica_id
+        self.spec = spec
+        self.pid = pid
+        self.url = f"http://{replica_id}.simulated"
+        self.life = Life.READY if born_ready else Life.FORKING
+        self.orphan = False  # unknown to the present control process
+        self.stopping = False
+        self.killed_by_stop = False
+        self.steps = 0
+        self.step_ns = 0  # time spent computing
+        self.batcher = Batcher(
+            num_blocks=max(1, kv_tokens // engine.block_tokens),
+            block_tokens=engine.block_tokens,
+            max_seqs=engine.max_seqs,
+            max_step_tokens=engine.max_step_tokens,
+            max_context=context,
+            max_waiting=engine.max_waiting,
+            prefix_cache=engine.prefix_cache,
+        )
+        self._exchanges: dict[str, Exchange] = {}
+        self._stepping = False
+        self._reported_ns = 0
+        self._taken = 0  # requests taken so far, for unique sequence ids
+
+    # -- launcher's side ----------------------------------------------------------------------------------------
+
+    def launch(self, *, ready_after_ns: int | None, fails: bool) -> None:
+        """Fork, then get ready after so long (None: never), or end with an error instead."""
+        host = self.host
+        fork_ns = host.drawn(host.physics.fork_ms * 1_000_000)
+        host.agenda.after(fork_ns, self._forked)
+        if ready_after_ns is not None:
+            host.agenda.after(fork_ns + ready_after_ns, self._start_failed if fails else self._got_ready)
+
+    def stop(self, grace_ns: int) -> None:
+        """SIGTERM now, SIGKILL after `grace_ns`."""
+        if self.life is Life.DEAD or self.stopping:
+            return
+        self.stopping = True
+        host = self.host
+        if self.life is not Life.READY:
+            host.agenda.after(host.drawn(host.physics.stop_ms * 1_000_000), lambda: self.die(SIGTERMED))
+            return
+        self._end_if_drained()
+        host.agenda.after(grace_ns, self._grace_over)
+
+    def die(self, exit_code: int) -> None:
+        """The process ends at this instant, whatever it was doing."""
+        if self.life is Life.DEAD:
+            return
+        self.life = Life.DEAD
+        host = self.host
+        unfinished = list(self._exchanges.values())
+        self._exchanges.clear()
+        for exchange in unfinished:
+            exchange.worker = None
+            host.agenda.after(host.network_ns(), _later(exchange.client.failed, exchange, Reason.WORKER_LOST))
+        host.worker_gone(self, unfinished)
+        detail = "" if exit_code == 0 else f"simulated end with code {exit_code}"
+        self.report(WorkerExited(self.replica_id, exit_code, detail), host.drawn(host.physics.detect_ms * 1_000_000))
+
+    def report(self, event: Event, delay_ns: int) -> None:
+        """Tell control after the delay, never out of order, unless that control process is gone by then."""
+        host, epoch = self.host, self.host.epoch
+        self._reported_ns = max(self._reported_ns + 1, host.agenda.now_ns + delay_ns)
+
+        def arrive() -> None:
+            if host.epoch == epoch and not self.orphan:
+                host.tell(event)
+
+        host.agenda.at(self._reported_ns, arrive)
+
+    def sample(self) -> None:
+        """Be polled."""
+        if self.life is not Life.READY:
+            return
+        batcher, host = self.batcher, self.host
+        totals = batcher.totals
+        figures = WorkerSample(
+            batcher.running, batcher.waiting, batcher.kv_usage, totals.prompt_tokens, totals.generated_tokens
+        )
+        self.report(WorkerSampled(self.replica_id, figures), host.network_ns())
+        host.agenda.after(host.physics.sample_ms * 1_000_000, self.sample)
+
+    # -- gateway's side ------------------------------------------------------------------------------------------
+
+    def submit(self, exchange: Exchange) -> None:
+        """A request arrives on a new connection."""
+        agenda, host, client = self.host.agenda, self.host, exchange.client
+        if exchange.closed:
+            return
+        if self.life is not Life.READY or self.stopping:
+            agenda.after(host.network_ns(), _later(client.failed, exchange, Reason.WORKER_LOST))
+            return
+        self._taken += 1
+        seq_id = f"{client.request.request_id}.{self._taken}"
+        try:
+            self.batcher.add(agenda.now_ns, self._sequence(seq_id, exchange))
+        except Refusal as refusal:
+            answer = client.rejected if refusal.reason is Reason.CONTEXT_TOO_LONG else client.failed
+            agenda.after(host.network_ns(), _later(answer, exchange, refusal.reason))
+            return
+        exchange.worker = self
+        exchange.seq_id = seq_id
+        self._exchanges[seq_id] = exchange
+        self._step()
+
+    def hang_up(self, exchange: Exchange) -> None:
+        """The gateway closed the connection; the worker notices after the network's delay."""
+        self.host.agenda.after(self.host.network_ns(), lambda: self._hung_up(exchange))
+
+    @property
+    def unfinished(self) -> int:
+        """Requests it works for."""
+        return len(self._exchanges)
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _forked(self) -> None:
+        if self.life is Life.FORKING:
+            self.life = Life.STARTING
+            self.report(WorkerStarted(self.replica_id, self.pid, self.url), 0)
+
+    def _got_ready(self) -> None:
+        if self.life is Life.STARTING and not self.stopping:
+            self.life = Life.READY
+            self.report(WorkerReady(self.replica_id, self.url), self.host.network_ns())
+            self.host.agenda.after(self.host.physics.sample_ms * 1_000_000, self.sample)
+
+    def _start_failed(self) -> None:
+        if self.life is Life.STARTING:
+            self.die(START_FAILED)
+
+    def _grace_over(self) -> None:
+        if self.life is not Life.DEAD:
+            self.killed_by_stop = True
+            self.die(SIGKILLED)
+
+    def _end_if_drained(self) -> None:
+        if self.stopping and not self._exchanges and self.life is Life.READY:
+            self.host.agenda.after(self.host.drawn(self.host.physics.stop_ms * 1_000_000), lambda: self.die(0))
+
+    def _sequence(self, seq_id: str, exchange: Exchange) -> SeqSpec:
+        arrival = exchange.client.arrival
+        blocks = arrival.prefix_tokens // self.spec.engine.block_tokens if arrival.prefix >= 0 else 0
+        return SeqSpec(
+            seq_id=seq_id,
+            prompt_tokens=arrival.prompt_tokens,
+            max_new_tokens=arrival.max_tokens,
+            prefix_hashes=tuple((arrival.prefix + 1) * 1_000_003 + i for i in range(blocks)),
+        )
+
+    def _step(self) -> None:
+        """Begin the next engine step, unless one runs or there is nothing to do."""
+        if self._stepping or not self.batcher.busy or self.life is not Life.READY:
+            return
+        plan = self.batcher.plan(self.host.agenda.now_ns)
+        took_ns = self.host.table.step_ns(
+            prefill_tokens=plan.prefill_tokens, decode_rows=plan.decode_tokens, context_tokens=plan.context_tokens
+        )
+        self._stepping = True
+        self.steps += 1
+        self.step_ns += took_ns
+        self.host.agenda.after(took_ns, lambda: self._stepped(plan))
+
+    def _stepped(self, plan: Plan) -> None:
+        if self.life is Life.DEAD:
+            return
+        self._stepping = False
+        host, now_ns = self.host, self.host.agenda.now_ns
+        sampled = []
+        for share in plan.shares:
+            if not share.wants_token:
+                continue
+            exchange = self._exchanges.get(share.seq_id)
+            if exchange is None:  # hung up during the step
+                sampled.append(Sampled(share.seq_id))
+                continue
+            exchange.emitted += 1
+            if exchange.emitted == 1:
+                host.agenda.after(host.network_ns(), _later(exchange.client.first_byte, exchange))
+            sampled.append(Sampled(share.seq_id, stop=exchange.emitted >= exchange.client.arrival.output_tokens))
+        for finished in self.batcher.commit(now_ns, sampled):
+            exchange = self._exchanges.pop(finished.seq_id)
+            assert finished.tokens.completion == exchange.emitted, "the batcher lost or invented a token"
+            exchange.worker = None
+            exchange.cached, exchange.phases = finished.tokens.cached_in, finished.phases
+            host.agenda.after(host.network_ns(), _later(exchange.client.finished, exchange))
+        self._step()
+        self._end_if_drained()
+
+    def _hung_up(self, exchange: Exchange) -> None:
+        if self._exchanges.pop(exchange.seq_id, None) is not None:
+            self.batcher.cancel(self.host.agenda.now_ns, exchange.seq_id)
+            exchange.worker = None
+            self._end_if_drained()
+
+
+def _later(call: object, *args: object) -> Happening:
+    return lambda: call(*args)  # type: ignore[operator]

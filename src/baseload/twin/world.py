@@ -1,0 +1,363 @@
+"""The simulated world: a driver for the control machine on a virtual clock, as `live/driver.py` is on the real one.
+
+It takes from a heap, stamps, journals, steps the machine, performs its actions with delays and faults, and lets the
+checkers look after each event.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import assert_never
+
+import msgspec
+
+from baseload.core.control import ControlMachine
+from baseload.domain.actions import (
+    Action,
+    CancelTimer,
+    Dispatch,
+    Record,
+    Refuse,
+    SetTimer,
+    Shutdown,
+    StartWorker,
+    StopWorker,
+)
+from baseload.domain.errors import Reason
+from baseload.domain.events import (
+    ControlStarted,
+    Event,
+    RequestFinished,
+    TimerFired,
+    WorkerExited,
+    WorkerReady,
+    WorkerStarted,
+)
+from baseload.domain.fleet import ReplicaState
+from baseload.domain.model import ModelSpec
+from baseload.domain.rng import Rng
+from baseload.domain.units import NS_PER_MS, NS_PER_S, NS_PER_US
+from baseload.domain.work import Decision, Entry
+from baseload.limits.step_time import StepTimeTable
+from baseload.twin.agenda import Agenda
+from baseload.twin.chance import exponential_ns
+from baseload.twin.checkers import Checkers
+from baseload.twin.clients import Client, Exchange, request_of
+from baseload.twin.spec import Faults, Physics
+from baseload.twin.workers import SIGKILLED, Life, Worker
+from baseload.twin.workload import Arrival
+
+START_NS = 1_767_225_600 * NS_PER_S  # 2026-01-01 00:00 UTC: any wall time would do
+POLICY_VERSION = "twin"
+
+
+class JournalItem(msgspec.Struct, frozen=True):
+    """One event as journaled, with what the machine answered."""
+
+    at_ns: int
+    event: Event
+    entries: tuple[Entry, ...]
+    actions_digest: bytes
+
+
+class World:
+    """Everything of one simulation."""
+
+    def __init__(
+        self, *, seed: int, physics: Physics, table: StepTimeTable, faults: Faults, checked: bool = True
+    ) -> None:
+        self.seed = seed
+        self.physics = physics
+        self.table = table
+        self.faults = faults
+        self.agenda = Agenda(seed, start_ns=START_NS)
+        self.control: ControlMachine | None = ControlMachine(seed=seed, policy_version=POLICY_VERSION)
+        self.checkers = Checkers() if checked else None
+        self.clients: dict[str, Client] = {}  # those not ended
+        self.ended_clients: list[Client] = []
+        self.workers: dict[str, Worker] = {}  # by replica id, dead ones too
+        self.unreached = 0  # clients that came while control was down
+        self.is_shut_down = False
+        self.epoch = 0
+        self.restarts = 0
+        self.events = 0
+        self.decisions: list[Decision] = []
+        self.journal: list[JournalItem] = []  # since the beginning; what a restart loses is cut off
+        self.tail: list[tuple[int, str]] = []  # the last events in words, for people
+        self.snapshot_every = 0  # events between snapshots; 0: never
+        self._snapshot = self.control.snapshot()
+        self._snapshot_at = 0  # journal items it includes
+        self._settled = 0  # journal items that survive kill -9
+        self._digest = hashlib.sha256()
+        self._network = Rng(seed, "twin.network")
+        self._luck = Rng(seed, "twin.luck")
+        self._timers: dict[str, int] = {}
+        self._stands_at_ns = 0
+        self._stands_until_ns = 0
+        self._pids = 1000
+        self._requests = 0
+        self._doomed_models: dict[str, bool] = {}  # models whose starts fail until the faults end
+        self._stepping = False
+
+    # -- time and chance ---------------------------------------------------------------------------------------
+
+    @property
+    def now_ns(self) -> int:
+        """The present instant, which the machines may see later (`stamp_ns`)."""
+        return self.agenda.now_ns
+
+    def stamp_ns(self) -> int:
+        """The wall clock as the control process reads it: at times it stands still."""
+        return self._stands_at_ns if self.now_ns < self._stands_until_ns else self.now_ns
+
+    def stop_clock(self, for_ns: int) -> None:
+        """The wall clock stands still for a while."""
+        self._stands_at_ns = self.stamp_ns()
+        self._stands_until_ns = max(self._stands_until_ns, self.now_ns + for_ns)
+
+    def drawn(self, nominal_ns: int) -> int:
+        """A duration drawn uniformly from ±50 % around `nominal_ns`; at least 1."""
+        return 1 + nominal_ns // 2 + self._network.below(max(1, nominal_ns))
+
+    def network_ns(self) -> int:
+        """The time of one message."""
+        return self.drawn(self.physics.network_us * NS_PER_US)
+
+    def happens(self, share: float) -> bool:
+        """Whether a fault with this share of occasions happens now."""
+        return share > 0 and self._luck.unit() < share
+
+    # -- the driver: journal, step, perform --------------------------------------------------------------------
+
+    def tell(self, event: Event) -> None:
+        """Step the control machine and perform its actions; nothing while it is down."""
+        if self.control is None:
+            return
+        assert not self._stepping, "performing an action must not step the machine at once"
+        self._stepping = True
+        at_ns = self.stamp_ns()
+        self.events += 1
+        self._note(at_ns, event)
+        actions = self.control.step(at_ns, event)
+        self._journal(at_ns, event, actions)
+        if self.checkers:
+            self.checkers.stepped(at_ns, event, actions)
+        for action in actions:
+            self._perform(action)
+        if self.checkers:
+            self.checkers.check(at_ns, self.control)
+        self._stepping = False
+
+    def settle(self) -> None:
+        """What was told so far survives kill -9."""
+        self._settled = len(self.journal)
+
+    def digest(self) -> str:
+        """SHA-256 over all actions so far and their times."""
+        return self._digest.hexdigest()
+
+    def _journal(self, at_ns: int, event: Event, actions: Sequence[Action]) -> None:
+        encoded = msgspec.msgpack.encode((at_ns, actions))
+        self._digest.update(encoded)
+        entries = tuple(action.entry for action in actions if isinstance(action, Record))
+        self.journal.append(JournalItem(at_ns, event, entries, encoded))
+        if isinstance(event, RequestFinished):
+            self.settle()  # the gateway settles before the last byte of an answer leaves
+        assert self.control is not None
+        if self.snapshot_every and len(self.journal) - self._snapshot_at >= self.snapshot_every:
+            self._snapshot = self.control.snapshot()
+            self._snapshot_at = len(self.journal)
+            self.settle()
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case Dispatch(request_id=request_id):
+                self.clients[request_id].dispatch(action)
+            case Refuse(request_id=request_id):
+                self.clients[request_id].refuse(action)
+            case StartWorker(replica_id=replica_id, spec=spec):
+                self.settle()  # a worker that runs is known after a restart
+                self._start(replica_id, spec)
+            case StopWorker(replica_id=replica_id, grace_ns=grace_ns):
+                self.settle()
+                if replica_id in self.workers:
+                    self.workers[replica_id].stop(grace_ns)
+            case SetTimer(timer=timer, at_ns=at_ns):
+                self._cancel(timer)
+                self._timers[timer] = self.agenda.at(at_ns, lambda: self._fire(timer, at_ns))
+            case CancelTimer(timer=timer):
+                self._cancel(timer)
+            case Record(entry=entry):
+                if isinstance(entry, Decision):
+                    self.decisions.append(entry)
+            case Shutdown():
+                self.is_shut_down = True
+            case _:
+                assert_never(action)
+
+    def _fire(self, timer: str, at_ns: int) -> None:
+        if self.stamp_ns() < at_ns:  # the wall clock stands still: it is not yet due
+            self._timers[timer] = self.agenda.at(self._stands_until_ns, lambda: self._fire(timer, at_ns))
+            return
+        del self._timers[timer]
+        self.tell(TimerFired(timer))
+
+    def _cancel(self, timer: str) -> None:
+        handle = self._timers.pop(timer, None)
+        if handle is not None:
+            self.agenda.drop(handle)
+
+    # -- workers -----------------------------------------------------------------------------------------------
+
+    def _start(self, replica_id: str, spec: ModelSpec) -> None:
+        worker = self._new_worker(replica_id, spec, born_ready=False)
+        ready_ns = self.drawn(self.physics.start_ms * NS_PER_MS)
+        if self.happens(self.faults.slow_starts):
+            ready_ns = round(ready_ns * self.faults.slow_factor)
+        if spec.name not in self._doomed_models:
+            self._doomed_models[spec.name] = self.happens(self.faults.start_loop)
+        fails = self.happens(self.faults.start_fails) or (
+            self.faults.start_loop > 0 and self._doomed_models[spec.name]
+        )
+        worker.launch(ready_after_ns=None if self.happens(self.faults.start_hangs) else ready_ns, fails=fails)
+        if self.faults.crash_every_s > 0:
+            life_ns = exponential_ns(self._luck, self.faults.crash_every_s)
+            self.agenda.after(life_ns, lambda: self._crash(worker))
+
+    def _crash(self, worker: Worker) -> None:
+        if self.faults.crash_every_s > 0:  # the faults may have ended meanwhile
+            worker.die(SIGKILLED)
+
+    def _new_worker(self, replica_id: str, spec: ModelSpec, *, born_ready: bool) -> Worker:
+        self._pids += 1
+        worker = Worker(
+            self, replica_id, spec, pid=self._pids, kv_tokens=self.physics.kv_tokens, born_ready=born_ready
+        )
+        self.workers[replica_id] = worker
+        return worker
+
+    def worker_gone(self, worker: Worker, unfinished: list[Exchange]) -> None:
+        """A worker died and cut these requests."""
+        if self.checkers and worker.killed_by_stop:
+            self.checkers.cut(worker.replica_id, [exchange.client.request.request_id for exchange in unfinished])
+
+    # -- clients and the gateway -------------------------------------------------------------------------------
+
+    def ask(self, arrival: Arrival, *, key_id: str, deadline_ns: int = 0) -> Client | None:
+        """A client sends a request; None where the control process is down."""
+        if self.control is None:
+            self.unreached += 1
+            return None
+        self._requests += 1
+        request_id = f"req_{self._requests:024x}"
+        deadline = self.stamp_ns() + deadline_ns if deadline_ns else 0
+        client = Client(
+            self, arrival, request_of(arrival, request_id=request_id, key_id=key_id, deadline_ns=deadline)
+        )
+        self.clients[request_id] = client
+        client.open()
+        return client
+
+    def connect(self, exchange: Exchange) -> None:
+        """A dispatch travels to its worker, may be late or lost."""
+        if self.happens(self.faults.lost_dispatches):
+            timeout_ns = self.drawn(self.physics.dispatch_timeout_ms * NS_PER_MS)
+            self.agenda.after(timeout_ns, lambda: exchange.client.failed(exchange, Reason.WORKER_LOST))
+            return
+        delay_ns = self.network_ns()
+        if self.happens(self.faults.slow_dispatches):
+            delay_ns *= 1000
+        self.agenda.after(delay_ns, lambda: self._deliver(exchange))
+
+    def _deliver(self, exchange: Exchange) -> None:
+        if exchange.closed:
+            return
+        replica_id = exchange.dispatch.replica_id
+        worker = self.workers.get(replica_id)
+        if worker is None:
+            worker = self._remote_worker(exchange)
+        if worker is None:
+            exchange.client.failed(exchange, Reason.WORKER_LOST)
+            return
+        worker.submit(exchange)
+
+    def _remote_worker(self, exchange: Exchange) -> Worker | None:
+        """Workers of remote models are somebody else's: there from the first request on."""
+        spec = self.control.model(exchange.client.request.model) if self.control else None
+        if spec is None or not spec.is_remote:
+            return None
+        return self._new_worker(exchange.dispatch.replica_id, spec, born_ready=True)
+
+    def ended(self, client: Client) -> None:
+        """A client's request is over."""
+        del self.clients[client.request.request_id]
+        self.ended_clients.append(client)
+
+    # -- kill -9 of control, and recovery ----------------------------------------------------------------------
+
+    def kill_control(self, *, down_ns: int) -> None:
+        """The control process dies at this instant; after `down_ns` it is started again."""
+        if self.control is None or self.is_shut_down:
+            return
+        self._verify_replay()
+        self.control = None
+        self.epoch += 1
+        self.restarts += 1
+        for client in list(self.clients.values()):
+            client.cut()
+        for handle in self._timers.values():
+            self.agenda.drop(handle)
+        self._timers = {}
+        lost = self._luck.below(len(self.journal) - self._settled + 1)
+        kept = len(self.journal) - lost
+        if self.checkers:
+            self.checkers.control_killed(self.journal[kept:])
+        del self.journal[kept:]
+        self.agenda.after(down_ns, self._recover)
+
+    def _recover(self) -> None:
+        control = ControlMachine.restore(self._snapshot)
+        for item in self.journal[self._snapshot_at :]:
+            control.step(item.at_ns, item.event)
+        self.control = control
+        self.epoch += 1
+        self.tell(ControlStarted(POLICY_VERSION, self.seed))
+        known = {}
+        for replica in control.status(self.stamp_ns()).replicas:
+            worker = self.workers.get(replica.replica_id)
+            known[replica.replica_id] = True
+            if replica.state is ReplicaState.GONE or (replica.url and worker is None):
+                continue  # over, or a remote one
+            self._report_known(replica.replica_id, worker)
+        for worker in self.workers.values():
+            if worker.life is not Life.DEAD and worker.replica_id not in known:
+                worker.orphan = True
+                worker.die(SIGKILLED)
+        self.settle()
+
+    def _report_known(self, replica_id: str, worker: Worker | None) -> None:
+        if worker is None or worker.life is Life.DEAD or worker.stopping:
+            if worker is not None:
+                worker.orphan = True
+                worker.die(SIGKILLED)
+            self.tell(WorkerExited(replica_id, SIGKILLED, "gone while control was down"))
+        elif worker.life is Life.READY:
+            self.tell(WorkerReady(replica_id, worker.url))
+        elif worker.life is Life.STARTING:
+            self.tell(WorkerStarted(replica_id, worker.pid, worker.url))
+
+    def _verify_replay(self) -> None:
+        """Snapshot and journal must give exactly the state and the actions that were."""
+        assert self.control is not None
+        ghost = ControlMachine.restore(self._snapshot)
+        for item in self.journal[self._snapshot_at :]:
+            event = msgspec.msgpack.decode(msgspec.msgpack.encode(item.event), type=Event)
+            actions = ghost.step(item.at_ns, event)
+            assert msgspec.msgpack.encode((item.at_ns, actions)) == item.actions_digest, (
+                f"replay of {item.event} at {item.at_ns} gave other actions: {actions}"
+            )
+        assert ghost.snapshot() == self.control.snapshot(), "replay gave another state"
+
+    def _note(self, at_ns: int, event: Event) -> None:
+        self.tail.append((at_ns, repr(event)))
+        if len(self.tail) > 400:
+            del self.tail[:200]
