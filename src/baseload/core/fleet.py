@@ -1,0 +1,498 @@
+"""The fleet machine: how many replicas each model has, and what follows from the reports on them.
+
+After a restart of the control process, replicas are *unconfirmed* until the driver reports on each; nothing is
+dispatched to them before. A *suspect* failed a dispatch and takes nothing until it gives a sign of life.
+"""
+
+from msgspec import Struct
+
+from baseload.core.lanes import Lane, Seat
+from baseload.core.ledger import read_meter
+from baseload.core.lifecycle import (
+    DRAINING,
+    FORCED_GRACE_NS,
+    READY,
+    STARTING,
+    STOP_GRACE_NS,
+    STOPPING,
+    Crew,
+    Lifecycle,
+    Replica,
+)
+from baseload.core.outbox import Outbox
+from baseload.core.router import RouterMachine
+from baseload.domain.errors import Reason
+from baseload.domain.fleet import WorkerSample
+from baseload.domain.model import ModelSpec, Scaling
+from baseload.domain.rng import Rng
+from baseload.domain.units import NS_PER_MS, NS_PER_S
+from baseload.policy.healing import backoff_ns, refuses_while_backing_off, why_it_ended
+from baseload.policy.scaling import Choice, ScalingView, desired_replicas, has_slack, is_pressed
+
+QUEUE_TICK_NS = 250 * NS_PER_MS  # how often scaling is reconsidered while requests wait
+BUSY_TICK_NS = NS_PER_S  # and while they run
+NEVER_NS = 1 << 62
+
+
+class FleetState(Struct):
+    """All of the machine's state."""
+
+    rng_state: int
+    crews: dict[str, Crew] = {}
+    next_number: int = 1
+    halted: bool = False  # an orderly end was asked for: nothing is started any more
+
+
+class FleetMachine:
+    """Decides on starts, drains and stops; tells the router which replicas take requests."""
+
+    def __init__(self, state: FleetState, *, router: RouterMachine, outbox: Outbox) -> None:
+        self.state = state
+        self._router = router
+        self._outbox = outbox
+        self._life = Lifecycle(state.crews, router=router, outbox=outbox)
+        self._rng = Rng(0)
+        self._rng.state = state.rng_state
+
+    def save(self) -> FleetState:
+        """The state to be written to a snapshot."""
+        self.state.rng_state = self._rng.state
+        return self.state
+
+    def reseed(self, seed: int) -> None:
+        """Begin the stream of random choices anew."""
+        self._rng = Rng(seed, "fleet")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no replica is left."""
+        return not self._life.index
+
+    # -- models -------------------------------------------------------------------------------------------------
+
+    def put_model(self, spec: ModelSpec, now_ns: int) -> None:
+        """A model was added or replaced. Replicas whose engine settings changed are replaced by draining."""
+        crew = self.state.crews.get(spec.name)
+        if crew is None:
+            crew = self.state.crews[spec.name] = Crew(spec=spec)
+        elif crew.removed or needs_restart(crew.spec, spec):
+            crew.crashes = crew.retry_at_ns = 0
+            crew.last_error = ""
+            self._outbox.cancel_timer(f"backoff:{spec.name}")
+        crew.spec, crew.removed = spec, False
+        self._settle_outage(crew, now_ns)
+        for replica in crew.replicas:
+            if not needs_restart(replica.spec, spec):
+                if replica.spec.price != spec.price:
+                    self._life.reprice(replica, spec, now_ns)
+                replica.spec = spec
+        self.rescale(crew, now_ns)
+
+    def remove_model(self, name: str, now_ns: int) -> None:
+        """A model was removed: its replicas drain."""
+        crew = self.state.crews.get(name)
+        if crew is not None and not crew.removed:
+            crew.removed = True
+            self._outbox.cancel_timer(f"backoff:{name}")
+            self.rescale(crew, now_ns)
+            self.settle_removed(crew)
+
+    def rescale(self, crew: Crew, now_ns: int) -> None:
+        """Bring the number of replicas to what is desired, and set the time of the next look."""
+        self._watch_load(crew, now_ns)
+        choice = self._choose(crew, now_ns)
+        crew.desired = choice.desired
+        wanted = crew.wanted
+        if len(wanted) < choice.desired:
+            self._grow(crew, choice, now_ns)
+        elif len(wanted) > choice.desired:
+            self._shrink(crew, choice, now_ns)
+        self._replace_outdated(crew, now_ns)
+        self._set_tick(crew, now_ns)
+
+    def look_soon(self, crew: Crew, now_ns: int) -> None:
+        """Requests wait: reconsider scaling at once if nothing will serve them, else at the next tick."""
+        if not crew.wanted:
+            self.rescale(crew, now_ns)
+        else:
+            self._outbox.set_earlier(f"scale:{crew.spec.name}", now_ns + QUEUE_TICK_NS)
+
+    # -- reports ------------------------------------------------------------------------------------------------
+
+    def worker_started(self, replica_id: str, now_ns: int, pid: int, url: str) -> None:
+        """A worker process exists."""
+        crew, replica = self._life.index.get(replica_id, (None, None))
+        if crew is None or replica is None:
+            self._life.stop_orphan(replica_id, now_ns)
+            return
+        replica.pid = pid
+        replica.url = url or replica.url
+        if replica.confirmed:
+            return
+        self._life.confirm(replica)
+        if replica.state in (DRAINING, STOPPING):
+            self._life.stop(replica, now_ns, STOP_GRACE_NS, why="it was to end before the restart")
+            return
+        if replica.state is READY:
+            self._life.serve_not_yet(replica, now_ns)
+        self._outbox.set_timer(f"start:{replica_id}", now_ns + replica.spec.scaling.start_timeout_ns)
+        why = f"worker {replica_id} outlived the control process and is still starting"
+        self._outbox.decide(now_ns, "adopt", subject=replica_id, model=crew.spec.name, why=why)
+        self.rescale(crew, now_ns)
+
+    def worker_ready(self, replica_id: str, now_ns: int, url: str) -> None:
+        """A worker takes requests."""
+        crew, replica = self._life.index.get(replica_id, (None, None))
+        if crew is None or replica is None:
+            self._life.stop_orphan(replica_id, now_ns)
+            return
+        if replica.spec.is_remote:
+            return
+        adopted = not replica.confirmed
+        replica.url = url
+        if adopted:
+            self._life.confirm(replica)
+            if replica.state in (DRAINING, STOPPING):
+                self._life.stop(replica, now_ns, STOP_GRACE_NS, why="it was to end before the restart")
+                return
+            why = f"worker {replica_id} outlived the control process and answers"
+            self._outbox.decide(now_ns, "adopt", subject=replica_id, model=crew.spec.name, why=why)
+        seat = self._router.state.seats.get(replica_id)
+        if replica.state is STARTING:
+            self._life.serve(replica, now_ns)
+            self._settle_outage(crew, now_ns)
+            self.rescale(crew, now_ns)
+        elif replica.state is READY and seat is not None:
+            seat.url = url
+            self._life.trust(replica, seat, now_ns)
+            self.rescale(crew, now_ns)
+
+    def worker_exited(self, replica_id: str, now_ns: int, exit_code: int, detail: str) -> None:
+        """A worker process is gone."""
+        crew, replica = self._life.index.get(replica_id, (None, None))
+        if crew is None or replica is None or replica.spec.is_remote:
+            return
+        if replica.confirmed and replica.state is not STOPPING:
+            self._crashed(crew, replica, now_ns, why_it_ended(exit_code, detail, was_ready=replica.was_ready))
+        elif not replica.confirmed:
+            why = "it ended while the control process was down"
+            self._outbox.decide(now_ns, "stop", subject=replica_id, model=crew.spec.name, why=why)
+        self._gone(crew, replica, now_ns)
+
+    def worker_sampled(self, replica_id: str, now_ns: int, sample: WorkerSample) -> None:
+        """A worker's figures were polled: a sign of life."""
+        crew, replica = self._life.index.get(replica_id, (None, None))
+        if crew is None or replica is None:
+            return
+        replica.sample = sample
+        seat = self._router.state.seats.get(replica_id)
+        if seat is not None:
+            seat.sample = sample
+            if replica.suspect:
+                self._life.trust(replica, seat, now_ns)
+                self._refuse_hopeless(crew, now_ns)
+            self._watch_load(crew, now_ns)
+
+    def energy_measured(self, replica_id: str, now_ns: int, energy_uj: int, basis: str) -> None:
+        """A meter was read."""
+        replica = self._life.index.get(replica_id, (None, None))[1]
+        if replica is not None:
+            read_meter(replica.account, now_ns=now_ns, measured_uj=energy_uj, basis=basis)
+
+    def dispatch_failed(self, seat: Seat, now_ns: int, reason: Reason) -> None:
+        """A dispatch to this replica failed; if it could not be reached, nothing more is sent for a while."""
+        replica = self._life.index.get(seat.replica_id, (None, None))[1]
+        if reason is Reason.WORKER_LOST and replica is not None and replica.state is READY and not replica.suspect:
+            self._life.suspect(replica, seat, now_ns)
+        crew = self.state.crews[seat.model]
+        self._refuse_hopeless(crew, now_ns)
+        if self._lane(crew).waiting:
+            self.look_soon(crew, now_ns)
+
+    def served(self, model: str) -> None:
+        """A replica of this model answered a request well: the row of crashes is over."""
+        crew = self.state.crews[model]
+        crew.crashes = 0
+
+    def emptied(self, seat: Seat, now_ns: int) -> None:
+        """A replica that takes nothing new runs nothing any more."""
+        replica = self._life.index.get(seat.replica_id, (None, None))[1]
+        if replica is None:
+            self._outbox.cancel_timer(f"lost:{seat.replica_id}")
+        elif replica.state is DRAINING and not seat.running:
+            self._life.drained(replica, now_ns, "its last request has ended")
+        if seat.model in self.state.crews:
+            self.settle_removed(self.state.crews[seat.model])
+
+    # -- timers -------------------------------------------------------------------------------------------------
+
+    def timer(self, kind: str, subject: str, now_ns: int) -> None:
+        """A fleet timer is due: scale, backoff (subject: a model); start, drain, stop, … (subject: a replica)."""
+        if kind in ("scale", "backoff"):
+            if subject in self.state.crews:
+                self.rescale(self.state.crews[subject], now_ns)
+            return
+        if kind == "lost":
+            seat = self._router.state.seats.get(subject)
+            if seat is not None and seat.gone:
+                self._router.give_up(seat, now_ns, Reason.WORKER_LOST)
+            return
+        crew, replica = self._life.index.get(subject, (None, None))
+        if crew is None or replica is None:
+            return
+        match kind:
+            case "start" if replica.state is STARTING:
+                limit_s = replica.spec.scaling.start_timeout_ns / NS_PER_S
+                self._crashed(crew, replica, now_ns, f"the worker was not ready within {limit_s:.0f} s")
+                self._life.stop(replica, now_ns, FORCED_GRACE_NS, why="it took too long to start")
+            case "drain" if replica.state is DRAINING:
+                self._life.stop(replica, now_ns, FORCED_GRACE_NS, why="its last requests did not end in time")
+            case "stop" if replica.state is STOPPING:
+                self._life.stop_again(replica, now_ns)
+            case "confirm" if not replica.confirmed:
+                self._life.confirm(replica)
+                self._life.stop(replica, now_ns, FORCED_GRACE_NS, why="nothing was heard of it after the restart")
+            case "suspect" if replica.suspect:
+                self._suspicion_ended(crew, replica, now_ns)
+        self._settle_outage(crew, now_ns)
+        self.rescale(crew, now_ns)
+
+    # -- the control process ------------------------------------------------------------------------------------
+
+    def control_started(self, now_ns: int) -> None:
+        """After a (re)start: no request runs; replicas are unconfirmed until reported; spans end."""
+        self.state.halted = False
+        self._life.doubt_all(now_ns)
+        for crew in list(self.state.crews.values()):
+            self.rescale(crew, now_ns)
+
+    def halt(self, now_ns: int) -> None:
+        """Drain and stop every replica."""
+        self.state.halted = True
+        for crew in list(self.state.crews.values()):
+            self._outbox.cancel_timer(f"backoff:{crew.spec.name}")
+            self.rescale(crew, now_ns)
+
+    def force(self, now_ns: int) -> None:
+        """Stop what still drains."""
+        for _, replica in list(self._life.index.values()):
+            if replica.spec.is_remote:
+                self._life.gone(replica, now_ns)
+            elif replica.state is not STOPPING:
+                self._life.stop(replica, now_ns, FORCED_GRACE_NS, why="the time given for an orderly end is over")
+
+    def abandon(self, now_ns: int) -> None:
+        """Write off every replica that has not reported its end."""
+        for _, replica in list(self._life.index.values()):
+            self._life.gone(replica, now_ns)
+
+    # -- below --------------------------------------------------------------------------------------------------
+
+    def _lane(self, crew: Crew) -> Lane:
+        return self._router.state.lanes[crew.spec.name]
+
+    def _choose(self, crew: Crew, now_ns: int) -> Choice:
+        if self.state.halted:
+            return Choice(0, "shut_down", "an orderly end was asked for")
+        if crew.removed:
+            return Choice(0, "remove", "the model was removed")
+        if crew.spec.is_remote:
+            return Choice(1, "start", "a worker that somebody else runs is always on")
+        lane = self._lane(crew)
+        wanted = crew.wanted
+        oldest_ns = self._router.oldest_wait_ns(lane, now_ns)
+        view = ScalingView(
+            wanted=len(wanted),
+            ready=sum(replica.state is READY and replica.confirmed for replica in wanted),
+            queued=lane.waiting,
+            oldest_wait_ns=oldest_ns,
+            in_flight=lane.in_flight - lane.waiting,
+            capacity=crew.spec.admission.max_concurrency_per_replica,
+            idle_for_ns=0 if lane.in_flight else now_ns - lane.active_ns,
+            pressed_for_ns=now_ns - crew.pressed_since_ns if crew.pressed_since_ns >= 0 else 0,
+            slack_for_ns=now_ns - crew.slack_since_ns if crew.slack_since_ns >= 0 else 0,
+            since_scale_up_ns=now_ns - crew.scaled_up_ns,
+        )
+        return desired_replicas(view, crew.spec.scaling)
+
+    def _grow(self, crew: Crew, choice: Choice, now_ns: int) -> None:
+        missing = choice.desired - len(crew.wanted)
+        for replica in reversed(crew.replicas):
+            if (
+                missing
+                and replica.state is DRAINING
+                and replica.confirmed
+                and not needs_restart(replica.spec, crew.spec)
+            ):
+                self._life.undrain(replica, now_ns)
+                self._decide(crew, now_ns, "undrain", replica.replica_id, choice.why)
+                missing -= 1
+        if now_ns < crew.retry_at_ns:
+            self._outbox.set_timer(f"backoff:{crew.spec.name}", crew.retry_at_ns)
+            return
+        room = _most(crew.spec) - len(crew.replicas)
+        if min(missing, room) > 0:
+            self._decide(crew, now_ns, choice.what, crew.spec.name, choice.why)
+            crew.scaled_up_ns = now_ns
+            crew.slack_since_ns = -1
+        for _ in range(min(missing, room)):
+            self._start(crew, now_ns, choice.why)
+
+    def _start(self, crew: Crew, now_ns: int, why: str) -> None:
+        number, self.state.next_number = self.state.next_number, self.state.next_number + 1
+        replica = self._life.start(crew, number, now_ns)
+        if not crew.spec.is_remote:
+            self._decide(crew, now_ns, "start", replica.replica_id, why)
+
+    def _shrink(self, crew: Crew, choice: Choice, now_ns: int) -> None:
+        victims = self._by_worth([replica for replica in crew.wanted if replica.confirmed], crew.spec)
+        surplus = len(crew.wanted) - choice.desired
+        if victims[:surplus]:
+            self._decide(crew, now_ns, choice.what, crew.spec.name, choice.why)
+        for replica in victims[:surplus]:
+            self._life.drain(replica, now_ns, choice.why)
+        crew.slack_since_ns = -1
+        self.settle_removed(crew)
+
+    def _replace_outdated(self, crew: Crew, now_ns: int) -> None:
+        """One at a time: start the new one first where there is room, then drain an old one."""
+        wanted = [replica for replica in crew.wanted if replica.confirmed]
+        old = [replica for replica in wanted if needs_restart(replica.spec, crew.spec)]
+        if not old or crew.removed or self.state.halted:
+            return
+        why = "the model's engine settings changed"
+        fresh = [replica for replica in wanted if replica not in old]
+        has_room = len(crew.replicas) < _most(crew.spec)
+        if not fresh and has_room and now_ns >= crew.retry_at_ns:
+            self._start(crew, now_ns, why)
+        elif any(replica.state is READY for replica in fresh) or len(crew.replicas) == len(old):
+            self._life.drain(self._by_worth(old, crew.spec)[0], now_ns, why)
+
+    def _by_worth(self, replicas: list[Replica], spec: ModelSpec) -> list[Replica]:
+        """Least worth keeping first: outdated, then not ready, then the least loaded, then the youngest."""
+        seats = self._router.state.seats
+
+        def worth(replica: Replica) -> tuple[bool, bool, int, int]:
+            seat = seats.get(replica.replica_id)
+            load = len(seat.running) if seat is not None else 0
+            return (not needs_restart(replica.spec, spec), replica.state is READY, load, -replica.started_ns)
+
+        return sorted(replicas, key=worth)
+
+    def _watch_load(self, crew: Crew, now_ns: int) -> None:
+        """Note since when the ready replicas have been pressed, or one too many."""
+        seats = self._router.state.seats
+        ready = [replica for replica in crew.replicas if replica.state is READY and replica.replica_id in seats]
+        scaling, kv_usage, all_wait = crew.spec.scaling, 0.0, False
+        if ready:
+            kv_usage = sum(replica.sample.kv_usage for replica in ready) / len(ready)
+            all_wait = all(replica.sample.waiting > 0 for replica in ready)
+        pressed = is_pressed(kv_usage=kv_usage, target_kv_usage=scaling.target_kv_usage, all_have_waiting=all_wait)
+        slack = not pressed and has_slack(
+            replicas=len(ready),
+            load=self._lane(crew).in_flight,
+            capacity=crew.spec.admission.max_concurrency_per_replica,
+            kv_usage=kv_usage,
+            target_kv_usage=scaling.target_kv_usage,
+        )
+        crew.pressed_since_ns = _since(crew.pressed_since_ns, pressed, now_ns)
+        crew.slack_since_ns = _since(crew.slack_since_ns, slack, now_ns)
+
+    def _set_tick(self, crew: Crew, now_ns: int) -> None:
+        timer, scaling, lane = f"scale:{crew.spec.name}", crew.spec.scaling, self._lane(crew)
+        if crew.removed or self.state.halted or crew.spec.is_remote:
+            self._outbox.cancel_timer(timer)
+        elif lane.waiting and len(crew.replicas) < _most(crew.spec):
+            self._outbox.set_timer(timer, now_ns + QUEUE_TICK_NS)
+        elif lane.in_flight:
+            self._outbox.set_timer(timer, now_ns + BUSY_TICK_NS)
+        elif len(crew.wanted) > scaling.min_replicas:
+            sleep_ns = lane.active_ns + scaling.idle_ns
+            self._outbox.set_timer(timer, sleep_ns if sleep_ns > now_ns else now_ns + BUSY_TICK_NS)
+        else:
+            self._outbox.cancel_timer(timer)
+
+    def _crashed(self, crew: Crew, replica: Replica, now_ns: int, why: str) -> None:
+        crew.crashes += 1
+        crew.last_error = why
+        self._decide(crew, now_ns, "crash", replica.replica_id, why)
+        wait_ns = backoff_ns(crew.crashes, was_ready=replica.was_ready, jitter=self._rng.unit())
+        if wait_ns:
+            crew.retry_at_ns = now_ns + wait_ns
+            why = f"{crew.crashes} crashes in a row; the next start is in {wait_ns / NS_PER_S:.1f} s at the earliest"
+            self._decide(crew, now_ns, "backoff", crew.spec.name, why)
+
+    def _gone(self, crew: Crew, replica: Replica, now_ns: int) -> None:
+        self._life.gone(replica, now_ns)
+        self._settle_outage(crew, now_ns)
+        self._refuse_hopeless(crew, now_ns)
+        self.rescale(crew, now_ns)
+        self.settle_removed(crew)
+
+    def _suspicion_ended(self, crew: Crew, replica: Replica, now_ns: int) -> None:
+        seat = self._router.state.seats.get(replica.replica_id)
+        if replica.spec.is_remote:
+            if seat is not None:
+                self._life.trust(replica, seat, now_ns)
+            return
+        self._crashed(crew, replica, now_ns, "the worker failed a request and gave no sign of life since")
+        self._life.stop(replica, now_ns, FORCED_GRACE_NS, why=crew.last_error)
+
+    def _settle_outage(self, crew: Crew, now_ns: int) -> None:
+        """Say whether requests are held or refused while nothing serves this model."""
+        lane, spec = self._lane(crew), crew.spec
+        lane.outage, lane.outage_until_ns = "", 0
+        if not spec.is_remote and not _most(spec):
+            lane.outage, lane.outage_until_ns = f"The model {spec.name!r} is set to zero replicas.", NEVER_NS
+        elif now_ns < crew.retry_at_ns and refuses_while_backing_off(crew.crashes) and not crew.wanted:
+            lane.outage, lane.outage_until_ns = f"The model {spec.name!r} fails: {crew.last_error}.", crew.retry_at_ns
+        if lane.outage:
+            retry_ns = min(lane.outage_until_ns - now_ns, 60 * NS_PER_S)
+            self._router.refuse_waiting(lane, now_ns, Reason.MODEL_UNAVAILABLE, lane.outage, retry_after_ns=retry_ns)
+
+    def _refuse_hopeless(self, crew: Crew, now_ns: int) -> None:
+        """Refuse what waits for another attempt where no other replica is or can come."""
+        lane = self._lane(crew)
+        if not lane.again:
+            return
+        may_change = any(
+            replica.suspect or not replica.confirmed or replica.state in (DRAINING, STOPPING)
+            for replica in crew.replicas
+        )
+        if not crew.spec.is_remote and (may_change or len(crew.replicas) < _most(crew.spec)):
+            return
+        for request_id in list(lane.again):
+            ticket = self._router.state.tickets[request_id]
+            if all(replica.replica_id in ticket.failed_on for replica in crew.wanted):
+                why = f"Every replica of {crew.spec.name!r} failed this request."
+                reason = ticket.failure or Reason.WORKER_ERROR
+                self._router.refuse(ticket, now_ns, reason, why, retry_after_ns=NS_PER_S)
+
+    def settle_removed(self, crew: Crew) -> None:
+        """Forget a removed model once nothing of it is left."""
+        name = crew.spec.name
+        if crew.removed and not crew.replicas and not self._lane(crew).in_flight:
+            for kind in ("scale", "backoff", "queue"):
+                self._outbox.cancel_timer(f"{kind}:{name}")
+            self._outbox.forget_model(name)
+            self._router.state.lanes.pop(name, None)
+            self.state.crews.pop(name, None)
+
+    def _decide(self, crew: Crew, now_ns: int, what: str, subject: str, why: str) -> None:
+        self._outbox.decide(now_ns, what, subject=subject, model=crew.spec.name, why=why)
+
+
+def needs_restart(old: ModelSpec, new: ModelSpec) -> bool:
+    """Whether a replica of `old` cannot serve `new` as it is."""
+    return old.source != new.source or old.engine != new.engine or old.context_tokens != new.context_tokens
+
+
+def _most(spec: ModelSpec) -> int:
+    scaling: Scaling = spec.scaling
+    return 1 if spec.is_remote else max(scaling.max_replicas, scaling.min_replicas)
+
+
+def _since(since_ns: int, holds: bool, now_ns: int) -> int:
+    if not holds:
+        return -1
+    return since_ns if since_ns >= 0 else now_ns

@@ -1,0 +1,112 @@
+"""What the control machine shows of itself: status, and the accruals of what runs now. Changes nothing."""
+
+from msgspec.structs import replace
+
+from baseload.core.fleet import FleetState
+from baseload.core.ledger import advance, close_span, leave, power_w
+from baseload.core.lifecycle import Crew, Replica
+from baseload.core.router import RouterState, request_entry
+from baseload.core.snapshot import ControlState
+from baseload.domain.fleet import ReplicaState
+from baseload.domain.status import ControlStatus, ModelStatus, ReplicaStatus
+from baseload.domain.work import Entry, Outcome, PhaseTimes, TokenCounts
+
+
+def status(now_ns: int, *, control: ControlState, keys: int, router: RouterState, fleet: FleetState) -> ControlStatus:
+    """Everything at this instant."""
+    models = tuple(_model_status(crew, now_ns, router) for crew in fleet.crews.values())
+    return ControlStatus(
+        now_ns=now_ns,
+        started_ns=control.started_ns,
+        seed=control.seed,
+        policy_version=control.policy_version,
+        models=models,
+        replicas=tuple(
+            _replica_status(replica, now_ns, router) for crew in fleet.crews.values() for replica in crew.replicas
+        ),
+        queued=sum(model.queued for model in models),
+        in_flight=sum(model.in_flight for model in models),
+        keys=keys,
+        requests_total=router.requests_total,
+        refused_total=router.refused_total,
+        shutting_down=control.shutting_down,
+    )
+
+
+def open_entries(now_ns: int, *, router: RouterState, fleet: FleetState) -> list[Entry]:
+    """Each replica's open span, and each open request with its share so far; shares, idle and cold sum exactly."""
+    entries: list[Entry] = []
+    bills = {}
+    for crew in fleet.crews.values():
+        for replica in crew.replicas:
+            account = replace(replica.account)
+            seat = router.seats.get(replica.replica_id)
+            advance(account, now_ns)
+            entries.append(close_span(replace(account), now_ns))
+            for request_id in seat.running if seat is not None else ():
+                bills[request_id] = replace(router.tickets[request_id].bill)
+                leave(account, bills[request_id], now_ns)
+    for request_id, ticket in router.tickets.items():
+        seen = replace(ticket, bill=bills.get(request_id, ticket.bill))
+        entries.append(request_entry(seen, 0, Outcome.OK, None, TokenCounts(), PhaseTimes()))
+    return entries
+
+
+def _model_status(crew: Crew, now_ns: int, router: RouterState) -> ModelStatus:
+    lane = router.lanes[crew.spec.name]
+    counts = dict.fromkeys(ReplicaState, 0)
+    for replica in crew.replicas:
+        counts[replica.state] += 1
+    waiting = len(lane.queue) + len(lane.again)
+    first = next(iter(lane.again), None) or next(iter(lane.queue), None)
+    leaving = counts[ReplicaState.DRAINING] + counts[ReplicaState.STOPPING]
+    backing_off = now_ns < crew.retry_at_ns and not counts[ReplicaState.READY]
+    if crew.spec.is_remote and not crew.removed:
+        state = "remote"
+    elif counts[ReplicaState.READY]:
+        state = "awake"
+    elif counts[ReplicaState.STARTING]:
+        state = "waking"
+    elif backing_off:
+        state = "backing off"
+    else:
+        state = "draining" if leaving else "asleep"
+    return ModelStatus(
+        name=crew.spec.name,
+        state=state,
+        desired=crew.desired,
+        ready=counts[ReplicaState.READY],
+        starting=counts[ReplicaState.STARTING],
+        draining=leaving,
+        queued=waiting,
+        oldest_wait_ns=now_ns - router.tickets[first].arrived_ns if first is not None else 0,
+        in_flight=lane.in_flight - waiting,
+        crashes=crew.crashes,
+        retry_at_ns=crew.retry_at_ns if now_ns < crew.retry_at_ns else 0,
+        last_error=crew.last_error,
+        requests_total=lane.requests_total,
+        prompt_tokens_total=lane.prompt_tokens_total,
+        completion_tokens_total=lane.completion_tokens_total,
+    )
+
+
+def _replica_status(replica: Replica, now_ns: int, router: RouterState) -> ReplicaStatus:
+    account = replace(replica.account)
+    advance(account, now_ns)
+    seat = router.seats.get(replica.replica_id)
+    return ReplicaStatus(
+        replica_id=replica.replica_id,
+        model=replica.spec.name,
+        state=replica.state,
+        url=replica.url,
+        pid=replica.pid,
+        since_ns=replica.since_ns,
+        started_ns=replica.started_ns,
+        in_flight=len(seat.running) if seat is not None else 0,
+        sample=replica.sample,
+        cold_ns=account.cold_ns,
+        useful_ns=account.useful_ns,
+        idle_ns=account.idle_ns,
+        power_w=power_w(account),
+        energy_basis=account.basis,
+    )

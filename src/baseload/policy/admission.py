@@ -1,0 +1,27 @@
+"""Who may ask how much: per-minute limits as pure arithmetic over one integer per bucket.
+
+A bucket holds one minute's allowance and refills evenly. Its whole state is the instant at which it would be full
+again (the "theoretical arrival time" of ATM's generic cell rate algorithm, ITU-T I.371), so it is exact and small.
+"""
+
+from baseload.domain.units import NS_PER_S
+
+MINUTE_NS = 60 * NS_PER_S
+
+
+def take(full_at_ns: int, *, now_ns: int, amount: int, per_minute: int) -> tuple[int, int]:
+    """Take `amount` from a bucket: (new full_at_ns, 0), or (full_at_ns, time to wait) when it holds too little.
+
+    More than a whole minute's allowance is granted when the bucket is full; the debt is then paid by waiting.
+    """
+    start = max(full_at_ns, now_ns)
+    need_ns = min(amount, per_minute) * MINUTE_NS // per_minute
+    wait_ns = start + need_ns - now_ns - MINUTE_NS
+    if wait_ns > 0:
+        return full_at_ns, wait_ns
+    return start + -(-amount * MINUTE_NS // per_minute), 0
+
+
+def settle(full_at_ns: int, *, reserved: int, used: int, per_minute: int) -> int:
+    """Give back what was reserved and not used, or take what was used beyond it."""
+    return full_at_ns + (used - reserved) * MINUTE_NS // per_minute

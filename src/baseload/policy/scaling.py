@@ -1,0 +1,89 @@
+"""How many replicas a model should have, and why: pure functions over one view."""
+
+from msgspec import Struct
+
+from baseload.domain.model import Scaling
+from baseload.domain.units import NS_PER_S
+
+PRESSED_NS = 3 * NS_PER_S  # pressure (KV use, queues inside the workers) must last so long to count
+SLACK_LOAD = 0.5  # one replica fewer must be loaded no more than this, for idle_ns, before one is drained
+SLACK_KV = 0.7  # and its KV use no more than this part of the target
+
+
+class ScalingView(Struct, frozen=True):
+    """What the scaling policy may look at, for one model."""
+
+    wanted: int  # replicas starting or ready, not draining
+    ready: int
+    queued: int  # in the router
+    oldest_wait_ns: int
+    in_flight: int
+    capacity: int  # requests per replica
+    idle_for_ns: int  # since the last request was here; 0 while one is
+    pressed_for_ns: int  # how long `is_pressed` has held
+    slack_for_ns: int  # how long `has_slack` has held
+    since_scale_up_ns: int
+
+
+class Choice(Struct, frozen=True):
+    """The number of replicas to have. `what` names the change ("" for none), `why` explains it to people."""
+
+    desired: int
+    what: str = ""
+    why: str = ""
+
+
+def desired_replicas(view: ScalingView, scaling: Scaling) -> Choice:
+    """The autoscaler's one decision."""
+    low = scaling.min_replicas
+    high = max(scaling.max_replicas, low)
+    busy = view.queued + view.in_flight
+    if view.wanted > high:
+        return Choice(high, "scale_down", f"at most {high} replicas are allowed")
+    if view.wanted < low:
+        return Choice(low, "start", f"at least {low} replicas are kept")
+    if view.wanted == 0:
+        needed = min(high, -(-view.queued // view.capacity))
+        return Choice(needed, "wake", f"{view.queued} waiting and no replica runs") if needed else Choice(0)
+    if busy == 0 and view.wanted > low and view.idle_for_ns >= scaling.idle_ns:
+        return Choice(low, "sleep", f"no request for {_words(view.idle_for_ns)}")
+    why = _why_more(view, scaling)
+    if why and view.wanted < high and view.since_scale_up_ns >= scaling.scale_up_cooldown_ns:
+        needed = min(-(-busy // view.capacity), 2 * view.wanted)
+        return Choice(min(high, max(view.wanted + 1, needed)), "scale_up", why)
+    if view.wanted > max(low, 1) and view.slack_for_ns >= scaling.idle_ns:
+        why = f"{view.wanted - 1} replicas have carried the load easily for {_words(view.slack_for_ns)}"
+        return Choice(view.wanted - 1, "scale_down", why)
+    return Choice(view.wanted)
+
+
+def is_pressed(*, kv_usage: float, target_kv_usage: float, all_have_waiting: bool) -> bool:
+    """Whether ready replicas are at their limit: mean KV use above target, or requests wait inside every one."""
+    return kv_usage > target_kv_usage or all_have_waiting
+
+
+def has_slack(*, replicas: int, load: int, capacity: int, kv_usage: float, target_kv_usage: float) -> bool:
+    """Whether one replica fewer would do: load and KV use, spread over the rest, stay well below their limits."""
+    rest = replicas - 1
+    if rest < 1:
+        return False
+    return load <= SLACK_LOAD * capacity * rest and kv_usage * replicas / rest <= SLACK_KV * target_kv_usage
+
+
+def _why_more(view: ScalingView, scaling: Scaling) -> str:
+    starting = view.wanted - view.ready
+    if starting and view.queued <= starting * view.capacity:
+        return ""  # those on their way will take the queue
+    if view.queued and view.oldest_wait_ns > scaling.target_queue_delay_ns:
+        target = _words(scaling.target_queue_delay_ns)
+        return f"the oldest of {view.queued} waiting has waited {_words(view.oldest_wait_ns)}, target {target}"
+    if view.queued > view.capacity * view.wanted:
+        return f"{view.queued} wait, more than {view.wanted} replicas take at a time"
+    if view.pressed_for_ns >= PRESSED_NS and not starting:
+        return f"its replicas have been at their memory or batch limit for {_words(view.pressed_for_ns)}"
+    return ""
+
+
+def _words(time_ns: int) -> str:
+    value = time_ns / NS_PER_S
+    return f"{value:.1f} s" if value < 100 else f"{value:.0f} s"
