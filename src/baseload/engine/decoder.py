@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from baseload.engine.config import ModelConfig
-from baseload.engine.layers import Params, linear, mlp, rms_norm
+from baseload.engine.layers import Linear, Params, linear, mlp, rms_norm
 from baseload.engine.moe import moe_dense
 from baseload.engine.rope import inverse_frequencies, rotate
 
@@ -17,16 +17,22 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def attention_block(
-    config: ModelConfig, layer: Params, x: jax.Array, cos: jax.Array, sin: jax.Array, attend: Attend
+    config: ModelConfig,
+    layer: Params,
+    x: jax.Array,
+    cos: jax.Array,
+    sin: jax.Array,
+    attend: Attend,
+    dot: Linear = linear,
 ) -> jax.Array:
     """Norm, projections, rotation, `attend`, output projection of x[rows, hidden]; what the residual gains."""
     normed = rms_norm(x, layer["norm"], config.norm_eps)
-    q, k, v = split_qkv(config, linear(normed, layer["qkv"], layer.get("qkv_bias")))
+    q, k, v = split_qkv(config, dot(normed, layer["qkv"], layer.get("qkv_bias")))
     if config.qk_norm:
         q = rms_norm(q, layer["q_norm"], config.norm_eps)
         k = rms_norm(k, layer["k_norm"], config.norm_eps)
     out = attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
-    return linear(out.reshape(x.shape[0], -1), layer["out"], layer.get("out_bias"))
+    return dot(out.reshape(x.shape[0], -1), layer["out"], layer.get("out_bias"))
 
 
 def split_qkv(config: ModelConfig, qkv: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

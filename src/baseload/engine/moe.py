@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from baseload.engine.config import NO_WINDOW, Fields, ModelConfig, MoeConfig, parse_common, parse_rope
-from baseload.engine.layers import Params, linear, rms_norm, swiglu
+from baseload.engine.layers import Linear, Params, linear, rms_norm, swiglu, tiled_linear
 
 
 def parse_mixtral(fields: Fields) -> ModelConfig:
@@ -44,9 +44,9 @@ def parse_qwen3_moe(fields: Fields) -> ModelConfig:
     return ModelConfig(**common, rope=parse_rope(fields), moe=moe, qk_norm=True, qkv_bias=bias, out_bias=bias)
 
 
-def route(moe: MoeConfig, router: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def route(moe: MoeConfig, router: jax.Array, x: jax.Array, dot: Linear = linear) -> tuple[jax.Array, jax.Array]:
     """The chosen experts of each row and their weights: int32 and float32, both [rows, experts_per_token]."""
-    probabilities = jax.nn.softmax(linear(x, router), axis=-1)
+    probabilities = jax.nn.softmax(dot(x, router, None), axis=-1)
     weights, chosen = jax.lax.top_k(probabilities, moe.experts_per_token)
     if moe.normalize:
         weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
@@ -64,4 +64,43 @@ def moe_dense(moe: MoeConfig, layer: Params, x: jax.Array, eps: float) -> jax.Ar
         return total + linear(swiglu(linear(normed, gate_up)), down) * gate[..., None], None
 
     total, _ = jax.lax.scan(add_expert, jnp.zeros_like(x), (layer["gate_up"], layer["down"], gates.T))
+    return total
+
+
+def moe_sparse(
+    moe: MoeConfig, layer: Params, x: jax.Array, eps: float, dot: Linear, *, tile_rows: int, in_out: bool
+) -> jax.Array:
+    """Only the chosen experts, each on its own rows in tiles of `tile_rows`; x is [rows, hidden].
+
+    Rows are sorted by expert and each expert's rows are cut into tiles of one shape, so a row's bits do not depend
+    on who else chose its expert. As many tiles are computed as are needed, so idle experts' weights are not read.
+    """
+    rows, hidden = x.shape
+    normed = rms_norm(x, layer["norm"], eps)
+    chosen, weights = route(moe, layer["router"], normed, dot)
+    expert_of = chosen.reshape(-1)
+    order = jnp.argsort(expert_of, stable=True)
+    counts = jnp.sum(jax.nn.one_hot(expert_of, moe.experts, dtype=jnp.int32), axis=0)
+    first_row = jnp.cumsum(counts) - counts
+    tile_ends = jnp.cumsum((counts + tile_rows - 1) // tile_rows)
+    apply = tiled_linear(tile_rows, in_out=in_out)
+
+    def one_tile(tile: jax.Array, out: jax.Array) -> jax.Array:
+        expert = jnp.searchsorted(tile_ends, tile, side="right").astype(jnp.int32)
+        before = jnp.where(expert > 0, tile_ends[expert - 1], 0)
+        at = first_row[expert] + (tile - before) * tile_rows + jnp.arange(tile_rows, dtype=jnp.int32)
+        valid = at < first_row[expert] + counts[expert]
+        pair = order[jnp.minimum(at, order.size - 1)]
+        gate_up, down = (
+            jax.lax.dynamic_index_in_dim(layer[name], expert, keepdims=False) for name in ("gate_up", "down")
+        )
+        done = apply(swiglu(apply(normed[pair // moe.experts_per_token], gate_up, None)), down, None)
+        return out.at[jnp.where(valid, pair, order.size)].set(done, mode="drop")
+
+    outputs = jnp.zeros((rows * moe.experts_per_token, hidden), jnp.float32)
+    outputs = jax.lax.fori_loop(0, tile_ends[-1], one_tile, outputs)
+    parts = outputs.reshape(rows, moe.experts_per_token, hidden) * weights[..., None]
+    total: jax.Array = parts[:, 0]
+    for index in range(1, moe.experts_per_token):
+        total = total + parts[:, index]
     return total

@@ -8,6 +8,8 @@ import numpy as np
 
 from baseload.engine.config import ModelConfig
 
+_PAGE = 1024  # positions
+
 
 def inverse_frequencies(config: ModelConfig) -> np.ndarray:
     """float32[head_dim / 2]: the angle per position of each pair of dimensions, scaled as config.json says."""
@@ -32,13 +34,25 @@ def inverse_frequencies(config: ModelConfig) -> np.ndarray:
     return np.asarray(scaled, np.float32)
 
 
-def cos_sin(config: ModelConfig, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin, float32[..., head_dim / 2] each, of the angles at integer `positions`, computed on the host.
+class RopeTable:
+    """cos and sin of the angles at any position, from pages of one size made on demand on the host.
 
-    On the host so that no bucket's compiled sine can differ from another's.
+    One size, and the host, so that neither a bucket's compiled sine nor the length of a NumPy call can change bits.
     """
-    angles = positions[..., None].astype(np.float32) * inverse_frequencies(config)
-    return np.cos(angles), np.sin(angles)
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._frequencies = inverse_frequencies(config)
+        self._cos = np.zeros((0, self._frequencies.size), np.float32)
+        self._sin = self._cos
+
+    def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """cos and sin, float32[n, head_dim / 2] each, at int positions[n]."""
+        while len(self._cos) <= positions.max(initial=0):
+            page = np.arange(len(self._cos), len(self._cos) + _PAGE, dtype=np.float32)
+            angles = page[:, None] * self._frequencies
+            self._cos = np.concatenate([self._cos, np.cos(angles)])
+            self._sin = np.concatenate([self._sin, np.sin(angles)])
+        return self._cos[positions], self._sin[positions]
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

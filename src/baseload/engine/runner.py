@@ -1,0 +1,319 @@
+"""The runner: weights, the paged cache and compiled programs; spans of tokens in, logits out."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import psutil
+
+from baseload.domain.errors import ModelError
+from baseload.domain.model import EngineSpec
+from baseload.engine.buckets import Buckets, split
+from baseload.engine.config import ModelConfig
+from baseload.engine.decoder import layer_params
+from baseload.engine.kv_cache import CacheShape, block_bytes
+from baseload.engine.programs import Program, ProgramCache, environment_key
+from baseload.engine.rope import RopeTable
+from baseload.engine.steps import Mode, Where, head_step, layer_step
+from baseload.engine.weights import Tree, load_params, resolve_dtype
+
+DEFAULT_CACHE_BYTES = 1 << 30
+DEFAULT_CACHE_SHARE = 0.25  # of the memory that is free when the cache is made
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """New tokens of one sequence at positions start … start + len(tokens) - 1.
+
+    Block i of `blocks` holds the sequence's positions i · block_tokens …; earlier positions are in the cache.
+    """
+
+    tokens: np.ndarray  # int32[n], n ≥ 1
+    start: int
+    blocks: np.ndarray  # int32[m], enough for start + n positions
+    wants_logits: bool
+
+
+class Runner:
+    """Owns the device's arrays. One thread at a time may call `run`; `warm` compiles beside it."""
+
+    def __init__(
+        self, config: ModelConfig, params: Tree, *, spec: EngineSpec, cache_dir: Path | None = None, dtype: str
+    ) -> None:
+        self.config = config
+        self.dtype = dtype
+        self.mode = Mode.choose(dtype, deterministic=spec.deterministic)
+        self.shape = _cache_shape(config, spec, dtype)
+        self.buckets = Buckets.choose(
+            max_seqs=spec.max_seqs, max_step_tokens=spec.max_step_tokens, smallest=self.mode.smallest_rows
+        )
+        self._rope = RopeTable(config)
+        self._place(params)
+        key = {"config": asdict(config), "cache": asdict(self.shape), "mode": asdict(self.mode), **environment_key()}
+        self.programs = ProgramCache(cache_dir, key)
+        self._warmer: threading.Thread | None = None
+        self._closing = threading.Event()
+
+    @staticmethod
+    def open(model_dir: Path | str, *, spec: EngineSpec, cache_dir: Path | str | None) -> "Runner":
+        """Loads a Hugging Face directory. `cache_dir` keeps compiled programs; None keeps none.
+
+        Raises ModelError, UnsupportedArchitecture or BadWeights; then nothing was left behind.
+        """
+        config, params = load_params(model_dir, spec.dtype)
+        directory = None if cache_dir is None else Path(cache_dir) / "programs"
+        return Runner(config, params, spec=spec, cache_dir=directory, dtype=resolve_dtype(config, spec.dtype))
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns of the logits."""
+        return self.config.vocab_size
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens per cache block."""
+        return self.shape.block_tokens
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in the cache, numbered from 0."""
+        return self.shape.blocks
+
+    @property
+    def max_context(self) -> int:
+        """Longest sequence, prompt and answer together."""
+        return self.shape.max_context
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer, from config.json and generation_config.json."""
+        return self.config.eos_token_ids
+
+    def run(self, spans: Sequence[Span]) -> jax.Array:
+        """Computes all spans and writes their keys and values; float32[rows, vocab], rows in span order.
+
+        A row is the logits after a span's last token, for each span with `wants_logits`.
+        """
+        if not spans:
+            raise ValueError("run needs at least one span")
+        results: dict[int, np.ndarray] = {}
+        decodes = [index for index, span in enumerate(spans) if len(span.tokens) == 1]
+        self._check(spans)
+        for first, count, bucket in split(self._usable("decode"), len(decodes)):
+            self._decode(spans, decodes[first : first + count], bucket, results)
+        for index, span in enumerate(spans):
+            if len(span.tokens) > 1:
+                self._prefill(index, span, results)
+        rows = [results[index] for index, span in enumerate(spans) if span.wants_logits]
+        empty = np.zeros((0, self.vocab_size), np.float32)
+        logits: jax.Array = jax.device_put(np.concatenate(rows) if len(rows) > 1 else rows[0] if rows else empty)
+        return logits
+
+    def warm(self, *, background: bool = True) -> None:
+        """Loads or compiles every program, the smallest first; in a thread of its own unless told otherwise.
+
+        `run` takes the programs there are: it is usable as soon as the first are ready.
+        """
+        if not background:
+            self._warm_all()
+        elif self._warmer is None:
+            self._warmer = threading.Thread(target=self._warm_all, name="warm", daemon=True)
+            self._warmer.start()
+
+    def close(self) -> None:
+        """Ends the background warming after the program it is at."""
+        self._closing.set()
+        if self._warmer is not None:
+            self._warmer.join()
+
+    # -- one call ---------------------------------------------------------------------------------------------
+
+    def _decode(self, spans: Sequence[Span], picks: list[int], bucket: int, results: dict[int, np.ndarray]) -> None:
+        tokens = np.zeros(bucket, np.int32)
+        positions = np.full(bucket, spans[picks[0]].start, np.int32)
+        tables = np.full((bucket, self.shape.table_blocks), self.shape.blocks, np.int32)
+        for row, index in enumerate(picks):
+            span = spans[index]
+            tokens[row], positions[row] = span.tokens[0], span.start
+            tables[row, : len(span.blocks)] = span.blocks
+        block = tables[np.arange(bucket), positions // self.block_tokens]
+        slots = block * self.block_tokens + positions % self.block_tokens
+        slots[len(picks) :] = self.shape.blocks * self.block_tokens
+        x = self._layers("decode", bucket, tokens, positions, slots, tables, len(picks))
+        wanted = [row for row, index in enumerate(picks) if spans[index].wants_logits]
+        if wanted:
+            logits = self._head(x, bucket, np.arange(bucket, dtype=np.int32))
+            results.update({picks[row]: logits[row : row + 1] for row in wanted})
+
+    def _prefill(self, index: int, span: Span, results: dict[int, np.ndarray]) -> None:
+        table = np.full(self.shape.table_blocks, self.shape.blocks, np.int32)
+        table[: len(span.blocks)] = span.blocks
+        calls = split(self._usable("prefill"), len(span.tokens))
+        for number, (first, count, bucket) in enumerate(calls):
+            tokens = np.zeros(bucket, np.int32)
+            tokens[:count] = span.tokens[first : first + count]
+            positions = np.full(bucket, span.start + first + count - 1, np.int32)
+            positions[:count] = span.start + first + np.arange(count, dtype=np.int32)
+            slots = table[positions // self.block_tokens] * self.block_tokens + positions % self.block_tokens
+            slots[count:] = self.shape.blocks * self.block_tokens
+            x = self._layers("prefill", bucket, tokens, positions, slots, table, count)
+            if span.wants_logits and number == len(calls) - 1:
+                picks = np.full(self.buckets.decode[0], count - 1, np.int32)
+                results[index] = self._head(x, bucket, picks)[:1]
+
+    def _layers(
+        self,
+        kind: str,
+        bucket: int,
+        tokens: np.ndarray,
+        positions: np.ndarray,
+        slots: np.ndarray,
+        tables: np.ndarray,
+        active: int,
+    ) -> jax.Array:
+        """All layers over one padded bucket of rows; the hidden states after the last."""
+        cos, sin = self._rope.at(positions)
+        host = Where(cos, sin, slots.astype(np.int32), positions, tables, np.int32(active))
+        x: jax.Array
+        x, where = jax.device_put((self._embed[tokens].astype(np.float32), host))
+        for index, (attn, feed, window) in enumerate(self._weights):
+            program = self._layer_program(kind, bucket, self.config.is_moe[index])
+            x, self._keys[index], self._values[index] = program(
+                attn, feed, self._keys[index], self._values[index], x, where, window
+            )
+        return x
+
+    def _head(self, x: jax.Array, rows: int, picks: np.ndarray) -> np.ndarray:
+        program = self._head_program(rows, len(picks))
+        return np.asarray(program(self._final_norm, self._head_weight, x, jax.device_put(picks)))
+
+    def _check(self, spans: Sequence[Span]) -> None:
+        for span in spans:
+            end = span.start + len(span.tokens)
+            if not 0 < end <= self.max_context or len(span.blocks) * self.block_tokens < end or not len(span.tokens):
+                raise ValueError(
+                    f"a span of {len(span.tokens)} tokens from {span.start} needs 1 to {self.max_context} positions"
+                    f" and blocks for them; it has {len(span.blocks)} blocks of {self.block_tokens}"
+                )
+
+    # -- programs ---------------------------------------------------------------------------------------------
+
+    def _usable(self, kind: str) -> tuple[int, ...]:
+        """The buckets whose programs are ready; where none is, the smallest, which is then compiled."""
+        sizes = self.buckets.decode if kind == "decode" else self.buckets.prefill
+        ready = tuple(size for size in sizes if all(self.programs.ready(name) for name in self._names(kind, size)))
+        return ready or sizes[:1]
+
+    def _names(self, kind: str, rows: int) -> list[str]:
+        kinds = sorted(set(self.config.is_moe))
+        return [_layer_name(kind, rows, sparse) for sparse in kinds] + [_head_name(rows, self._picks(kind, rows))]
+
+    def _picks(self, kind: str, rows: int) -> int:
+        return rows if kind == "decode" else self.buckets.decode[0]
+
+    def _warm_all(self) -> None:
+        order = [("decode", self.buckets.decode[0]), ("prefill", self.buckets.prefill[0])]
+        order += [("prefill", rows) for rows in self.buckets.prefill[1:]]
+        order += [("decode", rows) for rows in self.buckets.decode[1:]]
+        for kind, rows in order:
+            for sparse in sorted(set(self.config.is_moe)):
+                if self._closing.is_set():
+                    return
+                self._layer_program(kind, rows, sparse)
+            self._head_program(rows, self._picks(kind, rows))
+
+    def _layer_program(self, kind: str, rows: int, sparse: bool) -> Program:
+        def lower() -> jax.stages.Lowered:
+            step = layer_step(self.config, self.shape, self.mode, prefill=kind == "prefill", sparse=sparse)
+            attn, feed, window = self._weights[self.config.is_moe.index(sparse)]
+            cache = _spec(self.shape.array_shape, self.shape.storage)
+            x = _spec((rows, self.config.hidden), np.float32)
+            where = _where_shapes(self.config, self.shape, kind, rows)
+            return jax.jit(step, donate_argnums=(2, 3, 4)).lower(attn, feed, cache, cache, x, where, window)
+
+        return self.programs.get(_layer_name(kind, rows, sparse), lower)
+
+    def _head_program(self, rows: int, picks: int) -> Program:
+        def lower() -> jax.stages.Lowered:
+            x = _spec((rows, self.config.hidden), np.float32)
+            at = _spec((picks,), np.int32)
+            return jax.jit(head_step(self.config, self.mode)).lower(self._final_norm, self._head_weight, x, at)
+
+        return self.programs.get(_head_name(rows, picks), lower)
+
+    # -- arrays -----------------------------------------------------------------------------------------------
+
+    def _place(self, params: Tree) -> None:
+        """Puts weights on the device layer by layer, without a copy where the device can use host memory."""
+        config = self.config
+
+        def put(array: Any, *, matrix: bool) -> jax.Array:
+            if matrix and self.mode.in_out:
+                array = np.ascontiguousarray(np.swapaxes(array, -1, -2))
+            placed: jax.Array = jax.device_put(array, may_alias=True)
+            return placed
+
+        self._embed: np.ndarray = params["embed"]
+        self._final_norm = put(params["final_norm"], matrix=False)
+        self._head_weight = put(params["embed" if config.tied else "lm_head"], matrix=True)
+        self._weights: list[tuple[dict[str, jax.Array], dict[str, jax.Array], jax.Array]] = []
+        for index in range(config.layers):
+            attn, feed = (
+                {name: put(value, matrix=value.ndim > 1) for name, value in group.items()}
+                for group in layer_params(config, params, index)
+            )
+            window = jax.device_put(np.int32(config.windows[index]))
+            self._weights.append((attn, feed, window))
+        zeros = np.zeros(self.shape.array_shape, self.shape.storage)
+        self._keys: list[Any] = [jax.device_put(zeros, may_alias=False) for _ in range(config.layers)]
+        self._values: list[Any] = [jax.device_put(zeros, may_alias=False) for _ in range(config.layers)]
+
+
+def _cache_shape(config: ModelConfig, spec: EngineSpec, dtype: str) -> CacheShape:
+    """How many blocks: as asked, else a share of free memory, but no more than can be used."""
+    per_block = block_bytes(config, spec.block_tokens, dtype)
+    context = min(spec.max_context or config.max_context, config.max_context)
+    if spec.kv_cache_bytes:
+        blocks = spec.kv_cache_bytes // per_block
+    else:
+        free = int(psutil.virtual_memory().available * DEFAULT_CACHE_SHARE)
+        useful = spec.max_seqs * -(-context // spec.block_tokens)
+        blocks = min(useful, min(free, DEFAULT_CACHE_BYTES) // per_block)
+    if blocks < 1:
+        raise ModelError(
+            f"The KV cache has no room for one block of {per_block} bytes.",
+            hint="Raise engine.kv_cache_bytes or free some memory.",
+        )
+    return CacheShape(
+        layers=config.layers,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        blocks=blocks,
+        block_tokens=spec.block_tokens,
+        max_context=min(context, blocks * spec.block_tokens),
+        dtype=dtype,
+    )
+
+
+def _where_shapes(config: ModelConfig, shape: CacheShape, kind: str, rows: int) -> Where:
+    angles = _spec((rows, config.head_dim // 2), np.float32)
+    row = _spec((rows,), np.int32)
+    width = (shape.table_blocks,) if kind == "prefill" else (rows, shape.table_blocks)
+    tables, scalar = _spec(width, np.int32), _spec((), np.int32)
+    return Where(angles, angles, row, row, tables, scalar)
+
+
+def _layer_name(kind: str, rows: int, sparse: bool) -> str:
+    return f"{kind}-{rows}-{'sparse' if sparse else 'dense'}"
+
+
+def _head_name(rows: int, picks: int) -> str:
+    return f"head-{rows}-{picks}"
+
+
+def _spec(shape: tuple[int, ...], dtype: Any) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]

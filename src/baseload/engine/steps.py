@@ -1,0 +1,141 @@
+"""The programs a step is made of, as functions to compile: one decoder layer (decode or prefill), and the head.
+
+A layer at a time keeps programs small (each compiles once, whatever the depth) and leaves every layer's weights
+where they were loaded: a scan over stacked layers would copy each layer's slice on the CPU.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from baseload.engine.attention import attend_batch, attend_tiles
+from baseload.engine.config import ModelConfig
+from baseload.engine.decoder import attention_block
+from baseload.engine.kv_cache import CacheShape, write
+from baseload.engine.layers import Linear, Params, linear, mlp, rms_norm, tiled_linear
+from baseload.engine.moe import moe_sparse
+
+ATTENTION_TILE = 16  # query rows per attention tile where bits must not depend on the batch
+FAST_ATTENTION_TILE = 128
+FAST_EXPERT_TILE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """How to compute. `tile_rows` > 0: every matrix product has so many rows, so bits never depend on the batch."""
+
+    dtype: str
+    tile_rows: int = 0
+
+    @staticmethod
+    def choose(dtype: str, *, deterministic: bool) -> "Mode":
+        """float32 is always tiled; bfloat16 only when asked, for it costs speed (measured in bench/engine)."""
+        if dtype == "float32":
+            return Mode(dtype, 32)
+        return Mode(dtype, 16 if deterministic else 0)
+
+    @property
+    def in_out(self) -> bool:
+        """Whether matrices lie [in, out]: twice as fast for small float32 tiles on the CPU, none for bfloat16."""
+        return self.dtype == "float32"
+
+    @property
+    def linear(self) -> Linear:
+        """The linear layer of this mode."""
+        return tiled_linear(self.tile_rows, in_out=self.in_out) if self.tile_rows else linear
+
+    @property
+    def smallest_rows(self) -> int:
+        """The fewest rows a program may have: a whole tile, or two (one row alone is ten times slower)."""
+        return self.tile_rows or 2
+
+
+Leaf = Any  # a jax.Array, a host array on its way to the device, or only its shape
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where the rows of a call stand; a pytree. Decode: one table per row. Prefill: one table for all rows."""
+
+    cos: Leaf  # float32[rows, head_dim / 2]
+    sin: Leaf
+    slots: Leaf  # int32[rows], where keys and values are written
+    positions: Leaf  # int32[rows]
+    tables: Leaf  # int32[rows, blocks] or int32[blocks]
+    active: Leaf  # int32[], rows that are real
+
+
+jax.tree_util.register_dataclass(
+    Where, data_fields=["cos", "sin", "slots", "positions", "tables", "active"], meta_fields=[]
+)
+
+LayerStep = Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
+
+
+def layer_step(config: ModelConfig, shape: CacheShape, mode: Mode, *, prefill: bool, sparse: bool) -> LayerStep:
+    """One layer: (attn, feed, keys, values, x, where, window) -> (x, keys, values); the caches are donated."""
+    dot = mode.linear
+    attend_rows = partial(_attend_prefill if prefill else _attend_decode, shape, mode)
+
+    def step(
+        attn: Params,
+        feed: Params,
+        keys: jax.Array,
+        values: jax.Array,
+        x: jax.Array,
+        where: Where,
+        window: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        caches: list[jax.Array] = []
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            caches.extend((write(keys, where.slots, k), write(values, where.slots, v)))
+            return attend_rows(q, caches[0], caches[1], where, window)
+
+        x = x + attention_block(config, attn, x, where.cos, where.sin, attend, dot)
+        if sparse:
+            assert config.moe is not None
+            tile = mode.tile_rows or min(FAST_EXPERT_TILE, x.shape[0])
+            gain = moe_sparse(config.moe, feed, x, config.norm_eps, dot, tile_rows=tile, in_out=mode.in_out)
+        else:
+            gain = mlp(feed, x, config.norm_eps, dot)
+        return x + gain, caches[0], caches[1]
+
+    return step
+
+
+def head_step(config: ModelConfig, mode: Mode) -> Callable[..., jax.Array]:
+    """Logits of some rows: (final_norm, head, x[rows, hidden], picks int32[n]) -> float32[n, vocab]."""
+    dot = mode.linear
+
+    def step(final_norm: jax.Array, weight: jax.Array, x: jax.Array, picks: jax.Array) -> jax.Array:
+        rows = x.at[picks].get(mode="promise_in_bounds")
+        return dot(rms_norm(rows, final_norm, config.norm_eps), weight, None)
+
+    return step
+
+
+def _attend_decode(
+    shape: CacheShape, mode: Mode, q: jax.Array, keys: jax.Array, values: jax.Array, where: Where, window: jax.Array
+) -> jax.Array:
+    if not mode.tile_rows:
+        return attend_batch(shape, q, keys, values, where.tables, where.positions, window)
+    # Each row as the first of a tile of its own: the shape that prefill uses.
+    tiles = jnp.pad(q[:, None], ((0, 0), (0, ATTENTION_TILE - 1), (0, 0), (0, 0)))
+    at = jnp.repeat(where.positions[:, None], ATTENTION_TILE, axis=1)
+    return attend_tiles(shape, tiles, keys, values, where.tables, at, window, where.active)[:, 0]
+
+
+def _attend_prefill(
+    shape: CacheShape, mode: Mode, q: jax.Array, keys: jax.Array, values: jax.Array, where: Where, window: jax.Array
+) -> jax.Array:
+    rows = q.shape[0]
+    tile = ATTENTION_TILE if mode.tile_rows else min(FAST_ATTENTION_TILE, rows)
+    tiles = q.reshape(rows // tile, tile, *q.shape[1:])
+    at = where.positions.reshape(rows // tile, tile)
+    active = (where.active + tile - 1) // tile
+    return attend_tiles(shape, tiles, keys, values, where.tables, at, window, active).reshape(q.shape)
