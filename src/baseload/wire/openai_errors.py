@@ -33,13 +33,14 @@ _MAPPING: dict[Reason, tuple[int, str, str]] = {
     Reason.JOURNAL_UNAVAILABLE: (503, "server_error", "journal_unavailable"),
 }
 _DEFAULT_RETRY_S = {
+    Reason.RATE_LIMITED: 1,
+    Reason.TOO_MANY_IN_FLIGHT: 1,
     Reason.QUEUE_FULL: 1,
     Reason.MODEL_UNAVAILABLE: 5,
-    Reason.RATE_LIMITED: 1,
     Reason.SHUTTING_DOWN: 5,
-    Reason.JOURNAL_UNAVAILABLE: 2,
+    Reason.CONTROL_RESTARTED: 1,
+    Reason.JOURNAL_UNAVAILABLE: 5,
 }
-_DEFAULT_RETRY_S[Reason.TOO_MANY_IN_FLIGHT] = 1
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):
@@ -95,3 +96,26 @@ _BY_CODE = {code: reason for reason, (_, _, code) in _MAPPING.items()}
 
 def _encode(message: str, kind: str, param: str | None, code: str) -> bytes:
     return msgspec.json.encode(ErrorEnvelope(ErrorDetail(message, kind, param, code)))
+
+
+def error_of_worker(body: bytes) -> tuple[Reason, bytes]:
+    """A worker's error body as (reason, OpenAI's envelope). One already in that form is kept as it is."""
+    try:
+        envelope = msgspec.json.decode(body, type=_WorkerError)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return Reason.BAD_REQUEST, _encode(body[:1000].decode("utf-8", "replace"), _INVALID, None, "invalid_value")
+    if envelope.error is not None:
+        return reason_of_code(envelope.error.code) or Reason.BAD_REQUEST, body
+    message = envelope.message or body[:1000].decode("utf-8", "replace")
+    return Reason.BAD_REQUEST, _encode(message, _INVALID, None, "invalid_value")
+
+
+class _WorkerErrorDetail(msgspec.Struct, frozen=True):
+    code: str | int | None = None
+
+
+class _WorkerError(msgspec.Struct, frozen=True):
+    """OpenAI's envelope, or the flat form of older vLLM."""
+
+    error: _WorkerErrorDetail | None = None
+    message: str = ""

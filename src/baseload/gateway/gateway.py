@@ -1,0 +1,235 @@
+"""The gateway: HTTP requests to events, and the answers back. One check in front of every route.
+
+    gateway = Gateway(control, client, extra_routes=[dashboard])
+    server = await serve(gateway.handle, host=host, port=port)
+
+/v1/chat/completions and /v1/completions are the hot route: no task, no future, no framework. Administration runs
+as tasks. Anything else is asked of `extra_routes`, in order.
+"""
+
+import asyncio
+import os
+import re
+from collections.abc import Sequence
+from typing import Protocol
+from urllib.parse import unquote
+
+import msgspec
+
+from baseload.core.ports import Control
+from baseload.domain.errors import JournalError, Reason, Refusal
+from baseload.domain.model import ModelSpec
+from baseload.domain.tenant import Key
+from baseload.domain.units import NS_PER_MS, NS_PER_S
+from baseload.domain.work import Endpoint, Request
+from baseload.gateway.admin import PREFIX, Administration, PrepareModel
+from baseload.gateway.forward import Forward
+from baseload.gateway.intake import take_in
+from baseload.gateway.keys import authenticate, authenticate_admin
+from baseload.gateway.metrics import Metrics, exposition
+from baseload.net.client import Client
+from baseload.net.server import Exchange
+from baseload.wire.openai import error_body, model_card, model_list
+from baseload.wire.openai_errors import internal_error_body, method_not_allowed_body
+
+MOST_ADMIN_TASKS = 64
+DEADLINE_HEADER = "x-baseload-deadline-ms"  # the client's own bound on the wait for the first byte
+_CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_ENDPOINTS = {endpoint.value: endpoint for endpoint in Endpoint}
+
+
+class Mount(Protocol):
+    """Routes that the composition root adds, such as the dashboard. They authenticate for themselves."""
+
+    def takes(self, path: str) -> bool:
+        """Whether this path is one of theirs."""
+
+    def handle(self, exchange: Exchange) -> None:
+        """Answer the request."""
+
+
+class Gateway:
+    """Answers every exchange of the server."""
+
+    def __init__(
+        self,
+        control: Control,
+        client: Client,
+        *,
+        extra_routes: Sequence[Mount] = (),
+        prepare_model: PrepareModel | None = None,
+        first_byte_timeout_s: float = 600.0,
+        idle_timeout_s: float = 120.0,
+    ) -> None:
+        self.control = control
+        self.client = client
+        self.metrics = Metrics()
+        self.in_flight = 0
+        self.first_byte_timeout_s = first_byte_timeout_s
+        self.idle_timeout_s = idle_timeout_s
+        self._extra_routes = tuple(extra_routes)
+        self._administration = Administration(control, prepare_model=prepare_model)
+        self._started_s = control.now_ns() // NS_PER_S
+        self._tasks: dict[asyncio.Task[None], None] = {}
+
+    def handle(self, exchange: Exchange) -> None:
+        """Answer one request; called by the server once it is complete."""
+        endpoint = _ENDPOINTS.get(exchange.path)
+        try:
+            if endpoint is not None and exchange.method == "POST":
+                self._complete(endpoint, exchange)
+            else:
+                self._other(exchange)
+        except Refusal as refusal:
+            self._refuse(exchange, refusal)
+
+    async def close(self) -> None:
+        """End administration that is still under way."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -- the hot route ----------------------------------------------------------------------------------------------
+
+    def _complete(self, endpoint: Endpoint, exchange: Exchange) -> None:
+        headers, control = exchange.headers, self.control
+        key = authenticate(control, headers)
+        intake = take_in(endpoint, exchange.body)
+        self._model(intake.model, key)
+        request_id = _new_id()
+        request = Request(
+            request_id=request_id,
+            key_id=key.key_id,
+            model=intake.model,
+            endpoint=endpoint,
+            prompt_tokens_estimate=intake.prompt_tokens_estimate,
+            max_tokens=intake.max_tokens,
+            deadline_ns=self._deadline_ns(headers) if DEADLINE_HEADER in headers else 0,
+            stream=intake.stream,
+            n=intake.n,
+            prefix_hashes=intake.prefix_hashes,
+        )
+        answer_headers = _ids(request_id, headers)
+        limits = key.limits
+        if limits.requests_per_minute:
+            answer_headers.append(("x-ratelimit-limit-requests", str(limits.requests_per_minute)))
+        if limits.tokens_per_minute:
+            answer_headers.append(("x-ratelimit-limit-tokens", str(limits.tokens_per_minute)))
+        Forward(
+            self,
+            exchange,
+            request,
+            body=intake.body,
+            withhold_usage=intake.withhold_usage,
+            headers=answer_headers,
+        ).open()
+
+    def _model(self, name: str, key: Key) -> ModelSpec:
+        spec = self.control.model(name)
+        if spec is None or (key.models and name not in key.models):
+            if spec is not None:
+                hint = "Its key must name the model, or name none."
+                raise Refusal(Reason.FORBIDDEN, f"This key may not use the model '{name}'.", hint=hint, param="model")
+            known = ", ".join([model.name for model in self._models_of(key)][:10]) or "none yet"
+            text = f"The model '{name}' does not exist."
+            raise Refusal(Reason.UNKNOWN_MODEL, text, hint=f"Models here: {known}.", param="model")
+        return spec
+
+    def _deadline_ns(self, headers: dict[str, str]) -> int:
+        text = headers[DEADLINE_HEADER]
+        if not text.isdecimal() or not 1 <= int(text) <= 86_400_000:
+            raise Refusal(Reason.BAD_REQUEST, f"{DEADLINE_HEADER} must be milliseconds from 1 to 86400000.")
+        return self.control.now_ns() + int(text) * NS_PER_MS
+
+    # -- everything else --------------------------------------------------------------------------------------------
+
+    def _other(self, exchange: Exchange) -> None:
+        path = exchange.path
+        if path.startswith(PREFIX):
+            self._administer(exchange, path[len(PREFIX) :])
+        elif path == "/v1/models" or path.startswith("/v1/models/"):
+            if self._allows(exchange, "GET"):
+                self._show_models(exchange, unquote(path[len("/v1/models/") :]))
+        elif path == "/health":
+            if self._allows(exchange, "GET"):
+                exchange.respond(200, b'{"status":"ok"}', headers=[("cache-control", "no-store")])
+        elif path == "/metrics":
+            if self._allows(exchange, "GET"):
+                figures = exposition(self.metrics, self.control.status(), in_flight=self.in_flight)
+                exchange.respond(200, figures, content_type=_METRICS_TYPE)
+        elif path in _ENDPOINTS:
+            self._allows(exchange, "POST")
+        else:
+            for mount in self._extra_routes:
+                if mount.takes(path):
+                    mount.handle(exchange)
+                    return
+            text = f"There is nothing at {exchange.method} {path}."
+            raise Refusal(Reason.UNKNOWN_ROUTE, text, hint="The API is below /v1; see GET /v1/models.")
+
+    def _show_models(self, exchange: Exchange, name: str) -> None:
+        key = authenticate(self.control, exchange.headers)
+        if name:
+            spec = self._model(name, key)
+            body = model_card(spec.name, created=self._started_s, context_tokens=spec.context_tokens)
+        else:
+            models = self._models_of(key)
+            body = model_list([(spec.name, self._started_s, spec.context_tokens) for spec in models])
+        exchange.respond(200, body)
+
+    def _models_of(self, key: Key) -> list[ModelSpec]:
+        return [spec for spec in self.control.models() if not key.models or spec.name in key.models]
+
+    def _administer(self, exchange: Exchange, path: str) -> None:
+        authenticate_admin(self.control, exchange.headers)
+        methods = self._administration.methods(path)
+        if not methods:
+            raise Refusal(Reason.UNKNOWN_ROUTE, f"There is nothing at {PREFIX}{path}.")
+        if self._allows(exchange, *methods):
+            if len(self._tasks) >= MOST_ADMIN_TASKS:
+                raise Refusal(Reason.QUEUE_FULL, f"{MOST_ADMIN_TASKS} administration calls are under way.")
+            task = asyncio.get_running_loop().create_task(self._answer_admin(exchange, path))
+            self._tasks[task] = None
+            task.add_done_callback(self._tasks.pop)
+
+    async def _answer_admin(self, exchange: Exchange, path: str) -> None:
+        method = "GET" if exchange.method == "HEAD" else exchange.method
+        no_store = [("cache-control", "no-store")]
+        try:
+            answer = await self._administration.answer(method, path, exchange.query, exchange.body)
+            exchange.respond(answer.status, msgspec.json.encode(answer.body), headers=no_store)
+        except Refusal as refusal:
+            self._refuse(exchange, refusal)
+        except JournalError as error:
+            self._refuse(exchange, Refusal(Reason.JOURNAL_UNAVAILABLE, error.message, hint=error.hint))
+        except Exception:
+            exchange.respond(500, internal_error_body())
+            raise
+
+    def _allows(self, exchange: Exchange, *methods: str) -> bool:
+        """Whether the method is one of these; if not, the exchange is answered with 405."""
+        method = exchange.method
+        if method in methods or (method == "HEAD" and "GET" in methods):
+            return True
+        allowed = ", ".join(methods)
+        exchange.respond(405, method_not_allowed_body(method, exchange.path, allowed), headers=[("allow", allowed)])
+        return False
+
+    def _refuse(self, exchange: Exchange, refusal: Refusal) -> None:
+        self.metrics.refused(refusal.reason)
+        status, headers, body = error_body(refusal)
+        exchange.respond(status, body, headers=[*headers, *_ids(_new_id(), exchange.headers)])
+
+
+def _new_id() -> str:
+    return f"req_{os.urandom(12).hex()}"
+
+
+def _ids(request_id: str, headers: dict[str, str]) -> list[tuple[str, str]]:
+    """A client's own x-request-id comes back to it; ours, which stands in the ledger, beside it."""
+    theirs = headers.get("x-request-id")
+    if theirs is not None and _CLIENT_ID.fullmatch(theirs):
+        return [("x-request-id", theirs), ("x-baseload-request-id", request_id)]
+    return [("x-request-id", request_id)]
