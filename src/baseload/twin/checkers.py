@@ -35,15 +35,19 @@ class Violation(AssertionError):
 
 
 class Item(Protocol):
-    """A journaled event with its entries."""
+    """A journaled event."""
+
+    @property
+    def at_ns(self) -> int:
+        """When it was stepped."""
 
     @property
     def event(self) -> Event:
         """The event."""
 
     @property
-    def entries(self) -> tuple[Entry, ...]:
-        """What it wrote to the ledger."""
+    def actions(self) -> Sequence[Action]:
+        """What the machine answered."""
 
 
 class Shadow:
@@ -75,6 +79,7 @@ class Checkers:
         self.shutdown_ns = 0
         self.grace_ns = 0
         self.excused: dict[str, None] = {}  # replicas that may cut what they run
+        self._arrived = ""  # the request that this step brought
         self.refused = 0
         self._doubtful: list[str] = []
         self._last_ns = 0
@@ -123,6 +128,7 @@ class Checkers:
             else:
                 waiting[shadow.request.model] = waiting.get(shadow.request.model, 0) + 1
         self._check_totals(status, waiting, running)
+        self._check_queue()
         live: dict[str, int] = {}
         for replica in status.replicas:
             _must(
@@ -142,16 +148,16 @@ class Checkers:
             bound = self.most_specs.get(model, 1)
             _must(count <= bound, f"{model} has {count} replicas, at most {bound} were ever allowed")
 
-    def control_killed(self, lost: Sequence[Item]) -> None:
-        """The control process died; these last events were not yet durable, and never were."""
-        for item in lost:
-            if isinstance(item.event, RequestArrived):
-                self.open.pop(item.event.request.request_id, None)
-            for entry in item.entries:
-                if isinstance(entry, RequestEntry):
-                    del self.ended[entry.request_id]
-                elif isinstance(entry, ReplicaEntry):
-                    self.spans[entry.replica_id].remove(entry)
+    @classmethod
+    def after_kill(cls, journal: Sequence[Item], before: "Checkers") -> "Checkers":
+        """The observer of a control process that died with only this much journaled: what it lost never was."""
+        observer = cls()
+        observer.draining_since_ns = dict(before.draining_since_ns)
+        for item in journal:
+            observer.stepped(item.at_ns, item.event, item.actions)
+        observer._doubtful.clear()
+        observer._arrived = ""
+        return observer
 
     def cut(self, replica_id: str, requests: Sequence[str]) -> None:
         """A worker was killed by its stop while it worked for these requests."""
@@ -207,7 +213,9 @@ class Checkers:
                 if spec.is_remote:
                     self.most_specs[spec.name] = max(1, self.most_specs[spec.name])
             case RequestArrived(request=request):
+                _must(request.request_id not in self.open, f"{request.request_id} arrived twice")
                 self.open[request.request_id] = Shadow(request)
+                self._arrived = request.request_id
             case (
                 FirstByteSent(request_id=name) | RequestFinished(request_id=name) | DispatchFailed(request_id=name)
             ) if name in self.given_up:
@@ -320,11 +328,17 @@ class Checkers:
         for model in status.models:
             _must(min(model.queued, model.in_flight, model.ready, model.starting, model.draining) >= 0, f"{model}")
             _must(model.queued == waiting.get(model.name, 0), f"{model.name}: {model.queued} queued by status")
-            bound = self.specs[model.name].admission.max_queue if model.name in self.specs else 0
-            fresh = sum(
-                1 for s in self.open.values() if s.request.model == model.name and not s.replica_id and not s.requeued
-            )
-            _must(fresh <= bound, f"{model.name}: {fresh} wait in the queue, the bound is {bound}")
+
+    def _check_queue(self) -> None:
+        """What just came may wait only where the queue had room; what waits after a failed attempt is beyond it."""
+        shadow = self.open.get(self._arrived)
+        self._arrived = ""
+        if shadow is None or shadow.replica_id:
+            return
+        model = shadow.request.model
+        fresh = sum(1 for s in self.open.values() if s.request.model == model and not s.replica_id and not s.requeued)
+        bound = self.specs[model].admission.max_queue
+        _must(fresh <= bound, f"{model}: {fresh} wait in the queue, the bound is {bound}")
 
     def _shadow(self, request_id: str, verb: str) -> Shadow:
         shadow = self.open.get(request_id)

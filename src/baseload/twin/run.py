@@ -13,12 +13,13 @@ from baseload.limits.step_time import StepTimeTable, default_table, parse_json, 
 from baseload.twin.faults import FaultMaker, make_keys
 from baseload.twin.report import Failure, Hunt, SimulateReport, TimelinePoint, make_report
 from baseload.twin.spec import DEFAULT_MODEL, Physics, SimulateConfig
-from baseload.twin.swarm import LIVENESS_NS, drawn_config
+from baseload.twin.swarm import drawn_config
 from baseload.twin.workers import Life
 from baseload.twin.workload import Arrival, arrivals
 from baseload.twin.world import POLICY_VERSION, START_NS, World
 
 SHUTDOWN_GRACE_NS = 120 * NS_PER_S
+LIVENESS_NS = 3_600 * NS_PER_S  # after the faults everything must be over within this
 TIMELINE_NS = NS_PER_S
 
 
@@ -91,7 +92,7 @@ class Simulation:
             basis=world.table.basis,
             clients=[*world.ended_clients, *world.clients.values()],
             unreached=world.unreached,
-            entries=(entry for item in world.journal for entry in item.entries),
+            entries=(entry for item in world.journal for entry in item.entries()),
             timeline=self.timeline,
             most_decisions=self.config.decisions,
             restarts=world.restarts,
@@ -143,7 +144,8 @@ class Simulation:
 
     def _arrive(self, arrival: Arrival) -> None:
         self._asked += 1
-        client = self.world.ask(arrival, key_id=self.faults.key_id(arrival.key))
+        deadline_ns = round(self.config.workload.deadline_s * NS_PER_S)
+        client = self.world.ask(arrival, key_id=self.faults.key_id(arrival.key), deadline_ns=deadline_ns)
         if client is not None:
             self.faults.watch(client)
         self._schedule_next()

@@ -24,6 +24,7 @@ class Workload(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     trace: str = ""  # a CSV of arrivals and lengths, instead of Poisson arrivals
     trace_speed: float = 1.0  # 2: the trace's arrivals come twice as fast
     mix: dict[str, float] = {}  # model → weight; empty: all alike
+    deadline_s: float = 0.0  # clients want the first byte within so long; 0: they do not say
     keys: int = 1  # API keys that ask in turn, at random
     key_limits: KeyLimits = KeyLimits()
     shared_prefix: float = 0.0  # share of requests that begin with one of `prefixes` common prefixes
@@ -40,6 +41,7 @@ class Physics(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     stop_ms: int = 50  # SIGTERM and nothing running → the process is gone
     kv_tokens: int = 16_384  # KV positions of one replica
     sample_ms: int = 1_000  # between polls of a worker's figures
+    meter_ms: int = 0  # between readings of an energy meter; 0: there is none, energy is modelled
     detect_ms: int = 20  # a worker is dead → the launcher says so
     dispatch_timeout_ms: int = 5_000  # a lost dispatch → the gateway gives up on it
     step_time_file: str = ""  # TOML or JSON in the format of `baseload.limits.step_time`

@@ -9,7 +9,7 @@ import msgspec
 from baseload.domain.model import Admission, EngineSpec, ModelSpec, Price, Scaling
 from baseload.domain.rng import Rng
 from baseload.domain.tenant import KeyLimits
-from baseload.domain.units import NS_PER_S, seconds
+from baseload.domain.units import seconds
 from baseload.limits.step_time import StepTimeSpec
 from baseload.twin.spec import Faults, Physics, SimulateConfig, Workload
 
@@ -105,8 +105,9 @@ def _workload(rng: Rng, base: Workload) -> Workload:
     )
     return msgspec.structs.replace(
         base,
-        requests=min(base.requests, 20 + rng.below(100)),
-        rate_per_s=0.5 + 20 * rng.unit() ** 2,
+        requests=min(base.requests, 20 + rng.below(180)),
+        rate_per_s=0.5 + 60 * rng.unit() ** 3,
+        deadline_s=0.1 + 4 * rng.unit() if rng.below(3) == 0 else 0.0,
         prompt_tokens=1 + rng.below(150),
         output_tokens=1 + rng.below(40),
         spread=0.8 * rng.unit(),
@@ -124,11 +125,9 @@ def _physics(rng: Rng) -> Physics:
         start_ms=1 + rng.below(1_500),
         stop_ms=1 + rng.below(200),
         sample_ms=100 + rng.below(1_000),
+        meter_ms=50 + rng.below(2_000) if rng.below(4) == 0 else 0,
         detect_ms=1 + rng.below(200),
         dispatch_timeout_ms=100 + rng.below(3_000),
         kv_tokens=512 << rng.below(5),
         step_time=FAST,
     )
-
-
-LIVENESS_NS = 3_600 * NS_PER_S  # after the faults everything must be over within this

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from baseload.core.batcher import Batcher, Plan, Sampled, SeqSpec
 from baseload.domain.errors import Reason, Refusal
-from baseload.domain.events import Event, WorkerExited, WorkerReady, WorkerSampled, WorkerStarted
+from baseload.domain.events import EnergyMeasured, Event, WorkerExited, WorkerReady, WorkerSampled, WorkerStarted
 from baseload.domain.fleet import WorkerSample
 from baseload.domain.model import ModelSpec
 from baseload.limits.step_time import StepTimeTable
@@ -83,6 +83,8 @@ class Worker:
         self._exchanges: dict[str, Exchange] = {}
         self._stepping = False
         self._reported_ns = 0
+        self._metered_ns = host.agenda.now_ns
+        self._metered_step_ns = 0
         self._taken = 0  # requests taken so far, for unique sequence ids
 
     # -- launcher's side ----------------------------------------------------------------------------------------
@@ -145,6 +147,19 @@ class Worker:
         self.report(WorkerSampled(self.replica_id, figures), host.network_ns())
         host.agenda.after(host.physics.sample_ms * 1_000_000, self.sample)
 
+    def meter(self) -> None:
+        """An energy meter is read: busy power while it computed, idle power otherwise."""
+        if self.life is Life.DEAD:
+            return
+        host, price = self.host, self.spec.price
+        now_ns = host.agenda.now_ns
+        busy_ns = min(self.step_ns - self._metered_step_ns, now_ns - self._metered_ns)
+        idle_ns = now_ns - self._metered_ns - busy_ns
+        self._metered_ns, self._metered_step_ns = now_ns, self.step_ns
+        energy_uj = round((busy_ns * price.busy_w + idle_ns * price.idle_w) / 1000)  # ns x W = nJ
+        self.report(EnergyMeasured(self.replica_id, energy_uj, "nvml"), host.network_ns())
+        host.agenda.after(host.physics.meter_ms * 1_000_000, self.meter)
+
     # -- gateway's side ------------------------------------------------------------------------------------------
 
     def submit(self, exchange: Exchange) -> None:
@@ -183,6 +198,8 @@ class Worker:
         if self.life is Life.FORKING:
             self.life = Life.STARTING
             self.report(WorkerStarted(self.replica_id, self.pid, self.url), 0)
+            if self.host.physics.meter_ms:
+                self.meter()
 
     def _got_ready(self) -> None:
         if self.life is Life.STARTING and not self.stopping:

@@ -5,7 +5,7 @@ checkers look after each event.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import assert_never
 
 import msgspec
@@ -32,7 +32,6 @@ from baseload.domain.events import (
     WorkerReady,
     WorkerStarted,
 )
-from baseload.domain.fleet import ReplicaState
 from baseload.domain.model import ModelSpec
 from baseload.domain.rng import Rng
 from baseload.domain.units import NS_PER_MS, NS_PER_S, NS_PER_US
@@ -55,8 +54,12 @@ class JournalItem(msgspec.Struct, frozen=True):
 
     at_ns: int
     event: Event
-    entries: tuple[Entry, ...]
-    actions_digest: bytes
+    actions: Sequence[Action]
+    encoded: bytes  # the actions and their time
+
+    def entries(self) -> Iterator[Entry]:
+        """What it wrote to the ledger."""
+        return (action.entry for action in self.actions if isinstance(action, Record))
 
 
 class World:
@@ -158,8 +161,7 @@ class World:
     def _journal(self, at_ns: int, event: Event, actions: Sequence[Action]) -> None:
         encoded = msgspec.msgpack.encode((at_ns, actions))
         self._digest.update(encoded)
-        entries = tuple(action.entry for action in actions if isinstance(action, Record))
-        self.journal.append(JournalItem(at_ns, event, entries, encoded))
+        self.journal.append(JournalItem(at_ns, event, actions, encoded))
         if isinstance(event, RequestFinished):
             self.settle()  # the gateway settles before the last byte of an answer leaves
         assert self.control is not None
@@ -307,11 +309,9 @@ class World:
         for handle in self._timers.values():
             self.agenda.drop(handle)
         self._timers = {}
-        lost = self._luck.below(len(self.journal) - self._settled + 1)
-        kept = len(self.journal) - lost
+        del self.journal[len(self.journal) - self._luck.below(len(self.journal) - self._settled + 1) :]
         if self.checkers:
-            self.checkers.control_killed(self.journal[kept:])
-        del self.journal[kept:]
+            self.checkers = Checkers.after_kill(self.journal, self.checkers)
         self.agenda.after(down_ns, self._recover)
 
     def _recover(self) -> None:
@@ -321,18 +321,25 @@ class World:
         self.control = control
         self.epoch += 1
         self.tell(ControlStarted(POLICY_VERSION, self.seed))
-        known = {}
-        for replica in control.status(self.stamp_ns()).replicas:
-            worker = self.workers.get(replica.replica_id)
-            known[replica.replica_id] = True
-            if replica.state is ReplicaState.GONE or (replica.url and worker is None):
-                continue  # over, or a remote one
-            self._report_known(replica.replica_id, worker)
-        for worker in self.workers.values():
-            if worker.life is not Life.DEAD and worker.replica_id not in known:
-                worker.orphan = True
-                worker.die(SIGKILLED)
+        replicas = {replica.replica_id: replica for replica in control.status(self.stamp_ns()).replicas}
+        orphans = [w for w in self.workers.values() if w.replica_id not in replicas and w.life is not Life.DEAD]
+        for replica_id, replica in replicas.items():
+            worker = self.workers.get(replica_id)
+            if (worker is not None and not worker.spec.is_remote) or (worker is None and replica.pid):
+                self._report_known(replica_id, worker)
+        for worker in orphans:
+            self._end_orphan(worker)
         self.settle()
+
+    def _end_orphan(self, worker: Worker) -> None:
+        """A worker that the recovered control does not know is killed by the driver, or reported and then stopped."""
+        if worker.spec.is_remote:
+            return
+        if worker.life is Life.READY and self._luck.below(2):
+            self.tell(WorkerReady(worker.replica_id, worker.url))
+            return
+        worker.orphan = True
+        worker.die(SIGKILLED)
 
     def _report_known(self, replica_id: str, worker: Worker | None) -> None:
         if worker is None or worker.life is Life.DEAD or worker.stopping:
@@ -352,7 +359,7 @@ class World:
         for item in self.journal[self._snapshot_at :]:
             event = msgspec.msgpack.decode(msgspec.msgpack.encode(item.event), type=Event)
             actions = ghost.step(item.at_ns, event)
-            assert msgspec.msgpack.encode((item.at_ns, actions)) == item.actions_digest, (
+            assert msgspec.msgpack.encode((item.at_ns, actions)) == item.encoded, (
                 f"replay of {item.event} at {item.at_ns} gave other actions: {actions}"
             )
         assert ghost.snapshot() == self.control.snapshot(), "replay gave another state"
