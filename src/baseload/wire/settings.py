@@ -250,7 +250,7 @@ def build(layers: Sequence[Mapping[str, Value]], *, models: Sequence[Mapping[str
     for layer in layers:
         merged.update(layer)
     checked = {path: check(OPTIONS[path], value) for path, value in merged.items()}
-    defaults = ModelDefaults(**_sections(checked, prefix="defaults."))
+    defaults = _sections(checked, ModelDefaults(), prefix="defaults.")
     specs = tuple(_model(table, defaults) for table in models)
     names = [spec.name for spec in specs]
     for index, name in enumerate(names):
@@ -317,7 +317,15 @@ def _model(table: Mapping[str, Value], defaults: ModelDefaults) -> ModelSpec:
             raise SettingsError(f"{where}: a [[models]] table needs a {needed}.")
     name = str(checked["name"])
     check_model_name(name, where=table["name"].where)
-    return ModelSpec(name=name, source=str(checked["source"]), **_sections(checked, base=defaults))
+    own = _sections(checked, defaults)
+    return ModelSpec(
+        name=name,
+        source=str(checked["source"]),
+        scaling=own.scaling,
+        admission=own.admission,
+        engine=own.engine,
+        price=own.price,
+    )
 
 
 def check_model_name(name: str, *, where: str) -> None:
@@ -329,20 +337,17 @@ def check_model_name(name: str, *, where: str) -> None:
         )
 
 
-def _sections(
-    checked: Mapping[str, object], *, prefix: str = "", base: ModelDefaults | None = None
-) -> dict[str, Struct]:
+def _sections(checked: Mapping[str, object], base: ModelDefaults, *, prefix: str = "") -> ModelDefaults:
     built: dict[str, Struct] = {}
     for section, struct in SECTIONS.items():
-        start: Struct = getattr(base, section) if base is not None else struct()
         changes: dict[str, object] = {}
         for field in msgspec.structs.fields(struct):
             path = f"{prefix}{section}.{_file_name(field.name)}"
             if path in checked:
                 changes[field.name] = _ns(checked[path]) if field.name.endswith("_ns") else checked[path]
-        built[section] = msgspec.structs.replace(start, **changes)
+        built[section] = msgspec.structs.replace(getattr(base, section), **changes)
         _check_replicas(built[section], prefix)
-    return built
+    return msgspec.convert(built, ModelDefaults, from_attributes=True)
 
 
 def _check_replicas(section: Struct, prefix: str) -> None:
@@ -358,57 +363,16 @@ def _ns(value: object) -> int:
     return round(value * NS_PER_S)
 
 
-# -- the other way: text for people ------------------------------------------------------------------------------
-
-
-def example_toml() -> str:
-    """A complete settings file: every option with its default and meaning, commented out."""
-    lines = ["# Baseload settings. Weight: this file < environment (BASELOAD_PORT=…) < flags (--port …).", ""]
-    for option in GLOBAL_OPTIONS:
-        if "." not in option.path:
-            lines += [f"# {option.doc}", f"#{option.path} = {toml_value(option.default)}", ""]
-    lines += ["[gateway]"]
-    for option in GLOBAL_OPTIONS:
-        if option.path.startswith("gateway."):
-            lines += [f"# {option.doc}", f"#{option.path.removeprefix('gateway.')} = {toml_value(option.default)}"]
-    lines += ["", "# What a model gets where its own table says nothing."]
-    for section in SECTIONS:
-        lines += [f"[defaults.{section}]"]
-        for option in MODEL_OPTIONS:
-            head, _, tail = option.path.partition(".")
-            if head == section:
-                lines += [f"# {option.doc}", f"#{tail} = {toml_value(option.default)}"]
-        lines += [""]
-    lines += [
-        "# A model: a Hugging Face folder, served by Baseload's own engine.",
-        "#[[models]]",
-        '#name = "llama"',
-        '#source = "models/Llama-3.2-1B-Instruct"',
-        "#scaling.min_replicas = 0    # sleep when idle; the first request wakes it",
-        "#scaling.idle_s = 300",
-        "#price.usd_per_hour = 0.25",
-        "",
-        "# Or any worker that speaks the OpenAI API, run by somebody else.",
-        "#[[models]]",
-        '#name = "remote"',
-        '#source = "http://10.0.0.7:8000"',
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def toml_value(value: object) -> str:
-    """A default as it stands in a TOML file."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return f'"{value}"'
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def markdown_rows(options: Iterable[Option]) -> list[str]:
-    """Table rows for docs/settings.md, one for each option; a tidy test compares them with the page."""
-    rows = []
-    for option in options:
-        kind = " \\| ".join(option.choices) if option.choices else option.kind.__name__
-        rows.append(f"| `{option.path}` | {kind} | `{toml_value(option.default)}` | {option.doc} |")
-    return rows
+def model_from_assignments(name: str, source: str, assignments: Sequence[str], defaults: ModelDefaults) -> ModelSpec:
+    """A model from the command line: `assignments` are "scaling.min_replicas=1" and the like."""
+    table = {"name": Value(name, "NAME"), "source": Value(source, "SOURCE")}
+    known = {option.path: option for option in MODEL_OPTIONS}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        path = path.strip()
+        if not equals:
+            raise SettingsError(f"--set {assignment}: write it as option=value.", hint="scaling.min_replicas=1")
+        if path not in known:
+            raise unknown_option(path, known, where="--set")
+        table[path] = Value(text, f"--set {path}", is_text=True)
+    return _model(table, defaults)

@@ -1,0 +1,61 @@
+"""The command `baseload`: every subcommand by name, and one place where errors become words and exit codes."""
+
+import platform
+import sys
+from importlib.metadata import version as installed_version
+
+import typer
+
+from baseload.cli import chat, doctor, inspect, lab, manage, up
+from baseload.cli.flags import AsJson
+from baseload.cli.screen import INTERRUPTED, complain, exit_code, print_json, say
+from baseload.domain.errors import BaseloadError
+
+EPILOG = "Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 no running Baseload admits us, 130 interrupted."
+
+app = typer.Typer(
+    name="baseload",
+    help="An operating layer that runs AI like a utility: plan, run, explain, inside declared limits.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("up")(up.up)
+app.command("status")(inspect.status)
+app.add_typer(manage.models, name="models")
+app.add_typer(manage.keys, name="keys")
+app.command("chat")(chat.chat)
+app.command("usage")(inspect.usage)
+app.command("events")(inspect.events)
+app.command("doctor")(doctor.doctor)
+app.command("train")(lab.train)
+app.command("simulate")(lab.simulate)
+
+
+@app.command("version")
+def version(as_json: AsJson = False) -> None:
+    """The versions of Baseload and Python."""
+    own, python = installed_version("baseload"), platform.python_version()
+    if as_json:
+        print_json({"baseload": own, "python": python})
+    else:
+        say(f"baseload {own} (Python {python})")
+
+
+def run() -> None:
+    """The entry point: errors of the user's making end in words, never in a traceback."""
+    try:
+        app()
+    except BaseloadError as error:
+        complain(error)
+        sys.exit(exit_code(error))
+    except BrokenPipeError:  # the reader of our output has gone, as in `baseload events | head`
+        sys.stderr.close()
+        sys.exit(0)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,221 @@
+"""`baseload models` and `baseload keys`: what is served, and who may ask."""
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from baseload.cli.desk import Desk
+from baseload.cli.flags import AsJson, DataDir, Secret, SettingsFile, Url
+from baseload.cli.reach import Place, settings_of, with_desk
+from baseload.cli.screen import print_json, print_table, say, when
+from baseload.domain.errors import ModelError, SettingsError
+from baseload.domain.model import ModelSpec
+from baseload.domain.tenant import Key, KeyLimits
+from baseload.web.snapshot import span
+from baseload.wire.settings import Settings, model_from_assignments
+
+models = typer.Typer(no_args_is_help=True, help="What is served: list, add, remove.")
+keys = typer.Typer(no_args_is_help=True, help="Who may ask: list, create, revoke.")
+
+
+@models.command("list")
+def list_models(
+    data_dir: DataDir = "", settings: SettingsFile = "", url: Url = "", key: Secret = "", as_json: AsJson = False
+) -> None:
+    """The models and how they scale."""
+
+    async def show(desk: Desk) -> None:
+        specs = await desk.models()
+        if as_json:
+            print_json(specs)
+        elif not specs:
+            say("No model yet. Add one with: baseload models add NAME FOLDER")
+        else:
+            columns = ("name", "source", "context", "replicas", "sleeps after", "$/h each")
+            print_table(columns, [_model_row(spec) for spec in specs], right=("context", "$/h each"))
+
+    with_desk(Place(data_dir, settings, url, key), show)
+
+
+def _model_row(spec: ModelSpec) -> tuple[str, ...]:
+    scaling = spec.scaling
+    if spec.is_remote:
+        return spec.name, spec.source, "", "remote", "never", ""
+    return (
+        spec.name,
+        spec.source,
+        f"{spec.context_tokens:,}" if spec.context_tokens else "",
+        f"{scaling.min_replicas} to {scaling.max_replicas}",
+        "never" if scaling.min_replicas else span(scaling.idle_ns),
+        f"{spec.price.usd_per_hour:g}",
+    )
+
+
+@models.command("add")
+def add_model(
+    name: Annotated[str, typer.Argument(help="The name clients will use.")],
+    source: Annotated[str, typer.Argument(help="A Hugging Face folder, or the http:// URL of a running worker.")],
+    assign: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="OPTION=VALUE", help="For example --set scaling.min_replicas=1."),
+    ] = None,
+    data_dir: DataDir = "",
+    settings: SettingsFile = "",
+    url: Url = "",
+    key: Secret = "",
+    as_json: AsJson = False,
+) -> None:
+    """Add a model, or change the one of that name. The folder is checked before anything is changed."""
+    place = Place(data_dir, settings, url, key)
+    spec = checked(model_from_assignments(name, source, assign or [], settings_of(place).defaults))
+
+    async def put(desk: Desk) -> None:
+        await desk.put_model(spec)
+        if as_json:
+            print_json(spec)
+        else:
+            asleep = "" if spec.is_remote or spec.scaling.min_replicas else " It sleeps until the first request."
+            say(f"{name} is added.{asleep} Try it with: baseload chat --model {name}")
+
+    with_desk(place, put)
+
+
+def checked(spec: ModelSpec) -> ModelSpec:
+    """The spec with an absolute source and its context length, or a ModelError that says what is missing."""
+    if spec.is_remote:
+        return spec
+    folder = Path(spec.source).expanduser().absolute()
+    if not folder.is_dir():
+        raise ModelError(
+            f"{folder} is not a folder.",
+            hint="Give the folder of a Hugging Face model (with config.json), or an http:// URL.",
+        )
+    # The engine brings JAX: too slow to import for commands that check no model.
+    from baseload.engine.registry import read_config  # noqa: PLC0415
+
+    config = read_config(folder)
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{folder} holds no *.safetensors file.", hint="Download the model again.")
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(f"{folder} holds no tokenizer.json.", hint="Download the model again.")
+    limit = spec.engine.max_context or config.max_context
+    return msgspec.structs.replace(spec, source=str(folder), context_tokens=min(limit, config.max_context))
+
+
+@models.command("remove")
+def remove_model(
+    name: Annotated[str, typer.Argument(help="The model's name.")],
+    data_dir: DataDir = "",
+    settings: SettingsFile = "",
+    url: Url = "",
+    key: Secret = "",
+    as_json: AsJson = False,
+) -> None:
+    """Remove a model: what waits for it is refused, what runs may finish. Its files are not touched."""
+
+    async def remove(desk: Desk) -> None:
+        await desk.remove_model(name)
+        if as_json:
+            print_json({"removed": name})
+        else:
+            say(f"{name} is removed. Its files stay where they are.")
+
+    with_desk(Place(data_dir, settings, url, key), remove)
+
+
+@keys.command("list")
+def list_keys(
+    data_dir: DataDir = "", settings: SettingsFile = "", url: Url = "", key: Secret = "", as_json: AsJson = False
+) -> None:
+    """The keys that are not revoked. Secrets are kept nowhere and cannot be shown."""
+
+    async def show(desk: Desk) -> None:
+        found = await desk.keys()
+        if as_json:
+            print_json([_without_hash(one) for one in found])
+        else:
+            columns = ("id", "name", "begins", "rights", "models", "limits", "created (UTC)")
+            print_table(columns, [_key_row(one) for one in found])
+
+    with_desk(Place(data_dir, settings, url, key), show)
+
+
+def _without_hash(key: Key) -> dict[str, object]:
+    return {name: value for name, value in msgspec.to_builtins(key).items() if name != "secret_sha256"}
+
+
+def _key_row(key: Key) -> tuple[str, ...]:
+    limits = [
+        f"{key.limits.requests_per_minute} requests/min" if key.limits.requests_per_minute else "",
+        f"{key.limits.tokens_per_minute} tokens/min" if key.limits.tokens_per_minute else "",
+        f"{key.limits.max_in_flight} at once" if key.limits.max_in_flight else "",
+    ]
+    return (
+        key.key_id,
+        key.name,
+        f"{key.prefix}…" if key.prefix else "",
+        "admin" if key.is_admin else "requests",
+        ", ".join(key.models) or "all",
+        ", ".join(filter(None, limits)) or "none",
+        when(key.created_ns),
+    )
+
+
+@keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="What to call it: a person, a team, a program.")],
+    is_admin: Annotated[
+        bool, typer.Option("--admin", help="May also manage models and keys, and see usage.")
+    ] = False,
+    model: Annotated[list[str] | None, typer.Option("--model", help="Only this model; may be repeated.")] = None,
+    requests_per_minute: Annotated[int, typer.Option("--rpm", min=0, help="Requests a minute; 0: no limit.")] = 0,
+    tokens_per_minute: Annotated[int, typer.Option("--tpm", min=0, help="Tokens a minute; 0: no limit.")] = 0,
+    max_in_flight: Annotated[int, typer.Option("--at-once", min=0, help="Requests at once; 0: no limit.")] = 0,
+    data_dir: DataDir = "",
+    settings: SettingsFile = "",
+    url: Url = "",
+    key: Secret = "",
+    as_json: AsJson = False,
+) -> None:
+    """Create a key. The secret is shown once, now."""
+    if not name.strip():
+        raise SettingsError("A key needs a name.", hint="For example: baseload keys create web-shop")
+
+    async def create(desk: Desk) -> None:
+        limits = KeyLimits(requests_per_minute, tokens_per_minute, max_in_flight)
+        made, secret = await desk.create_key(name, is_admin=is_admin, models=model or [], limits=limits)
+        if as_json:
+            print_json({**_without_hash(made), "secret": secret})
+        else:
+            say(f"{secret}")
+            say(f"Keep it now: it is shown once. Its id is {made.key_id}.", style="dim")
+
+    with_desk(Place(data_dir, settings, url, key), create)
+
+
+@keys.command("revoke")
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")],
+    data_dir: DataDir = "",
+    settings: SettingsFile = "",
+    url: Url = "",
+    key: Secret = "",
+    as_json: AsJson = False,
+) -> None:
+    """Revoke a key: from now on it is refused. Requests that run may finish."""
+
+    async def revoke(desk: Desk) -> None:
+        await desk.revoke_key(key_id)
+        if as_json:
+            print_json({"revoked": key_id})
+        else:
+            say(f"{key_id} is revoked.")
+
+    with_desk(Place(data_dir, settings, url, key), revoke)
+
+
+def specs_of(settings: Settings) -> list[ModelSpec]:
+    """The models of the settings file, each checked."""
+    return [checked(spec) for spec in settings.models]

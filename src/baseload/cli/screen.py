@@ -1,0 +1,104 @@
+"""What the commands print: tables for people, JSON for programs, errors with the next step."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import NoReturn
+
+import msgspec
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from baseload.domain.errors import BaseloadError, ControlError, SettingsError
+from baseload.domain.units import NS_PER_S, NUSD_PER_USD, UJ_PER_J
+
+OK, FAILURE, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+def out() -> Console:
+    """Standard output."""
+    return Console(soft_wrap=not sys.stdout.isatty())
+
+
+def err() -> Console:
+    """Standard error."""
+    return Console(stderr=True, soft_wrap=not sys.stderr.isatty())
+
+
+def print_json(value: object) -> None:
+    """The value as indented JSON on standard output, and nothing else."""
+    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    sys.stdout.flush()
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = (), footer: Sequence[str] = ()
+) -> None:
+    """A table; the columns in `right` are aligned to the right."""
+    table = Table(box=SIMPLE_HEAD, show_footer=bool(footer), pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(
+            column,
+            justify="right" if column in right else "left",
+            footer=escape(footer[index]) if footer else "",
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    out().print(table)
+
+
+def say(text: str, *, style: str = "") -> None:
+    """A line for people, on standard output."""
+    out().print(escape(text), style=style or None, highlight=False)
+
+
+def exit_code(error: BaseloadError) -> int:
+    """0 done, 1 failed, 2 wrong usage or settings, 3 no control process that answers or admits us."""
+    match error:
+        case SettingsError():
+            return USAGE
+        case ControlError():
+            return UNREACHABLE
+        case _:
+            return FAILURE
+
+
+def complain(error: BaseloadError) -> None:
+    """The error and what to do next, on standard error."""
+    console = err()
+    console.print(f"[bold red]Error:[/] {escape(error.message)}", highlight=False)
+    if error.hint:
+        console.print(f"[dim]Next:[/] {escape(error.hint)}", highlight=False)
+
+
+def fail(message: str, *, hint: str = "", code: int = FAILURE) -> NoReturn:
+    """Print an error and end with `code`."""
+    complain(BaseloadError(message, hint=hint))
+    raise typer.Exit(code)
+
+
+def when(at_ns: int) -> str:
+    """A wall time, UTC, to the second."""
+    return datetime.fromtimestamp(at_ns / NS_PER_S, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def seconds(duration_ns: int) -> str:
+    """Seconds with as many digits as say something."""
+    value = duration_ns / NS_PER_S
+    return f"{value:.2f}" if value < 100 else f"{value:,.0f}"
+
+
+def dollars(nusd: int) -> str:
+    """Nano-dollars as dollars: cents for large sums, four significant digits for small ones."""
+    value = nusd / NUSD_PER_USD
+    return f"${value:,.2f}" if value == 0 or value >= 1 else f"${value:.4g}"
+
+
+def joules(energy_uj: int) -> str:
+    """Microjoules as joules."""
+    value = energy_uj / UJ_PER_J
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
