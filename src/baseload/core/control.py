@@ -149,6 +149,15 @@ class ControlMachine:
             max(now_ns, self._state.now_ns), router=self._router.state, fleet=self._fleet.state
         )
 
+    def check(self) -> None:
+        """Assert what must hold between any two steps. O(everything): for tests, the twin, and idle moments."""
+        reading.check(
+            control=self._state,
+            admission=self._admission.state,
+            router=self._router.state,
+            fleet=self._fleet.state,
+        )
+
     # -- below --------------------------------------------------------------------------------------------------
 
     def _wire(self, snapshot: Snapshot) -> None:
@@ -214,9 +223,9 @@ class ControlMachine:
                 self._outbox.set_earlier(f"scale:{request.model}", now_ns + BUSY_TICK_NS)
 
     def _finished(self, event: RequestFinished, now_ns: int) -> None:
-        model = self._router.finish(event, now_ns)
-        if model and event.outcome is Outcome.OK:
-            self._fleet.served(model)
+        replica_id = self._router.finish(event, now_ns)
+        if replica_id and event.outcome is Outcome.OK:
+            self._fleet.served(replica_id, now_ns)
 
     def _remove_model(self, name: str, now_ns: int) -> None:
         self._state.specs.pop(name, None)
@@ -270,16 +279,17 @@ class ControlMachine:
             self._fleet.reseed(event.seed)
         state.policy_version = event.policy_version
         state.started_ns = now_ns
-        state.shutting_down = state.forced = state.is_over = False
+        state.shutting_down = state.forced = state.is_over = self._router.state.halted = False
         for timer in [name for name in self._outbox.state.timers if name.startswith(("shutdown:", "lost:"))]:
             del self._outbox.state.timers[timer]
-        self._outbox.set_all_again(not_before_ns=now_ns + 60 * NS_PER_S, held=("start:", "stop:"))
+        self._outbox.set_all_again(not_before_ns=now_ns + 60 * NS_PER_S, held=("stop:",))
+        self._outbox.set_timer("ledger:", state.span_due_ns)
         self._fleet.control_started(now_ns)
 
     def _shut_down(self, grace_ns: int, now_ns: int) -> None:
         state = self._state
         if not state.shutting_down:
-            state.shutting_down = True
+            state.shutting_down = self._router.state.halted = True
             self._outbox.decide(now_ns, "shut_down", subject="", model="", why="an orderly end was asked for")
             for lane in self._router.state.lanes.values():
                 self._router.refuse_waiting(lane, now_ns, Reason.SHUTTING_DOWN, "Baseload is shutting down.")

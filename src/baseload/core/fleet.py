@@ -19,15 +19,16 @@ from baseload.core.lifecycle import (
     Lifecycle,
     Replica,
 )
+from baseload.core.load import by_worth, most_replicas, needs_restart, scaling_view, watch_load
 from baseload.core.outbox import Outbox
 from baseload.core.router import RouterMachine
 from baseload.domain.errors import Reason
 from baseload.domain.fleet import WorkerSample
-from baseload.domain.model import ModelSpec, Scaling
+from baseload.domain.model import ModelSpec
 from baseload.domain.rng import Rng
 from baseload.domain.units import NS_PER_MS, NS_PER_S
 from baseload.policy.healing import backoff_ns, refuses_while_backing_off, why_it_ended
-from baseload.policy.scaling import Choice, ScalingView, desired_replicas, has_slack, is_pressed
+from baseload.policy.scaling import Choice, desired_replicas
 
 QUEUE_TICK_NS = 250 * NS_PER_MS  # how often scaling is reconsidered while requests wait
 BUSY_TICK_NS = NS_PER_S  # and while they run
@@ -99,7 +100,7 @@ class FleetMachine:
 
     def rescale(self, crew: Crew, now_ns: int) -> None:
         """Bring the number of replicas to what is desired, and set the time of the next look."""
-        self._watch_load(crew, now_ns)
+        watch_load(crew, self._lane(crew), self._router.state.seats, now_ns)
         choice = self._choose(crew, now_ns)
         crew.desired = choice.desired
         wanted = crew.wanted
@@ -191,7 +192,7 @@ class FleetMachine:
             if replica.suspect:
                 self._life.trust(replica, seat, now_ns)
                 self._refuse_hopeless(crew, now_ns)
-            self._watch_load(crew, now_ns)
+            watch_load(crew, self._lane(crew), self._router.state.seats, now_ns)
 
     def energy_measured(self, replica_id: str, now_ns: int, energy_uj: int, basis: str) -> None:
         """A meter was read."""
@@ -205,14 +206,20 @@ class FleetMachine:
         if reason is Reason.WORKER_LOST and replica is not None and replica.state is READY and not replica.suspect:
             self._life.suspect(replica, seat, now_ns)
         crew = self.state.crews[seat.model]
+        self._router.pump(self._lane(crew), now_ns)
         self._refuse_hopeless(crew, now_ns)
         if self._lane(crew).waiting:
             self.look_soon(crew, now_ns)
 
-    def served(self, model: str) -> None:
-        """A replica of this model answered a request well: the row of crashes is over."""
-        crew = self.state.crews[model]
+    def served(self, replica_id: str, now_ns: int) -> None:
+        """A replica answered a request well: a sign of life, and the row of crashes is over."""
+        crew, replica = self._life.index.get(replica_id, (None, None))
+        if crew is None or replica is None:
+            return
         crew.crashes = 0
+        if replica.suspect:
+            self._life.trust(replica, self._router.state.seats[replica_id], now_ns)
+            self._refuse_hopeless(crew, now_ns)
 
     def emptied(self, seat: Seat, now_ns: int) -> None:
         """A replica that takes nothing new runs nothing any more."""
@@ -299,20 +306,7 @@ class FleetMachine:
         if crew.spec.is_remote:
             return Choice(1, "start", "a worker that somebody else runs is always on")
         lane = self._lane(crew)
-        wanted = crew.wanted
-        oldest_ns = self._router.oldest_wait_ns(lane, now_ns)
-        view = ScalingView(
-            wanted=len(wanted),
-            ready=sum(replica.state is READY and replica.confirmed for replica in wanted),
-            queued=lane.waiting,
-            oldest_wait_ns=oldest_ns,
-            in_flight=lane.in_flight - lane.waiting,
-            capacity=crew.spec.admission.max_concurrency_per_replica,
-            idle_for_ns=0 if lane.in_flight else now_ns - lane.active_ns,
-            pressed_for_ns=now_ns - crew.pressed_since_ns if crew.pressed_since_ns >= 0 else 0,
-            slack_for_ns=now_ns - crew.slack_since_ns if crew.slack_since_ns >= 0 else 0,
-            since_scale_up_ns=now_ns - crew.scaled_up_ns,
-        )
+        view = scaling_view(crew, lane, oldest_wait_ns=self._router.oldest_wait_ns(lane, now_ns), now_ns=now_ns)
         return desired_replicas(view, crew.spec.scaling)
 
     def _grow(self, crew: Crew, choice: Choice, now_ns: int) -> None:
@@ -330,7 +324,7 @@ class FleetMachine:
         if now_ns < crew.retry_at_ns:
             self._outbox.set_timer(f"backoff:{crew.spec.name}", crew.retry_at_ns)
             return
-        room = _most(crew.spec) - len(crew.replicas)
+        room = most_replicas(crew.spec) - len(crew.replicas)
         if min(missing, room) > 0:
             self._decide(crew, now_ns, choice.what, crew.spec.name, choice.why)
             crew.scaled_up_ns = now_ns
@@ -345,7 +339,9 @@ class FleetMachine:
             self._decide(crew, now_ns, "start", replica.replica_id, why)
 
     def _shrink(self, crew: Crew, choice: Choice, now_ns: int) -> None:
-        victims = self._by_worth([replica for replica in crew.wanted if replica.confirmed], crew.spec)
+        victims = by_worth(
+            [replica for replica in crew.wanted if replica.confirmed], crew.spec, self._router.state.seats
+        )
         surplus = len(crew.wanted) - choice.desired
         if victims[:surplus]:
             self._decide(crew, now_ns, choice.what, crew.spec.name, choice.why)
@@ -362,47 +358,17 @@ class FleetMachine:
             return
         why = "the model's engine settings changed"
         fresh = [replica for replica in wanted if replica not in old]
-        has_room = len(crew.replicas) < _most(crew.spec)
+        has_room = len(crew.replicas) < most_replicas(crew.spec)
         if not fresh and has_room and now_ns >= crew.retry_at_ns:
             self._start(crew, now_ns, why)
         elif any(replica.state is READY for replica in fresh) or len(crew.replicas) == len(old):
-            self._life.drain(self._by_worth(old, crew.spec)[0], now_ns, why)
-
-    def _by_worth(self, replicas: list[Replica], spec: ModelSpec) -> list[Replica]:
-        """Least worth keeping first: outdated, then not ready, then the least loaded, then the youngest."""
-        seats = self._router.state.seats
-
-        def worth(replica: Replica) -> tuple[bool, bool, int, int]:
-            seat = seats.get(replica.replica_id)
-            load = len(seat.running) if seat is not None else 0
-            return (not needs_restart(replica.spec, spec), replica.state is READY, load, -replica.started_ns)
-
-        return sorted(replicas, key=worth)
-
-    def _watch_load(self, crew: Crew, now_ns: int) -> None:
-        """Note since when the ready replicas have been pressed, or one too many."""
-        seats = self._router.state.seats
-        ready = [replica for replica in crew.replicas if replica.state is READY and replica.replica_id in seats]
-        scaling, kv_usage, all_wait = crew.spec.scaling, 0.0, False
-        if ready:
-            kv_usage = sum(replica.sample.kv_usage for replica in ready) / len(ready)
-            all_wait = all(replica.sample.waiting > 0 for replica in ready)
-        pressed = is_pressed(kv_usage=kv_usage, target_kv_usage=scaling.target_kv_usage, all_have_waiting=all_wait)
-        slack = not pressed and has_slack(
-            replicas=len(ready),
-            load=self._lane(crew).in_flight,
-            capacity=crew.spec.admission.max_concurrency_per_replica,
-            kv_usage=kv_usage,
-            target_kv_usage=scaling.target_kv_usage,
-        )
-        crew.pressed_since_ns = _since(crew.pressed_since_ns, pressed, now_ns)
-        crew.slack_since_ns = _since(crew.slack_since_ns, slack, now_ns)
+            self._life.drain(by_worth(old, crew.spec, self._router.state.seats)[0], now_ns, why)
 
     def _set_tick(self, crew: Crew, now_ns: int) -> None:
         timer, scaling, lane = f"scale:{crew.spec.name}", crew.spec.scaling, self._lane(crew)
         if crew.removed or self.state.halted or crew.spec.is_remote:
             self._outbox.cancel_timer(timer)
-        elif lane.waiting and len(crew.replicas) < _most(crew.spec):
+        elif lane.waiting and len(crew.replicas) < most_replicas(crew.spec):
             self._outbox.set_timer(timer, now_ns + QUEUE_TICK_NS)
         elif lane.in_flight:
             self._outbox.set_timer(timer, now_ns + BUSY_TICK_NS)
@@ -434,6 +400,7 @@ class FleetMachine:
         if replica.spec.is_remote:
             if seat is not None:
                 self._life.trust(replica, seat, now_ns)
+                self._refuse_hopeless(crew, now_ns)
             return
         self._crashed(crew, replica, now_ns, "the worker failed a request and gave no sign of life since")
         self._life.stop(replica, now_ns, FORCED_GRACE_NS, why=crew.last_error)
@@ -442,7 +409,7 @@ class FleetMachine:
         """Say whether requests are held or refused while nothing serves this model."""
         lane, spec = self._lane(crew), crew.spec
         lane.outage, lane.outage_until_ns = "", 0
-        if not spec.is_remote and not _most(spec):
+        if not spec.is_remote and not most_replicas(spec):
             lane.outage, lane.outage_until_ns = f"The model {spec.name!r} is set to zero replicas.", NEVER_NS
         elif now_ns < crew.retry_at_ns and refuses_while_backing_off(crew.crashes) and not crew.wanted:
             lane.outage, lane.outage_until_ns = f"The model {spec.name!r} fails: {crew.last_error}.", crew.retry_at_ns
@@ -459,7 +426,7 @@ class FleetMachine:
             replica.suspect or not replica.confirmed or replica.state in (DRAINING, STOPPING)
             for replica in crew.replicas
         )
-        if not crew.spec.is_remote and (may_change or len(crew.replicas) < _most(crew.spec)):
+        if not crew.spec.is_remote and (may_change or len(crew.replicas) < most_replicas(crew.spec)):
             return
         for request_id in list(lane.again):
             ticket = self._router.state.tickets[request_id]
@@ -480,19 +447,3 @@ class FleetMachine:
 
     def _decide(self, crew: Crew, now_ns: int, what: str, subject: str, why: str) -> None:
         self._outbox.decide(now_ns, what, subject=subject, model=crew.spec.name, why=why)
-
-
-def needs_restart(old: ModelSpec, new: ModelSpec) -> bool:
-    """Whether a replica of `old` cannot serve `new` as it is."""
-    return old.source != new.source or old.engine != new.engine or old.context_tokens != new.context_tokens
-
-
-def _most(spec: ModelSpec) -> int:
-    scaling: Scaling = spec.scaling
-    return 1 if spec.is_remote else max(scaling.max_replicas, scaling.min_replicas)
-
-
-def _since(since_ns: int, holds: bool, now_ns: int) -> int:
-    if not holds:
-        return -1
-    return since_ns if since_ns >= 0 else now_ns

@@ -191,18 +191,17 @@ class Lifecycle:
         """The control process restarted: nothing is sent to a replica until the driver has reported on it."""
         for _, replica in list(self.index.values()):
             replica_id = replica.replica_id
-            self._outbox.actions.append(Record(close_span(replica.account, now_ns)))
+            self._close_span(replica, now_ns)
             seat = self._router.state.seats.get(replica_id)
-            self._outbox.cancel_timer(f"drain:{replica_id}")
             if replica.spec.is_remote:
                 if seat is not None and replica.state is READY:
                     self.trust(replica, seat, now_ns)
                 else:
                     self.gone(replica, now_ns)
                 continue
-            replica.suspect = False
-            self._outbox.cancel_timer(f"suspect:{replica_id}")
-            replica.confirmed = False
+            for kind in ("start", "drain", "suspect"):
+                self._outbox.cancel_timer(f"{kind}:{replica_id}")
+            replica.suspect = replica.confirmed = False
             if seat is not None:
                 self._router.set_accepting(seat, False, now_ns)
             self._outbox.set_timer(f"confirm:{replica_id}", now_ns + CONFIRM_NS)
@@ -229,8 +228,12 @@ class Lifecycle:
     def reprice(self, replica: Replica, spec: ModelSpec, now_ns: int) -> None:
         """Its price changed: time until now is billed at the old one."""
         seat = self._router.state.seats.get(replica.replica_id)
-        self._outbox.actions.append(Record(close_span(replica.account, now_ns)))
+        self._close_span(replica, now_ns)
         self._router.reprice(seat, replica.account, spec.price, now_ns)
+
+    def _close_span(self, replica: Replica, now_ns: int) -> None:
+        if replica.account.span_from_ns < now_ns:
+            self._outbox.actions.append(Record(close_span(replica.account, now_ns)))
 
     def _enter(self, replica: Replica, state: ReplicaState, now_ns: int) -> None:
         replica.state = state

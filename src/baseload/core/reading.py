@@ -2,6 +2,7 @@
 
 from msgspec.structs import replace
 
+from baseload.core.admission import AdmissionState
 from baseload.core.fleet import FleetState
 from baseload.core.ledger import advance, close_span, leave, power_w
 from baseload.core.lifecycle import Crew, Replica
@@ -110,3 +111,39 @@ def _replica_status(replica: Replica, now_ns: int, router: RouterState) -> Repli
         power_w=power_w(account),
         energy_basis=account.basis,
     )
+
+
+def check(*, control: ControlState, admission: AdmissionState, router: RouterState, fleet: FleetState) -> None:
+    """Assert what must hold between any two steps. O(everything): for tests, the twin, and idle moments."""
+    replicas = {replica.replica_id: replica for crew in fleet.crews.values() for replica in crew.replicas}
+    running = {request_id: seat.replica_id for seat in router.seats.values() for request_id in seat.running}
+    waiting = {request_id for lane in router.lanes.values() for request_id in (*lane.queue, *lane.again)}
+    assert sum(len(seat.running) for seat in router.seats.values()) == len(running)
+    assert running.keys() | waiting == router.tickets.keys()
+    assert not running.keys() & waiting
+    in_lane, in_tab = dict.fromkeys(router.lanes, 0), dict.fromkeys(admission.tabs, 0)
+    for request_id, ticket in router.tickets.items():
+        assert ticket.replica_id == running.get(request_id, "")
+        assert ticket.replica_id not in ticket.failed_on
+        in_lane[ticket.request.model] += 1
+        in_tab[ticket.request.key_id] += 1
+    for lane in router.lanes.values():
+        assert lane.in_flight == in_lane[lane.model]
+        assert all(router.seats[replica_id].place == place for place, replica_id in enumerate(lane.open))
+        assert not (lane.open and lane.queue), "requests wait beside a free replica"
+    for tab in admission.tabs.values():
+        assert tab.in_flight == in_tab[tab.key.key_id]
+    for seat in router.seats.values():
+        assert (seat.place >= 0) == (seat.accepting and len(seat.running) < seat.capacity)
+        assert seat.gone == (seat.replica_id not in replicas)
+        if seat.accepting:
+            replica = replicas[seat.replica_id]
+            assert replica.state is ReplicaState.READY
+            assert replica.confirmed
+            assert not replica.suspect
+            assert seat.account is replica.account
+        if not seat.gone:
+            assert seat.account.running == len(seat.running)
+    for crew in fleet.crews.values():
+        assert crew.spec.name in router.lanes
+        assert crew.removed == (crew.spec.name not in control.specs)

@@ -39,6 +39,7 @@ class RouterState(Struct):
     seats: dict[str, Seat] = {}
     refused_total: int = 0
     requests_total: int = 0
+    halted: bool = False  # shutting down: nothing is taken or tried again
 
 
 class RouterMachine:
@@ -112,7 +113,7 @@ class RouterMachine:
     def dispatch_failed(
         self, request_id: str, replica_id: str, now_ns: int, reason: Reason, detail: str
     ) -> Seat | None:
-        """An attempt failed before the first byte: try again or refuse. Its seat is returned if that is news."""
+        """An attempt failed before the first byte: hold or refuse the request. Its seat is returned if that is news."""
         ticket = self.state.tickets.get(request_id)
         if ticket is None or ticket.replica_id != replica_id:
             return None
@@ -125,6 +126,8 @@ class RouterMachine:
         said = f": {detail}" if detail else ""
         if ticket.first_byte_ns:
             self.end(ticket, now_ns, Outcome.FAILED, reason)
+        elif self.state.halted:
+            self.refuse(ticket, now_ns, Reason.SHUTTING_DOWN, f"Baseload is shutting down{said}.")
         elif lane.closed:
             self.refuse(ticket, now_ns, Reason.MODEL_REMOVED, f"The model {lane.model!r} was removed.")
         elif attempts >= lane.admission.max_attempts:
@@ -142,19 +145,18 @@ class RouterMachine:
             self._outbox.decide_often(
                 now_ns, "retry", kind=reason.value, subject=request_id, model=lane.model, why=why
             )
-        self.pump(lane, now_ns)
         return seat
 
     def finish(self, event: RequestFinished, now_ns: int) -> str:
-        """A request ended; its model is returned if it is one we know."""
+        """A request ended; the replica it ran on is returned ("" for none)."""
         ticket = self.state.tickets.get(event.request_id)
         if ticket is None:
             return ""
-        lane = self.state.lanes[ticket.request.model]
+        lane, replica_id = self.state.lanes[ticket.request.model], ticket.replica_id
         self.end(ticket, now_ns, event.outcome, event.reason, event.tokens, event.phases)
         if lane.queue or lane.again:
             self.pump(lane, now_ns)
-        return lane.model
+        return replica_id
 
     def pump(self, lane: Lane, now_ns: int) -> None:
         """Dispatch what waits to the seats that have room, in order; refuse what waited too long."""

@@ -7,6 +7,7 @@ again (the "theoretical arrival time" of ATM's generic cell rate algorithm, ITU-
 from baseload.domain.units import NS_PER_S
 
 MINUTE_NS = 60 * NS_PER_S
+MOST_MINUTES = 60  # one request's debt is never counted as more than this many minutes' allowance
 
 
 def take(full_at_ns: int, *, now_ns: int, amount: int, per_minute: int) -> tuple[int, int]:
@@ -19,9 +20,14 @@ def take(full_at_ns: int, *, now_ns: int, amount: int, per_minute: int) -> tuple
     wait_ns = start + need_ns - now_ns - MINUTE_NS
     if wait_ns > 0:
         return full_at_ns, wait_ns
-    return start + -(-amount * MINUTE_NS // per_minute), 0
+    return start + _time_ns(amount, per_minute), 0
 
 
 def settle(full_at_ns: int, *, reserved: int, used: int, per_minute: int) -> int:
     """Give back what was reserved and not used, or take what was used beyond it."""
-    return full_at_ns + (used - reserved) * MINUTE_NS // per_minute
+    return full_at_ns + _time_ns(used, per_minute) - _time_ns(reserved, per_minute)
+
+
+def _time_ns(amount: int, per_minute: int) -> int:
+    """How long the bucket takes to refill by `amount`, rounded up."""
+    return -(-min(amount, MOST_MINUTES * per_minute) * MINUTE_NS // per_minute)

@@ -1,0 +1,69 @@
+"""What the fleet looks at before it scales: a crew's load, its view for the policy, and whom it could spare."""
+
+from baseload.core.lanes import Lane, Seat
+from baseload.core.lifecycle import READY, Crew, Replica
+from baseload.domain.model import ModelSpec
+from baseload.policy.scaling import ScalingView, has_slack, is_pressed
+
+
+def scaling_view(crew: Crew, lane: Lane, *, oldest_wait_ns: int, now_ns: int) -> ScalingView:
+    """What the scaling policy may look at."""
+    wanted = crew.wanted
+    return ScalingView(
+        wanted=len(wanted),
+        ready=sum(replica.state is READY and replica.confirmed for replica in wanted),
+        queued=lane.waiting,
+        oldest_wait_ns=oldest_wait_ns,
+        in_flight=lane.in_flight - lane.waiting,
+        capacity=crew.spec.admission.max_concurrency_per_replica,
+        idle_for_ns=0 if lane.in_flight else now_ns - lane.active_ns,
+        pressed_for_ns=now_ns - crew.pressed_since_ns if crew.pressed_since_ns >= 0 else 0,
+        slack_for_ns=now_ns - crew.slack_since_ns if crew.slack_since_ns >= 0 else 0,
+        since_scale_up_ns=now_ns - crew.scaled_up_ns,
+    )
+
+
+def watch_load(crew: Crew, lane: Lane, seats: dict[str, Seat], now_ns: int) -> None:
+    """Note since when the ready replicas have been pressed, or one too many."""
+    ready = [replica for replica in crew.replicas if replica.state is READY and replica.replica_id in seats]
+    scaling, kv_usage, all_wait = crew.spec.scaling, 0.0, False
+    if ready:
+        kv_usage = sum(replica.sample.kv_usage for replica in ready) / len(ready)
+        all_wait = all(replica.sample.waiting > 0 for replica in ready)
+    pressed = is_pressed(kv_usage=kv_usage, target_kv_usage=scaling.target_kv_usage, all_have_waiting=all_wait)
+    slack = not pressed and has_slack(
+        replicas=len(ready),
+        load=lane.in_flight,
+        capacity=crew.spec.admission.max_concurrency_per_replica,
+        kv_usage=kv_usage,
+        target_kv_usage=scaling.target_kv_usage,
+    )
+    crew.pressed_since_ns = _since(crew.pressed_since_ns, pressed, now_ns)
+    crew.slack_since_ns = _since(crew.slack_since_ns, slack, now_ns)
+
+
+def by_worth(replicas: list[Replica], spec: ModelSpec, seats: dict[str, Seat]) -> list[Replica]:
+    """Least worth keeping first: outdated, then not ready, then the least loaded, then the youngest."""
+
+    def worth(replica: Replica) -> tuple[bool, bool, int, int]:
+        seat = seats.get(replica.replica_id)
+        load = len(seat.running) if seat is not None else 0
+        return (not needs_restart(replica.spec, spec), replica.state is READY, load, -replica.started_ns)
+
+    return sorted(replicas, key=worth)
+
+
+def needs_restart(old: ModelSpec, new: ModelSpec) -> bool:
+    """Whether a replica of `old` cannot serve `new` as it is."""
+    return old.source != new.source or old.engine != new.engine or old.context_tokens != new.context_tokens
+
+
+def most_replicas(spec: ModelSpec) -> int:
+    """How many replicas the model may have, in whatever state."""
+    return 1 if spec.is_remote else max(spec.scaling.max_replicas, spec.scaling.min_replicas)
+
+
+def _since(since_ns: int, holds: bool, now_ns: int) -> int:
+    if not holds:
+        return -1
+    return since_ns if since_ns >= 0 else now_ns
