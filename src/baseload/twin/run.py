@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from baseload.core.control import ControlMachine
 from baseload.domain.errors import DataError
 from baseload.domain.events import ControlStarted, KeyCreated, ModelPut, ShutdownAsked
 from baseload.domain.units import NS_PER_S
@@ -60,7 +61,9 @@ def simulate(config: SimulateConfig, *, progress: Callable[[int, int], None] | N
 class Simulation:
     """One run: a safety phase with faults while requests come, then a liveness phase in which all must end."""
 
-    def __init__(self, config: SimulateConfig, *, is_hunt: bool = False) -> None:
+    def __init__(
+        self, config: SimulateConfig, *, is_hunt: bool = False, machine: type[ControlMachine] = ControlMachine
+    ) -> None:
         self.config = config
         self.is_hunt = is_hunt
         self.models = config.models or (DEFAULT_MODEL,)
@@ -69,7 +72,9 @@ class Simulation:
         self.arrivals = arrivals(
             config.workload, models=[spec.name for spec in self.models], seed=config.seed, trace_base=base
         )
-        self.world = World(seed=config.seed, physics=config.physics, table=table, faults=config.faults)
+        self.world = World(
+            seed=config.seed, physics=config.physics, table=table, faults=config.faults, machine=machine
+        )
         self.world.snapshot_every = 50 + config.seed % 200 if config.faults.control_restart_every_s > 0 else 0
         keys = make_keys(config.workload.keys, config.workload.key_limits, created_ns=START_NS)
         self.faults = FaultMaker(self.world, models=self.models, keys=keys)

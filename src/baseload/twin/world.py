@@ -66,14 +66,22 @@ class World:
     """Everything of one simulation."""
 
     def __init__(
-        self, *, seed: int, physics: Physics, table: StepTimeTable, faults: Faults, checked: bool = True
+        self,
+        *,
+        seed: int,
+        physics: Physics,
+        table: StepTimeTable,
+        faults: Faults,
+        checked: bool = True,
+        machine: type[ControlMachine] = ControlMachine,
     ) -> None:
         self.seed = seed
         self.physics = physics
         self.table = table
         self.faults = faults
         self.agenda = Agenda(seed, start_ns=START_NS)
-        self.control: ControlMachine | None = ControlMachine(seed=seed, policy_version=POLICY_VERSION)
+        self._machine = machine
+        self.control: ControlMachine | None = machine(seed=seed, policy_version=POLICY_VERSION)
         self.checkers = Checkers() if checked else None
         self.clients: dict[str, Client] = {}  # those not ended
         self.ended_clients: list[Client] = []
@@ -315,7 +323,7 @@ class World:
         self.agenda.after(down_ns, self._recover)
 
     def _recover(self) -> None:
-        control = ControlMachine.restore(self._snapshot)
+        control = self._machine.restore(self._snapshot)
         for item in self.journal[self._snapshot_at :]:
             control.step(item.at_ns, item.event)
         self.control = control
@@ -355,7 +363,7 @@ class World:
     def _verify_replay(self) -> None:
         """Snapshot and journal must give exactly the state and the actions that were."""
         assert self.control is not None
-        ghost = ControlMachine.restore(self._snapshot)
+        ghost = self._machine.restore(self._snapshot)
         for item in self.journal[self._snapshot_at :]:
             event = msgspec.msgpack.decode(msgspec.msgpack.encode(item.event), type=Event)
             actions = ghost.step(item.at_ns, event)
