@@ -6,8 +6,8 @@ its turn, so the machine is never re-entered and the journal's order is the orde
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Protocol, assert_never
+from collections.abc import Awaitable, Callable, Sequence
+from typing import assert_never
 
 from baseload.core.control import ControlMachine
 from baseload.core.ports import JournalRow, Launcher, Sink, UsageRow
@@ -23,7 +23,15 @@ from baseload.domain.actions import (
     StopWorker,
 )
 from baseload.domain.errors import JournalError, Reason
-from baseload.domain.events import DispatchFailed, Event, RequestArrived, RequestFinished, ShutdownAsked, TimerFired
+from baseload.domain.events import (
+    DispatchFailed,
+    Event,
+    ModelPut,
+    RequestArrived,
+    RequestFinished,
+    ShutdownAsked,
+    TimerFired,
+)
 from baseload.domain.model import ModelSpec
 from baseload.domain.status import ControlStatus
 from baseload.domain.tenant import Key
@@ -34,16 +42,9 @@ from baseload.live.journal import LiveJournal
 from baseload.live.rollup import Rollup
 from baseload.live.store import Store
 from baseload.live.timers import Timers
-from baseload.wire.journal import Snapshot
 
 _SETTLE_AFTER_S = 0.01  # the longest that an event stays in this process's memory alone
 _RETRY_AFTER_NS = 2 * NS_PER_S
-
-
-class Warn(Protocol):
-    """Where the driver says, in words, what people must know at once."""
-
-    def __call__(self, message: str, /) -> None: ...
 
 
 class LiveControl:
@@ -53,12 +54,12 @@ class LiveControl:
         self,
         *,
         machine: ControlMachine,
-        timers: dict[str, int],
         seq: int,
         clock: Clock,
         journal: LiveJournal,
         reader: Store,
         snapshot_every: int,
+        announce: Callable[[str], None],
     ) -> None:
         self._machine = machine
         self._step = machine.step
@@ -69,13 +70,17 @@ class LiveControl:
         self._reader = reader
         self._reading = asyncio.Lock()
         self._launcher: Launcher | None = None
-        self._timers = Timers(now_ns=clock.now_ns, fire=self._fire, due=timers)
+        self._on_failed_dispatch: Callable[[str], None] | None = None
+        self._timers = Timers(now_ns=clock.now_ns, fire=self._fire)
         self._sinks: dict[str, Sink] = {}
         self._queue: deque[Event] = deque()
         self._is_running = False
         self._is_settling_soon = False
         self._snapshot_every = snapshot_every
-        self._snapshot_seq = seq
+        self.snapshot_seq = seq
+        self._announce = announce
+        self._is_offline = False
+        self.closers: list[Callable[[], Awaitable[None]]] = []
         self._loop = asyncio.get_running_loop()
         self._shutdown = asyncio.Event()
         self.ended: asyncio.Future[None] = self._loop.create_future()
@@ -105,7 +110,7 @@ class LiveControl:
         if not self._is_settling_soon:
             self._is_settling_soon = True
             self._loop.call_later(_SETTLE_AFTER_S, self._settle_soon)
-        if self._seq - self._snapshot_seq >= self._snapshot_every:
+        if self._seq - self.snapshot_seq >= self._snapshot_every:
             self.take_snapshot()
 
     def settle(self) -> None:
@@ -120,13 +125,12 @@ class LiveControl:
             self._fail(error, event)
             return
         self._seq = seq = self._seq + 1
-        entries: list[Entry] = []
-        for action in actions:
-            if type(action) is Record:
-                entries.append(action.entry)
+        entries: list[Entry] = [action.entry for action in actions if type(action) is Record]
         self._append(seq, at_ns, event, entries)
         if type(event) is RequestFinished:
             self._sinks.pop(event.request_id, None)
+        elif type(event) is DispatchFailed and self._on_failed_dispatch is not None:
+            self._on_failed_dispatch(event.replica_id)
         for action in actions:
             self._perform(action)
 
@@ -181,6 +185,8 @@ class LiveControl:
         """`tell`, and return once the event is on stable storage (fsync). Raises JournalError where it cannot be."""
         if self._journal.failure is not None:
             raise self._journal.failure
+        if self._is_offline and isinstance(event, ModelPut) and not self.status().shutting_down:
+            self.tell(ShutdownAsked(0))  # so that the machine starts no worker before the next ControlStarted
         self.tell(event)
         self._raise_if_failed()
         self._journal.settle()
@@ -218,9 +224,9 @@ class LiveControl:
     async def usage(self, *, from_day: str = "", to_day: str = "") -> list[UsageRow]:
         """Usage by day, key and model, including what runs now, all of one instant."""
         rollup = Rollup()
-        seq = self._seq
-        for entry in self._machine.open_entries(self._now_ns()):
-            rollup.add(entry, ended=False)
+        seq, now_ns = self._seq, self._now_ns()
+        for entry in self._machine.open_entries(now_ns):
+            rollup.add(entry, open_at_ns=now_ns)
         outside = [day for day, _, _ in rollup.rows if day < from_day or day > (to_day or "9999")]
         rollup.rows = {key: sums for key, sums in rollup.rows.items() if key[0] not in outside}
         async with self._reading:
@@ -263,19 +269,38 @@ class LiveControl:
         """Why the journal cannot be written at this time, if so; new work is refused meanwhile."""
         return self._journal.failure
 
-    def attach(self, launcher: Launcher) -> None:
-        """Perform StartWorker and StopWorker through this launcher; without one they are ignored."""
-        self._launcher = launcher
+    def attach(self, launcher: Launcher, *, on_failed_dispatch: Callable[[str], None] | None = None) -> None:
+        """Perform StartWorker and StopWorker through this launcher; without one they are ignored.
 
-    def arm(self) -> None:
-        """Let timers fire, including those that came due while no control ran."""
-        self._timers.arm()
+        `on_failed_dispatch(replica_id)` invites a look at a replica that could not be reached.
+        """
+        self._launcher = launcher
+        self._on_failed_dispatch = on_failed_dispatch
 
     def take_snapshot(self) -> None:
         """Store the whole state with the next commit."""
-        self._snapshot_seq = self._seq
-        snapshot = Snapshot(self._machine.snapshot(), self._timers.due())
-        self._journal.snapshot(self._seq, self._now_ns(), snapshot)
+        self.snapshot_seq = self._seq
+        self._journal.snapshot(self._seq, self._now_ns(), self._machine.snapshot())
+
+    def announce(self, url: str) -> None:
+        """Note in the data directory where this control is reached; see `datadir.find_running`."""
+        self._announce(url)
+
+    def go_offline(self) -> None:
+        """Perform nothing: no worker is started or ended, no timer fires. For administration without a process."""
+        self._is_offline = True
+        self._timers.close()
+
+    async def stop(self, grace_s: float) -> bool:
+        """An orderly end: take nothing new, let running requests finish for so long, end workers, close the files.
+
+        False when the machine did not come to its end a while after the grace, and workers were killed.
+        """
+        is_orderly = self.ended.done() or await self.drain(grace_s=grace_s)
+        for close in reversed(self.closers):
+            await close()
+        self.closers.clear()
+        return is_orderly
 
     async def drain(self, *, grace_s: float) -> bool:
         """Ask for an orderly end and wait for it; False when it did not come a while after the grace."""
@@ -287,16 +312,13 @@ class LiveControl:
         return True
 
     async def close(self) -> None:
-        """Snapshot, commit everything and close the files. Tell nothing afterwards."""
+        """Snapshot and commit everything. Tell nothing afterwards."""
         self._timers.close()
-        try:
-            if not self.ended.done():
-                self.take_snapshot()
-                self.ended.set_result(None)
+        if not self.ended.done():
+            self.take_snapshot()
+            self.ended.set_result(None)
+        async with self._reading:
             await self._journal.close()
-        finally:
-            async with self._reading:
-                self._reader.close()
 
     def _fire(self, timer: str) -> None:
         self.tell(TimerFired(timer))
@@ -333,6 +355,3 @@ class LiveControl:
 
     def _report(self, message: str, error: Exception) -> None:
         self._loop.call_exception_handler({"message": message, "exception": error})
-
-
-OnState = Callable[[JournalError | None], None]

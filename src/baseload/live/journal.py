@@ -16,7 +16,7 @@ from baseload.domain.work import Entry
 from baseload.live.spool import Spool
 from baseload.live.store import Record, Store, StoredSnapshot
 from baseload.live.writer import JournalOptions, Writer
-from baseload.wire.journal import Snapshot, encode_event
+from baseload.wire.journal import encode_event
 
 
 class LiveJournal:
@@ -106,18 +106,17 @@ class LiveJournal:
         self._writer.hurry()
         await future
 
-    def snapshot(self, seq: int, at_ns: int, snapshot: Snapshot) -> None:
+    def snapshot(self, seq: int, at_ns: int, snapshot: bytes) -> None:
         """Store a snapshot with the next commit, after the events it rests on."""
         self._writer.put_snapshot(StoredSnapshot(seq, at_ns, snapshot))
 
     async def close(self) -> None:
-        """Settle, commit everything, end the thread; raises JournalError if that cannot be written."""
+        """Settle, commit everything, end the thread; JournalError where that cannot be done. The store stays open."""
         self.settle()
         self._writer.close()
         await asyncio.to_thread(self._writer.join)
         self._spool.close()
         self._spool.forget(self.committed_seq)
-        self._store.close()
         if self._failure is not None:
             raise self._failure
 

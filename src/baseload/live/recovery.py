@@ -5,20 +5,19 @@ driver reports the workers it finds. Entries caused by journaled events stand in
 spool's tail are committed here, each once, because a seq can be committed only once.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from msgspec import Struct
 
 from baseload.core.control import ControlMachine
-from baseload.domain.actions import Action, CancelTimer, Record, SetTimer
+from baseload.domain.actions import Record
 from baseload.domain.errors import JournalError
-from baseload.domain.events import Event, TimerFired
+from baseload.domain.events import Event
 from baseload.domain.work import Entry
 from baseload.live.spool import read_spool, segments
 from baseload.live.store import Record as StoredRecord
 from baseload.live.store import Store
-from baseload.wire.journal import Frame, Snapshot, decode_event
+from baseload.wire.journal import Frame, decode_event
 
 _COMMIT_EVERY = 5_000
 
@@ -27,7 +26,6 @@ class Recovered(Struct):
     """The state of control as it was at its last settled event."""
 
     machine: ControlMachine
-    timers: dict[str, int]
     seq: int
     at_ns: int
     is_new: bool  # nothing was there
@@ -37,17 +35,10 @@ class Recovered(Struct):
 
     def replay(self, at_ns: int, event: Event) -> list[Entry]:
         """Step one event again; gives the entries it caused."""
-        if isinstance(event, TimerFired):
-            self.timers.pop(event.timer, None)
         actions = self.machine.step(at_ns, event)
-        apply_timers(self.timers, actions)
         self.at_ns = max(self.at_ns, at_ns)
         self.replayed += 1
         return [action.entry for action in actions if isinstance(action, Record)]
-
-    def snapshot(self) -> Snapshot:
-        """The state as it is stored."""
-        return Snapshot(self.machine.snapshot(), dict(self.timers))
 
 
 def recover(store: Store, spool_folder: Path, *, seed: int, policy_version: str) -> Recovered:
@@ -62,30 +53,21 @@ def recover(store: Store, spool_folder: Path, *, seed: int, policy_version: str)
     return found
 
 
-def apply_timers(timers: dict[str, int], actions: Iterable[Action]) -> None:
-    """Keep the table of set timers as these actions ask."""
-    for action in actions:
-        if isinstance(action, SetTimer):
-            timers[action.timer] = action.at_ns
-        elif isinstance(action, CancelTimer):
-            timers.pop(action.timer, None)
-
-
 def _newest_state(store: Store, seed: int, policy_version: str) -> Recovered:
     for stored in store.newest_snapshots():
         try:
-            machine = ControlMachine.restore(stored.snapshot.machine)
+            machine = ControlMachine.restore(stored.body)
         except Exception:  # noqa: S112 - an unreadable snapshot is passed over: an older one and the events give the same
             continue
-        return Recovered(machine, dict(stored.snapshot.timers), stored.seq, stored.at_ns, is_new=False)
-    return Recovered(ControlMachine(seed, policy_version), {}, 0, 0, is_new=True)
+        return Recovered(machine, stored.seq, stored.at_ns, is_new=False)
+    return Recovered(ControlMachine(seed=seed, policy_version=policy_version), 0, 0, is_new=True)
 
 
 def _replay_store(found: Recovered, store: Store) -> None:
     for one in store.frames(found.seq):
         if one.seq != found.seq + 1:
             raise JournalError(
-                f"The journal {store.path} goes from record {found.seq} to {one.seq}, and no snapshot covers the gap.",
+                f"The journal {store.path} jumps from record {found.seq} to {one.seq}; no snapshot covers the gap.",
                 hint="Restore the data directory from a copy.",
             )
         _step(found, one)

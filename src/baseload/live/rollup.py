@@ -1,6 +1,5 @@
 """Usage by day, key and model: the ledger's entries added up."""
 
-from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from msgspec import Struct
@@ -41,24 +40,19 @@ class Rollup:
         self._day_number = -1
         self._day = ""
 
-    def add(self, entry: Entry, *, ended: bool = True) -> None:
-        """Add an entry; decisions cost nothing. `ended` False: a request still running is not yet counted as one.
+    def add(self, entry: Entry, *, open_at_ns: int = 0) -> None:
+        """Add an entry; decisions cost nothing. `open_at_ns`: it still runs, and a request is not yet counted as one.
 
         A request counts on the UTC day it ended, a replica's span on the day it ended.
         """
         if isinstance(entry, RequestEntry):
-            self._add_request(entry, ended)
+            self._add_request(entry, open_at_ns)
         elif isinstance(entry, ReplicaEntry):
             sums = self._sums(entry.to_ns, "", entry.model)
             sums.idle_ns += entry.idle_ns
             sums.cold_ns += entry.cold_ns
             sums.cost_nusd += entry.idle_cost_nusd + entry.cold_cost_nusd
             _add_energy(sums, entry.idle_energy_uj + entry.cold_energy_uj, entry.energy_basis)
-
-    def add_all(self, entries: Iterable[Entry], *, ended: bool = True) -> None:
-        """Add several."""
-        for entry in entries:
-            self.add(entry, ended=ended)
 
     def add_row(self, row: UsageRow, *, sign: int = 1) -> None:
         """Add (or, with sign −1, take away) a row that was added up elsewhere."""
@@ -85,9 +79,9 @@ class Rollup:
             if any((sums.requests, sums.useful_ns, sums.idle_ns, sums.cold_ns, sums.cost_nusd, sums.energy_uj))
         ]
 
-    def _add_request(self, entry: RequestEntry, ended: bool) -> None:
-        sums = self._sums(entry.ended_ns or entry.arrived_ns, entry.key_id, entry.model)
-        if ended:
+    def _add_request(self, entry: RequestEntry, open_at_ns: int) -> None:
+        sums = self._sums(open_at_ns or entry.ended_ns, entry.key_id, entry.model)
+        if not open_at_ns:
             sums.requests += 1
             if entry.outcome in _FAILED:
                 sums.failed += 1

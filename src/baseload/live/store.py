@@ -19,15 +19,14 @@ from baseload.live.rollup import MIXED, Rollup, Sums
 from baseload.wire.journal import (
     FORMAT,
     Frame,
-    Snapshot,
     decode_entry,
     decode_event,
-    decode_snapshot,
     describe,
     encode_entry,
-    encode_snapshot,
     kind_of,
+    seal,
     subject_of,
+    unseal,
 )
 
 T = TypeVar("T")
@@ -57,9 +56,10 @@ CREATE TABLE IF NOT EXISTS snapshot (seq INTEGER PRIMARY KEY, at_ns INTEGER NOT 
 """
 
 _SUM_FIELDS = Sums.__struct_fields__[:-1]
+_ADD_UP = ", ".join(f"{name} = {name} + excluded.{name}" for name in _SUM_FIELDS)
 _UPSERT_USAGE = (
-    f"INSERT INTO usage VALUES ({','.join('?' * 14)}) ON CONFLICT (day, key_id, model) DO UPDATE SET "
-    + ", ".join(f"{name} = {name} + excluded.{name}" for name in _SUM_FIELDS)
+    "INSERT INTO usage VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (day, key_id, model) DO UPDATE SET "  # noqa: S608
+    + _ADD_UP
     + ", energy_basis = CASE WHEN excluded.energy_uj = 0 OR energy_basis = excluded.energy_basis THEN energy_basis"
     + f" WHEN energy_uj = 0 THEN excluded.energy_basis ELSE '{MIXED}' END"
 )
@@ -80,7 +80,7 @@ class StoredSnapshot(NamedTuple):
 
     seq: int
     at_ns: int
-    snapshot: Snapshot
+    body: bytes
 
 
 class Store:
@@ -92,7 +92,7 @@ class Store:
 
     def open(self) -> None:
         """Create the tables, or check that this program can read them."""
-        found = _guard(lambda: self._open(), self.path)
+        found = _guard(self._open, self.path)
         if found > FORMAT:
             raise JournalError(
                 f"{self.path} has format {found}; this version reads up to {FORMAT}.",
@@ -115,7 +115,7 @@ class Store:
         self._db.close()
 
     def commit(self, records: Sequence[Record], snapshots: Sequence[StoredSnapshot] = ()) -> None:
-        """Write all in one transaction; on return it is on stable storage. Raises sqlite3.Error, with nothing written.
+        """Write all in one transaction; on return it is on stable storage. sqlite3.Error: nothing is.
 
         A seq that is there already is an error, so nothing can be written twice.
         """
@@ -141,7 +141,7 @@ class Store:
             if names:
                 self._db.executemany("INSERT OR REPLACE INTO key_name VALUES (?, ?)", names)
             for one in snapshots:
-                row = (one.seq, one.at_ns, encode_snapshot(one.snapshot))
+                row = (one.seq, one.at_ns, seal(one.body))
                 self._db.execute("INSERT OR REPLACE INTO snapshot VALUES (?, ?, ?)", row)
                 self._db.execute(
                     "DELETE FROM snapshot WHERE seq NOT IN (SELECT seq FROM snapshot ORDER BY seq DESC LIMIT 2)"
@@ -189,7 +189,7 @@ class Store:
         sql = "SELECT seq, at_ns, body FROM snapshot ORDER BY seq DESC"
         for seq, at_ns, body in _guard(lambda: self._db.execute(sql).fetchall(), self.path):
             try:
-                snapshot = decode_snapshot(body)
+                snapshot = unseal(body)
             except JournalError:
                 continue  # the one before it, and the events since, give the same state
             yield StoredSnapshot(seq, at_ns, snapshot)

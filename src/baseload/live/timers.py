@@ -10,28 +10,23 @@ _MAX_WAIT_S = 3_600.0  # loops take no arbitrary long waits
 
 
 class Timers:
-    """Fires `fire(name)` when a timer is due by `now_ns`. Nothing fires before `arm` is called."""
+    """Calls `fire(name)` when a timer is due by `now_ns`."""
 
-    def __init__(self, *, now_ns: Callable[[], int], fire: Callable[[str], None], due: dict[str, int]) -> None:
+    def __init__(self, *, now_ns: Callable[[], int], fire: Callable[[str], None]) -> None:
         self._now_ns = now_ns
         self._fire = fire
-        self._due = dict(due)
-        self._heap = [(at_ns, name) for name, at_ns in due.items()]
-        heapq.heapify(self._heap)
+        self._due: dict[str, int] = {}
+        self._heap: list[tuple[int, str]] = []
         self._loop = asyncio.get_running_loop()
         self._handle: asyncio.TimerHandle | None = None
         self._handle_at_ns = 0
-        self._is_armed = False
-
-    def due(self) -> dict[str, int]:
-        """The timers that are set, by name."""
-        return dict(self._due)
+        self._is_closed = False
 
     def set(self, name: str, at_ns: int) -> None:
         """Set, or move, a timer."""
         self._due[name] = at_ns
         heapq.heappush(self._heap, (at_ns, name))
-        if self._is_armed and (self._handle is None or at_ns < self._handle_at_ns):
+        if not self._is_closed and (self._handle is None or at_ns < self._handle_at_ns):
             self._schedule()
         if len(self._heap) > 64 + 4 * len(self._due):
             self._heap = [(at_ns, name) for name, at_ns in self._due.items()]
@@ -41,14 +36,9 @@ class Timers:
         """Forget a timer, if it is set."""
         self._due.pop(name, None)
 
-    def arm(self) -> None:
-        """Begin to fire."""
-        self._is_armed = True
-        self._schedule()
-
     def close(self) -> None:
         """Fire nothing any more."""
-        self._is_armed = False
+        self._is_closed = True
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
@@ -68,10 +58,10 @@ class Timers:
     def _wake(self) -> None:
         self._handle = None
         now_ns = self._now_ns()
-        while self._heap and self._heap[0][0] <= now_ns and self._is_armed:
+        while self._heap and self._heap[0][0] <= now_ns and not self._is_closed:
             at_ns, name = heapq.heappop(self._heap)
             if self._due.get(name) == at_ns:
                 del self._due[name]
                 self._fire(name)
-        if self._is_armed:
+        if not self._is_closed:
             self._schedule()

@@ -135,7 +135,7 @@ class Writer:
             except Exception as error:  # whatever it is, the records stay, and people are told
                 failure = JournalError(
                     f"The journal {self._store.path} cannot be written: {error}.",
-                    hint="Free disk space or repair the disk; nothing is lost, and work goes on when it can be written.",
+                    hint="Free disk space; nothing is lost, and work goes on when it can be written.",
                 )
                 if not self._post(lambda failure=failure: self._on_failed(failure)):  # type: ignore[misc]
                     return False

@@ -38,6 +38,8 @@ FORMAT = 1  # of spool, events, entries and snapshots together; a newer one is r
 SEGMENT_MAGIC = b"BLSPOOL1"
 FRAME_HEAD_BYTES = 24
 MAX_BODY_BYTES = 16 << 20
+_UNSHOWN = frozenset({"secret_sha256"})
+_NEWER = "A newer version may have written it."
 
 _HEAD = struct.Struct("<IIQQ")
 _STAMP = struct.Struct("<QQ")
@@ -55,13 +57,6 @@ class Frame(NamedTuple):
     body: bytes
 
 
-class Snapshot(msgspec.Struct, frozen=True, array_like=True):
-    """The whole state of control at one seq: the machine's own bytes, and the timers that the driver holds for it."""
-
-    machine: bytes
-    timers: dict[str, int]
-
-
 def encode_event(event: Event) -> bytes:
     """The event's msgpack body."""
     return _event_encoder.encode(event)
@@ -70,11 +65,10 @@ def encode_event(event: Event) -> bytes:
 def decode_event(body: bytes) -> Event:
     """The event of a body; raises JournalError when it is none of ours."""
     try:
-        return _event_decoder.decode(body)
+        event: Event = _event_decoder.decode(body)
     except msgspec.MsgspecError as error:
-        raise JournalError(
-            f"A journal record cannot be read: {error}.", hint="It may be of a newer version."
-        ) from error
+        raise JournalError(f"A journal record cannot be read: {error}.", hint=_NEWER) from error
+    return event
 
 
 def encode_entry(entry: Entry) -> bytes:
@@ -85,27 +79,22 @@ def encode_entry(entry: Entry) -> bytes:
 def decode_entry(body: bytes | str) -> Entry:
     """The entry of its JSON; raises JournalError when it is none of ours."""
     try:
-        return _entry_decoder.decode(body)
+        entry: Entry = _entry_decoder.decode(body)
     except msgspec.MsgspecError as error:
-        raise JournalError(
-            f"A ledger entry cannot be read: {error}.", hint="It may be of a newer version."
-        ) from error
+        raise JournalError(f"A ledger entry cannot be read: {error}.", hint=_NEWER) from error
+    return entry
 
 
-def encode_snapshot(snapshot: Snapshot) -> bytes:
-    """The snapshot with its checksum before it."""
-    body = _event_encoder.encode(snapshot)
-    return zlib.crc32(body).to_bytes(4, "little") + body
+def seal(snapshot: bytes) -> bytes:
+    """A machine's snapshot with its checksum before it."""
+    return zlib.crc32(snapshot).to_bytes(4, "little") + snapshot
 
 
-def decode_snapshot(data: bytes) -> Snapshot:
-    """The snapshot of its bytes; raises JournalError when they are damaged."""
+def unseal(data: bytes) -> bytes:
+    """The snapshot that was sealed; raises JournalError when it is damaged."""
     if len(data) < 4 or zlib.crc32(data[4:]) != int.from_bytes(data[:4], "little"):
         raise JournalError("A snapshot is damaged: its checksum does not match.")
-    try:
-        return msgspec.msgpack.decode(data[4:], type=Snapshot)
-    except msgspec.MsgspecError as error:
-        raise JournalError(f"A snapshot cannot be read: {error}.") from error
+    return data[4:]
 
 
 def frame(seq: int, at_ns: int, body: bytes) -> bytes:
@@ -147,12 +136,16 @@ def subject_of(value: Event | Entry) -> tuple[str, str]:
 
 def describe(value: Event | Entry) -> dict[str, object]:
     """The record's fields by name, in plain values, for people and JSON."""
-    return {name: _plain(getattr(value, name)) for name in value.__struct_fields__}
+    return _fields(value)
+
+
+def _fields(value: msgspec.Struct) -> dict[str, object]:
+    return {name: _plain(getattr(value, name)) for name in value.__struct_fields__ if name not in _UNSHOWN}
 
 
 def _plain(value: object) -> object:
     if isinstance(value, msgspec.Struct):
-        return {name: _plain(getattr(value, name)) for name in value.__struct_fields__}
+        return _fields(value)
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, tuple | list):
