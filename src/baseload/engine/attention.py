@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from baseload.engine.kv_cache import CacheShape, gather
+from baseload.engine.layers import barrier
 
 _HIDDEN = -1e30
 State = tuple[jax.Array, jax.Array, jax.Array]  # running maximum, sum and weighted values
@@ -54,10 +55,10 @@ def attend_tiles(
     grouped = grouped.reshape(count, shape.kv_heads, tile_rows * groups, dim)
 
     def one(index: jax.Array, out: jax.Array) -> jax.Array:
-        tile = lax.dynamic_index_in_dim(grouped, index, keepdims=False)
+        tile = barrier(lax.dynamic_index_in_dim(grouped, index, keepdims=False))
         table = tables if tables.ndim == 1 else lax.dynamic_index_in_dim(tables, index, keepdims=False)
         at = lax.dynamic_index_in_dim(positions, index, keepdims=False)
-        done = _walk(shape, tile, keys, values, table, at, window)
+        done = barrier(_walk(shape, tile, keys, values, table, at, window))
         updated: jax.Array = lax.dynamic_update_index_in_dim(out, done, index, 0)
         return updated
 

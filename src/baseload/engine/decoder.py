@@ -1,6 +1,5 @@
 """The decoder all families share: one layer, and the whole sequence at once (for training and for reference)."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,27 +11,23 @@ from baseload.engine.moe import moe_dense
 from baseload.engine.rope import inverse_frequencies, rotate
 
 Tree = dict[str, Any]
-# (q[rows, heads, head_dim], k[rows, kv_heads, head_dim], v) -> [rows, heads, head_dim], of rotated q and k
-Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-def attention_block(
-    config: ModelConfig,
-    layer: Params,
-    x: jax.Array,
-    cos: jax.Array,
-    sin: jax.Array,
-    attend: Attend,
-    dot: Linear = linear,
-) -> jax.Array:
-    """Norm, projections, rotation, `attend`, output projection of x[rows, hidden]; what the residual gains."""
+def project(
+    config: ModelConfig, layer: Params, x: jax.Array, cos: jax.Array, sin: jax.Array, dot: Linear = linear
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Norm, projections and rotation of x[rows, hidden]: q[rows, heads, head_dim], k, v[rows, kv_heads, head_dim]."""
     normed = rms_norm(x, layer["norm"], config.norm_eps)
     q, k, v = split_qkv(config, dot(normed, layer["qkv"], layer.get("qkv_bias")))
     if config.qk_norm:
         q = rms_norm(q, layer["q_norm"], config.norm_eps)
         k = rms_norm(k, layer["k_norm"], config.norm_eps)
-    out = attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
-    return dot(out.reshape(x.shape[0], -1), layer["out"], layer.get("out_bias"))
+    return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+
+def merge(layer: Params, x: jax.Array, mixed: jax.Array, dot: Linear = linear) -> jax.Array:
+    """x[rows, hidden] plus the output projection of attention's result, mixed[rows, heads, head_dim]."""
+    return x + dot(mixed.reshape(x.shape[0], -1), layer["out"], layer.get("out_bias"))
 
 
 def split_qkv(config: ModelConfig, qkv: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -61,10 +56,8 @@ def forward_full(
     x = params["embed"][tokens.reshape(-1)].astype(jnp.float32)
 
     def layer(x: jax.Array, attn: Params, feed: Params, window: jax.Array, is_moe: bool) -> jax.Array:
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return causal_attention(config, batch, q, k, v, window, segments)
-
-        x = x + attention_block(config, attn, x, cos, sin, attend)
+        q, k, v = project(config, attn, x, cos, sin)
+        x = merge(attn, x, causal_attention(config, batch, q, k, v, window))
         if is_moe:
             assert config.moe is not None
             return x + moe_dense(config.moe, feed, x, config.norm_eps)

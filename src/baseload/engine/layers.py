@@ -1,6 +1,7 @@
 """The layers all families share. Activations are float32; weights keep their type."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,36 +9,42 @@ from jax import lax
 
 Params = dict[str, jax.Array]
 # (x[rows, in], weight, bias or None) -> float32[rows, out]
-Linear = Callable[[jax.Array, jax.Array, "jax.Array | None"], jax.Array]
+Linear = Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]
 
 
-def linear(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """x[rows, in] · weight[out, in]ᵀ (+ bias[out]) → float32[rows, out].
+def linear(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None, *, in_out: bool = False) -> jax.Array:
+    """x[rows, in] · weight[out, in]ᵀ (+ bias[out]) → float32[rows, out]; `in_out` weights lie [in, out].
 
-    Inputs are rounded to the weight's type, sums are float32: on the CPU this form of a bfloat16 dot is the only
-    one that reaches the matrix units.
+    Inputs are rounded to the weight's type, sums are float32: on the CPU this form of a bfloat16 dot, with weights
+    [out, in], is the only one that reaches the matrix units.
     """
-    return _add(_dot(x, weight, 1), bias)
+    dims = (((x.ndim - 1,), (0 if in_out else 1,)), ((), ()))
+    out = lax.dot_general(x.astype(weight.dtype), weight, dims, preferred_element_type=jnp.float32)
+    return out if bias is None else out + bias.astype(jnp.float32)
 
 
-def tiled_linear(tile_rows: int, *, in_out: bool) -> Linear:
-    """A linear layer that always multiplies `tile_rows` rows at a time, so that a row's bits depend on nothing else.
+def map_rows(tile_rows: int, active: jax.Array, function: Callable[..., Any], *arrays: jax.Array) -> Any:
+    """`function` of arrays that share their first axis, applied to `tile_rows` rows at a time (0: to all at once).
 
-    How a library splits and orders its sums depends on the shapes it is given; here every call has one shape.
-    With `in_out` weights lie [in, out] (faster for float32 on the CPU). Rows must be a multiple of the tile.
+    How a compiler fuses and a library orders its sums depends on the shapes it is given. Here every application has
+    one shape, inside a loop whose length is unknown when compiling, between barriers no fusion crosses; so a row's
+    bits depend on nothing but the row. Only tiles with some of the first `active` rows are computed; others are 0.
     """
-    contracted = 0 if in_out else 1
+    if not tile_rows:
+        return function(*arrays)
+    rows = arrays[0].shape[0]
+    assert rows % tile_rows == 0
+    tiles = [array.reshape(rows // tile_rows, tile_rows, *array.shape[1:]) for array in arrays]
+    shapes = jax.eval_shape(function, *(tile[0] for tile in tiles))
+    outputs = jax.tree.map(lambda leaf: jnp.zeros((rows // tile_rows, *leaf.shape), leaf.dtype), shapes)
 
-    def apply(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-        rows = x.shape[0]
-        assert rows % tile_rows == 0
-        if rows == tile_rows:
-            return _add(_dot(x, weight, contracted), bias)
-        tiles = x.reshape(rows // tile_rows, tile_rows, -1)
-        out = lax.map(lambda tile: _dot(tile, weight, contracted), tiles)
-        return _add(out.reshape(rows, -1), bias)
+    def one(index: jax.Array, outputs: Any) -> Any:
+        given = barrier([lax.dynamic_index_in_dim(tile, index, keepdims=False) for tile in tiles])
+        done = barrier(function(*given))
+        return jax.tree.map(lambda all_, new: lax.dynamic_update_index_in_dim(all_, new, index, 0), outputs, done)
 
-    return apply
+    outputs = lax.fori_loop(0, (active + tile_rows - 1) // tile_rows, one, outputs)
+    return jax.tree.map(lambda leaf: leaf.reshape(rows, *leaf.shape[2:]), outputs)
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
@@ -58,10 +65,6 @@ def mlp(layer: Params, x: jax.Array, eps: float, dot: Linear = linear) -> jax.Ar
     return dot(hidden, layer["down"], layer.get("down_bias"))
 
 
-def _dot(x: jax.Array, weight: jax.Array, contracted: int) -> jax.Array:
-    dims = (((x.ndim - 1,), (contracted,)), ((), ()))
-    return lax.dot_general(x.astype(weight.dtype), weight, dims, preferred_element_type=jnp.float32)
-
-
-def _add(out: jax.Array, bias: jax.Array | None) -> jax.Array:
-    return out if bias is None else out + bias.astype(jnp.float32)
+def barrier(arrays: Any) -> Any:
+    """The same arrays; no fusion crosses this point."""
+    return lax.optimization_barrier(arrays)  # type: ignore[no-untyped-call]

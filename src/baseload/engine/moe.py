@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from baseload.engine.config import NO_WINDOW, Fields, ModelConfig, MoeConfig, parse_common, parse_rope
-from baseload.engine.layers import Linear, Params, linear, rms_norm, swiglu, tiled_linear
+from baseload.engine.layers import Linear, Params, barrier, linear, rms_norm, swiglu
 
 
 def parse_mixtral(fields: Fields) -> ModelConfig:
@@ -68,22 +68,28 @@ def moe_dense(moe: MoeConfig, layer: Params, x: jax.Array, eps: float) -> jax.Ar
 
 
 def moe_sparse(
-    moe: MoeConfig, layer: Params, x: jax.Array, eps: float, dot: Linear, *, tile_rows: int, in_out: bool
+    moe: MoeConfig,
+    layer: Params,
+    normed: jax.Array,
+    chosen: jax.Array,
+    active: jax.Array,
+    dot: Linear,
+    *,
+    tile_rows: int,
 ) -> jax.Array:
-    """Only the chosen experts, each on its own rows in tiles of `tile_rows`; x is [rows, hidden].
+    """Outputs of the chosen experts only, float32[rows, experts_per_token, hidden], of normed[rows, hidden].
 
     Rows are sorted by expert and each expert's rows are cut into tiles of one shape, so a row's bits do not depend
-    on who else chose its expert. As many tiles are computed as are needed, so idle experts' weights are not read.
+    on who else chose its expert. As many tiles are computed as the first `active` rows need, so idle experts'
+    weights are not read.
     """
-    rows, hidden = x.shape
-    normed = rms_norm(x, layer["norm"], eps)
-    chosen, weights = route(moe, layer["router"], normed, dot)
-    expert_of = chosen.reshape(-1)
+    rows, hidden = normed.shape
+    real = jnp.arange(rows)[:, None] < active
+    expert_of = jnp.where(real, chosen, moe.experts).reshape(-1)
     order = jnp.argsort(expert_of, stable=True)
     counts = jnp.sum(jax.nn.one_hot(expert_of, moe.experts, dtype=jnp.int32), axis=0)
     first_row = jnp.cumsum(counts) - counts
     tile_ends = jnp.cumsum((counts + tile_rows - 1) // tile_rows)
-    apply = tiled_linear(tile_rows, in_out=in_out)
 
     def one_tile(tile: jax.Array, out: jax.Array) -> jax.Array:
         expert = jnp.searchsorted(tile_ends, tile, side="right").astype(jnp.int32)
@@ -94,13 +100,18 @@ def moe_sparse(
         gate_up, down = (
             jax.lax.dynamic_index_in_dim(layer[name], expert, keepdims=False) for name in ("gate_up", "down")
         )
-        done = apply(swiglu(apply(normed[pair // moe.experts_per_token], gate_up, None)), down, None)
-        return out.at[jnp.where(valid, pair, order.size)].set(done, mode="drop")
+        given = barrier(normed[pair // moe.experts_per_token])
+        done = barrier(dot(swiglu(dot(given, gate_up, None)), down, None))
+        updated: jax.Array = out.at[jnp.where(valid, pair, order.size)].set(done, mode="drop")
+        return updated
 
-    outputs = jnp.zeros((rows * moe.experts_per_token, hidden), jnp.float32)
+    outputs: jax.Array = jnp.zeros((rows * moe.experts_per_token, hidden), jnp.float32)
     outputs = jax.lax.fori_loop(0, tile_ends[-1], one_tile, outputs)
-    parts = outputs.reshape(rows, moe.experts_per_token, hidden) * weights[..., None]
-    total: jax.Array = parts[:, 0]
-    for index in range(1, moe.experts_per_token):
-        total = total + parts[:, index]
-    return total
+    return outputs.reshape(rows, moe.experts_per_token, hidden)
+
+
+def combine(x: jax.Array, parts: jax.Array, weights: jax.Array) -> jax.Array:
+    """x[rows, hidden] plus the experts' outputs, weighted and summed in the order they were chosen."""
+    for index in range(parts.shape[1]):
+        x = x + parts[:, index] * weights[:, index, None]
+    return x

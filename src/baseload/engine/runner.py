@@ -146,7 +146,7 @@ class Runner:
         x = self._layers("decode", bucket, tokens, positions, slots, tables, len(picks))
         wanted = [row for row, index in enumerate(picks) if spans[index].wants_logits]
         if wanted:
-            logits = self._head(x, bucket, np.arange(bucket, dtype=np.int32))
+            logits = self._head(x, bucket, np.arange(bucket, dtype=np.int32), len(picks))
             results.update({picks[row]: logits[row : row + 1] for row in wanted})
 
     def _prefill(self, index: int, span: Span, results: dict[int, np.ndarray]) -> None:
@@ -163,7 +163,7 @@ class Runner:
             x = self._layers("prefill", bucket, tokens, positions, slots, table, count)
             if span.wants_logits and number == len(calls) - 1:
                 picks = np.full(self.buckets.decode[0], count - 1, np.int32)
-                results[index] = self._head(x, bucket, picks)[:1]
+                results[index] = self._head(x, bucket, picks, 1)[:1]
 
     def _layers(
         self,
@@ -187,9 +187,10 @@ class Runner:
             )
         return x
 
-    def _head(self, x: jax.Array, rows: int, picks: np.ndarray) -> np.ndarray:
+    def _head(self, x: jax.Array, rows: int, picks: np.ndarray, active: int) -> np.ndarray:
         program = self._head_program(rows, len(picks))
-        return np.asarray(program(self._final_norm, self._head_weight, x, jax.device_put(picks)))
+        at, count = jax.device_put((picks, np.int32(active)))
+        return np.asarray(program(self._final_norm, self._head_weight, x, at, count))
 
     def _check(self, spans: Sequence[Span]) -> None:
         for span in spans:
@@ -241,7 +242,8 @@ class Runner:
         def lower() -> jax.stages.Lowered:
             x = _spec((rows, self.config.hidden), np.float32)
             at = _spec((picks,), np.int32)
-            return jax.jit(head_step(self.config, self.mode)).lower(self._final_norm, self._head_weight, x, at)
+            step = jax.jit(head_step(self.config, self.mode))
+            return step.lower(self._final_norm, self._head_weight, x, at, _spec((), np.int32))
 
         return self.programs.get(_head_name(rows, picks), lower)
 

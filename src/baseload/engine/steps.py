@@ -14,10 +14,10 @@ import jax.numpy as jnp
 
 from baseload.engine.attention import attend_batch, attend_tiles
 from baseload.engine.config import ModelConfig
-from baseload.engine.decoder import attention_block
+from baseload.engine.decoder import merge, project
 from baseload.engine.kv_cache import CacheShape, write
-from baseload.engine.layers import Linear, Params, linear, mlp, rms_norm, tiled_linear
-from baseload.engine.moe import moe_sparse
+from baseload.engine.layers import Linear, Params, linear, map_rows, mlp, rms_norm
+from baseload.engine.moe import combine, moe_sparse, route
 
 ATTENTION_TILE = 16  # query rows per attention tile where bits must not depend on the batch
 FAST_ATTENTION_TILE = 128
@@ -44,9 +44,9 @@ class Mode:
         return self.dtype == "float32"
 
     @property
-    def linear(self) -> Linear:
+    def dot(self) -> Linear:
         """The linear layer of this mode."""
-        return tiled_linear(self.tile_rows, in_out=self.in_out) if self.tile_rows else linear
+        return partial(linear, in_out=self.in_out)
 
     @property
     def smallest_rows(self) -> int:
@@ -78,8 +78,8 @@ LayerStep = Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
 
 def layer_step(config: ModelConfig, shape: CacheShape, mode: Mode, *, prefill: bool, sparse: bool) -> LayerStep:
     """One layer: (attn, feed, keys, values, x, where, window) -> (x, keys, values); the caches are donated."""
-    dot = mode.linear
-    attend_rows = partial(_attend_prefill if prefill else _attend_decode, shape, mode)
+    dot, eps = mode.dot, config.norm_eps
+    attend = partial(_attend_prefill if prefill else _attend_decode, shape, mode)
 
     def step(
         attn: Params,
@@ -90,31 +90,45 @@ def layer_step(config: ModelConfig, shape: CacheShape, mode: Mode, *, prefill: b
         where: Where,
         window: jax.Array,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        caches: list[jax.Array] = []
+        rows = partial(map_rows, mode.tile_rows, where.active)
+        q, k, v = rows(lambda x, cos, sin: project(config, attn, x, cos, sin, dot), x, where.cos, where.sin)
+        keys, values = write(keys, where.slots, k), write(values, where.slots, v)
+        mixed = attend(q, keys, values, where, window)
+        if not sparse:
 
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            caches.extend((write(keys, where.slots, k), write(values, where.slots, v)))
-            return attend_rows(q, caches[0], caches[1], where, window)
+            def finish(x: jax.Array, mixed: jax.Array) -> jax.Array:
+                x = merge(attn, x, mixed, dot)
+                return x + mlp(feed, x, eps, dot)
 
-        x = x + attention_block(config, attn, x, where.cos, where.sin, attend, dot)
-        if sparse:
-            assert config.moe is not None
-            tile = mode.tile_rows or min(FAST_EXPERT_TILE, x.shape[0])
-            gain = moe_sparse(config.moe, feed, x, config.norm_eps, dot, tile_rows=tile, in_out=mode.in_out)
-        else:
-            gain = mlp(feed, x, config.norm_eps, dot)
-        return x + gain, caches[0], caches[1]
+            return rows(finish, x, mixed), keys, values
+        moe = config.moe
+        assert moe is not None
+
+        def choose(x: jax.Array, mixed: jax.Array) -> tuple[jax.Array, ...]:
+            x = merge(attn, x, mixed, dot)
+            normed = rms_norm(x, feed["norm"], eps)
+            return x, normed, *route(moe, feed["router"], normed, dot)
+
+        x, normed, chosen, weights = rows(choose, x, mixed)
+        tile = mode.tile_rows or min(FAST_EXPERT_TILE, x.shape[0])
+        parts = moe_sparse(moe, feed, normed, chosen, where.active, dot, tile_rows=tile)
+        return rows(combine, x, parts, weights), keys, values
 
     return step
 
 
 def head_step(config: ModelConfig, mode: Mode) -> Callable[..., jax.Array]:
-    """Logits of some rows: (final_norm, head, x[rows, hidden], picks int32[n]) -> float32[n, vocab]."""
-    dot = mode.linear
+    """Logits of some rows: (final_norm, head, x[rows, hidden], picks int32[n], active) -> float32[n, vocab]."""
 
-    def step(final_norm: jax.Array, weight: jax.Array, x: jax.Array, picks: jax.Array) -> jax.Array:
-        rows = x.at[picks].get(mode="promise_in_bounds")
-        return dot(rms_norm(rows, final_norm, config.norm_eps), weight, None)
+    def step(
+        final_norm: jax.Array, weight: jax.Array, x: jax.Array, picks: jax.Array, active: jax.Array
+    ) -> jax.Array:
+        def logits(rows: jax.Array) -> jax.Array:
+            return mode.dot(rms_norm(rows, final_norm, config.norm_eps), weight, None)
+
+        picked = x.at[picks].get(mode="promise_in_bounds")
+        out: jax.Array = map_rows(mode.tile_rows, active, logits, picked)
+        return out
 
     return step
 
