@@ -20,6 +20,8 @@ FROZEN = {
     "guide": True,
     "drain_s": 30.0,
     "gateway.max_body_bytes": 16777216,
+    "journal.max_events": 5_000_000,
+    "journal.max_age_days": 90,
     "scaling.min_replicas": 0,
     "scaling.max_replicas": 1,
     "scaling.idle_s": 300.0,

@@ -1,16 +1,30 @@
 """Where administration is asked: a running control over HTTP, or the data folder itself when none runs."""
 
-import hashlib
-import secrets
 from collections.abc import Sequence
 from typing import Protocol
 
+import msgspec
+
+from baseload.cli.model_check import check_model
 from baseload.core.ports import Control, JournalRow, UsageRow
 from baseload.domain.errors import BaseloadError
 from baseload.domain.events import KeyCreated, KeyRevoked, ModelPut, ModelRemoved
 from baseload.domain.model import ModelSpec
 from baseload.domain.status import ControlStatus
 from baseload.domain.tenant import Key, KeyLimits
+from baseload.gateway.keys import make_key
+
+
+class ShownKey(msgspec.Struct, frozen=True):
+    """A key as it may be shown: without the hash of its secret."""
+
+    key_id: str
+    name: str
+    prefix: str
+    created_ns: int
+    is_admin: bool
+    models: tuple[str, ...]
+    limits: KeyLimits
 
 
 class Desk(Protocol):
@@ -30,12 +44,12 @@ class Desk(Protocol):
     async def remove_model(self, name: str) -> None:
         """Remove a model: its queue is refused, its replicas drain."""
 
-    async def keys(self) -> Sequence[Key]:
+    async def keys(self) -> Sequence[ShownKey]:
         """All keys that are not revoked."""
 
     async def create_key(
         self, name: str, *, is_admin: bool, models: Sequence[str], limits: KeyLimits
-    ) -> tuple[Key, str]:
+    ) -> tuple[ShownKey, str]:
         """A new key and its secret, which is never shown again."""
 
     async def revoke_key(self, key_id: str) -> None:
@@ -67,8 +81,8 @@ class LocalDesk:
         return self._control.models()
 
     async def put_model(self, spec: ModelSpec) -> None:
-        """Add a model, or replace the one of that name."""
-        await self._control.acknowledge(ModelPut(spec))
+        """Check the model's folder, then add it, or replace the one of that name."""
+        await self._control.acknowledge(ModelPut(await check_model(spec)))
 
     async def remove_model(self, name: str) -> None:
         """Remove a model."""
@@ -76,22 +90,21 @@ class LocalDesk:
             raise unknown_model(name, self._control.models())
         await self._control.acknowledge(ModelRemoved(name))
 
-    async def keys(self) -> Sequence[Key]:
+    async def keys(self) -> Sequence[ShownKey]:
         """All keys that are not revoked."""
-        return self._control.keys()
+        found = self._control.keys()
+        return [shown(key) for key in found]
 
     async def create_key(
         self, name: str, *, is_admin: bool, models: Sequence[str], limits: KeyLimits
-    ) -> tuple[Key, str]:
+    ) -> tuple[ShownKey, str]:
         """A new key and its secret."""
         for model in models:
             if self._control.model(model) is None:
                 raise unknown_model(model, self._control.models())
-        key, secret = new_key(
-            name, now_ns=self._control.now_ns(), is_admin=is_admin, models=tuple(models), limits=limits
-        )
+        key, secret = make_key(name, now_ns=self._control.now_ns(), is_admin=is_admin, models=models, limits=limits)
         await self._control.acknowledge(KeyCreated(key))
-        return key, secret
+        return shown(key), secret
 
     async def revoke_key(self, key_id: str) -> None:
         """Revoke a key."""
@@ -110,22 +123,9 @@ class LocalDesk:
         return await self._control.events(after_seq=after_seq, limit=limit, kind=kind, model=model)
 
 
-def new_key(
-    name: str, *, now_ns: int, is_admin: bool = False, models: tuple[str, ...] = (), limits: KeyLimits | None = None
-) -> tuple[Key, str]:
-    """A key to store and the secret to show once: "bl-" and 32 random bytes in URL-safe letters."""
-    secret = "bl-" + secrets.token_urlsafe(32)
-    key = Key(
-        key_id="key_" + secrets.token_hex(6),
-        name=name,
-        secret_sha256=hashlib.sha256(secret.encode()).hexdigest(),
-        created_ns=now_ns,
-        is_admin=is_admin,
-        models=models,
-        limits=limits or KeyLimits(),
-        prefix=secret[:7],
-    )
-    return key, secret
+def shown(key: Key) -> ShownKey:
+    """The key without its hash."""
+    return ShownKey(key.key_id, key.name, key.prefix, key.created_ns, key.is_admin, key.models, key.limits)
 
 
 def unknown_model(name: str, models: Sequence[ModelSpec]) -> BaseloadError:

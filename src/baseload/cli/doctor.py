@@ -15,9 +15,11 @@ import typer
 from msgspec import Struct
 
 from baseload.cli.flags import AsJson, DataDir, SettingsFile
-from baseload.cli.reach import KEY_FILE, Place, running_at, settings_of
+from baseload.cli.reach import KEY_FILE, Place, settings_of
 from baseload.cli.screen import FAILURE, print_json, print_table, say
 from baseload.cli.settings import cache_dir
+from baseload.live.datadir import find_running
+from baseload.live.meters import describe
 from baseload.wire.settings import Settings
 
 GIB = 1 << 30
@@ -138,24 +140,10 @@ def _speed_libraries() -> Iterator[Finding]:
 
 
 def _meters() -> Finding:
-    found = []
-    for zone in sorted(Path("/sys/class/powercap").glob("*rapl*")):
-        try:
-            (zone / "energy_uj").read_text(encoding="ascii")
-        except OSError:
-            continue
-        found.append("RAPL")
-        break
-    if shutil.which("nvidia-smi"):
-        found.append("NVML")
-    if found:
-        return Finding("energy meters", "ok", ", ".join(found))
-    return Finding(
-        "energy meters",
-        "note",
-        "none readable",
-        "Energy is modelled from price.busy_w and price.idle_w; set them for this machine.",
-    )
+    found = describe()
+    if found.startswith("measured"):
+        return Finding("energy", "ok", found)
+    return Finding("energy", "note", found, "Set price.busy_w and price.idle_w to what this machine draws.")
 
 
 def _disk(data_dir: Path) -> Finding:
@@ -175,7 +163,7 @@ def _data(data_dir: Path) -> Finding:
     key = data_dir / KEY_FILE
     if key.exists() and key.stat().st_mode & 0o077:
         return Finding("data folder", "note", f"{key} can be read by others", f"chmod 600 {key}")
-    running = running_at(data_dir)
+    running = find_running(data_dir)
     return Finding("data folder", "ok", f"{data_dir}" + (f", in use by process {running.pid}" if running else ""))
 
 
@@ -187,7 +175,7 @@ def _cache(folder: Path) -> Finding:
 
 
 def _port(settings: Settings, data_dir: Path) -> Finding:
-    running = running_at(data_dir)
+    running = find_running(data_dir)
     if running is not None:
         return Finding("port", "ok", f"Baseload runs at {running.url}")
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET

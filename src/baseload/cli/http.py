@@ -7,21 +7,36 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
+from baseload.cli.desk import ShownKey
 from baseload.core.ports import JournalRow, UsageRow
 from baseload.domain.errors import BaseloadError, ControlError, SettingsError
 from baseload.domain.model import ModelSpec
 from baseload.domain.status import ControlStatus
-from baseload.domain.tenant import Key, KeyLimits
+from baseload.domain.tenant import KeyLimits
 
 T = TypeVar("T")
 TIMEOUT_S = 30.0
 CHAT_TIMEOUT_S = 900.0  # a large model may take long to wake
 
 
-class CreatedKey(msgspec.Struct, frozen=True):
-    """The answer to a key's creation."""
+class _Models(msgspec.Struct, frozen=True):
+    models: list[ModelSpec]
 
-    key: Key
+
+class _Keys(msgspec.Struct, frozen=True):
+    keys: list[ShownKey]
+
+
+class _Usage(msgspec.Struct, frozen=True):
+    usage: list[UsageRow]
+
+
+class _Events(msgspec.Struct, frozen=True):
+    events: list[JournalRow]
+
+
+class _CreatedKey(msgspec.Struct, frozen=True):
+    key: ShownKey
     secret: str
 
 
@@ -36,46 +51,48 @@ class HttpDesk:
 
     async def status(self) -> ControlStatus:
         """Everything at this instant."""
-        return self._get("/admin/status", ControlStatus)
+        return self._get("/admin/v1/status", ControlStatus)
 
     async def models(self) -> Sequence[ModelSpec]:
         """All models."""
-        return self._get("/admin/models", list[ModelSpec])
+        return self._get("/admin/v1/models", _Models).models
 
     async def put_model(self, spec: ModelSpec) -> None:
-        """Add a model, or replace the one of that name."""
-        self._call("PUT", f"/admin/models/{quote(spec.name, safe='')}", msgspec.json.encode(spec))
+        """Add a model, or replace the one of that name. The control process checks its folder."""
+        self._call("PUT", f"/admin/v1/models/{quote(spec.name, safe='')}", msgspec.json.encode(spec))
 
     async def remove_model(self, name: str) -> None:
         """Remove a model."""
-        self._call("DELETE", f"/admin/models/{quote(name, safe='')}")
+        self._call("DELETE", f"/admin/v1/models/{quote(name, safe='')}")
 
-    async def keys(self) -> Sequence[Key]:
+    async def keys(self) -> Sequence[ShownKey]:
         """All keys that are not revoked."""
-        return self._get("/admin/keys", list[Key])
+        return self._get("/admin/v1/keys", _Keys).keys
 
     async def create_key(
         self, name: str, *, is_admin: bool, models: Sequence[str], limits: KeyLimits
-    ) -> tuple[Key, str]:
+    ) -> tuple[ShownKey, str]:
         """A new key and its secret."""
         wanted = {"name": name, "is_admin": is_admin, "models": list(models), "limits": limits}
-        body = self._call("POST", "/admin/keys", msgspec.json.encode(wanted))
-        made = msgspec.json.decode(body, type=CreatedKey)
+        body = self._call("POST", "/admin/v1/keys", msgspec.json.encode(wanted))
+        made = msgspec.json.decode(body, type=_CreatedKey)
         return made.key, made.secret
 
     async def revoke_key(self, key_id: str) -> None:
         """Revoke a key."""
-        self._call("DELETE", f"/admin/keys/{quote(key_id, safe='')}")
+        self._call("DELETE", f"/admin/v1/keys/{quote(key_id, safe='')}")
 
     async def usage(self, *, from_day: str = "", to_day: str = "") -> Sequence[UsageRow]:
         """Usage by day, key and model."""
-        return self._get("/admin/usage", list[UsageRow], from_day=from_day, to_day=to_day)
+        return self._get("/admin/v1/usage", _Usage, from_day=from_day, to_day=to_day).usage
 
     async def events(
         self, *, after_seq: int = 0, limit: int = 100, kind: str = "", model: str = ""
     ) -> Sequence[JournalRow]:
         """The newest journal records, oldest first."""
-        return self._get("/admin/events", list[JournalRow], after_seq=after_seq, limit=limit, kind=kind, model=model)
+        return self._get(
+            "/admin/v1/events", list[JournalRow], after_seq=after_seq, limit=limit, kind=kind, model=model
+        )
 
     def _get(self, path: str, kind: type[T], /, **query: str | int) -> T:
         given = {name: value for name, value in query.items() if value not in ("", 0)}
@@ -123,7 +140,7 @@ def refused(status: int, body: bytes) -> BaseloadError:
         message = f"The server answered with status {status}."
     if status in (401, 403):
         return ControlError(message, hint="Give an admin key with BASELOAD_KEY=… or --key.")
-    return ControlError(message) if status >= 500 else BaseloadError(message)
+    return BaseloadError(message)
 
 
 def stream(url: str, path: str, *, key: str, body: bytes) -> Iterator[dict[str, Any]]:

@@ -45,7 +45,8 @@ def status(
         else:
             cost = sum(specs[r.model].price.usd_per_hour for r in found.replicas if r.model in specs)
             say(headline(found, cost))
-        _print_models(found, [model_says(m, specs.get(m.name), now_ns=found.now_ns) for m in found.models])
+        if found.models:
+            _print_models(found, [model_says(m, specs.get(m.name), now_ns=found.now_ns) for m in found.models])
         if desk.is_running and found.replicas:
             _print_replicas(found)
         for model in found.models:

@@ -6,15 +6,16 @@ from typing import Annotated
 import msgspec
 import typer
 
-from baseload.cli.desk import Desk
+from baseload.cli.desk import Desk, ShownKey
 from baseload.cli.flags import AsJson, DataDir, Secret, SettingsFile, Url
 from baseload.cli.reach import Place, settings_of, with_desk
 from baseload.cli.screen import print_json, print_table, say, when
-from baseload.domain.errors import ModelError, SettingsError
+from baseload.cli.settings import anchored
+from baseload.domain.errors import SettingsError
 from baseload.domain.model import ModelSpec
-from baseload.domain.tenant import Key, KeyLimits
+from baseload.domain.tenant import KeyLimits
 from baseload.web.snapshot import span
-from baseload.wire.settings import Settings, model_from_assignments
+from baseload.wire.settings import model_from_assignments
 
 models = typer.Typer(no_args_is_help=True, help="What is served: list, add, remove.")
 keys = typer.Typer(no_args_is_help=True, help="Who may ask: list, create, revoke.")
@@ -69,7 +70,7 @@ def add_model(
 ) -> None:
     """Add a model, or change the one of that name. The folder is checked before anything is changed."""
     place = Place(data_dir, settings, url, key)
-    spec = checked(model_from_assignments(name, source, assign or [], settings_of(place).defaults))
+    spec = anchored(model_from_assignments(name, source, assign or [], settings_of(place).defaults), Path())
 
     async def put(desk: Desk) -> None:
         await desk.put_model(spec)
@@ -80,28 +81,6 @@ def add_model(
             say(f"{name} is added.{asleep} Try it with: baseload chat --model {name}")
 
     with_desk(place, put)
-
-
-def checked(spec: ModelSpec) -> ModelSpec:
-    """The spec with an absolute source and its context length, or a ModelError that says what is missing."""
-    if spec.is_remote:
-        return spec
-    folder = Path(spec.source).expanduser().absolute()
-    if not folder.is_dir():
-        raise ModelError(
-            f"{folder} is not a folder.",
-            hint="Give the folder of a Hugging Face model (with config.json), or an http:// URL.",
-        )
-    # The engine brings JAX: too slow to import for commands that check no model.
-    from baseload.engine.registry import read_config  # noqa: PLC0415
-
-    config = read_config(folder)
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError(f"{folder} holds no *.safetensors file.", hint="Download the model again.")
-    if not (folder / "tokenizer.json").is_file():
-        raise ModelError(f"{folder} holds no tokenizer.json.", hint="Download the model again.")
-    limit = spec.engine.max_context or config.max_context
-    return msgspec.structs.replace(spec, source=str(folder), context_tokens=min(limit, config.max_context))
 
 
 @models.command("remove")
@@ -134,7 +113,7 @@ def list_keys(
     async def show(desk: Desk) -> None:
         found = await desk.keys()
         if as_json:
-            print_json([_without_hash(one) for one in found])
+            print_json(found)
         else:
             columns = ("id", "name", "begins", "rights", "models", "limits", "created (UTC)")
             print_table(columns, [_key_row(one) for one in found])
@@ -142,11 +121,7 @@ def list_keys(
     with_desk(Place(data_dir, settings, url, key), show)
 
 
-def _without_hash(key: Key) -> dict[str, object]:
-    return {name: value for name, value in msgspec.to_builtins(key).items() if name != "secret_sha256"}
-
-
-def _key_row(key: Key) -> tuple[str, ...]:
+def _key_row(key: ShownKey) -> tuple[str, ...]:
     limits = [
         f"{key.limits.requests_per_minute} requests/min" if key.limits.requests_per_minute else "",
         f"{key.limits.tokens_per_minute} tokens/min" if key.limits.tokens_per_minute else "",
@@ -187,7 +162,7 @@ def create_key(
         limits = KeyLimits(requests_per_minute, tokens_per_minute, max_in_flight)
         made, secret = await desk.create_key(name, is_admin=is_admin, models=model or [], limits=limits)
         if as_json:
-            print_json({**_without_hash(made), "secret": secret})
+            print_json({**msgspec.to_builtins(made), "secret": secret})
         else:
             say(f"{secret}")
             say(f"Keep it now: it is shown once. Its id is {made.key_id}.", style="dim")
@@ -214,8 +189,3 @@ def revoke_key(
             say(f"{key_id} is revoked.")
 
     with_desk(Place(data_dir, settings, url, key), revoke)
-
-
-def specs_of(settings: Settings) -> list[ModelSpec]:
-    """The models of the settings file, each checked."""
-    return [checked(spec) for spec in settings.models]

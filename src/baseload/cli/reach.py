@@ -1,21 +1,19 @@
 """How a command finds a running Baseload and its key, or opens the data folder when none runs."""
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
-import msgspec
 from msgspec import Struct
 
 from baseload.cli.desk import Desk, LocalDesk
 from baseload.cli.http import HttpDesk
 from baseload.cli.settings import load, surroundings
 from baseload.domain.errors import ControlError, SettingsError
+from baseload.live.datadir import find_running
 from baseload.wire.settings import Settings
 
-CONTROL_FILE = "control.json"
 KEY_FILE = "first-key"
 T = TypeVar("T")
 
@@ -29,28 +27,9 @@ class Place(Struct, frozen=True):
     key: str = ""
 
 
-class Running(Struct, frozen=True):
-    """What a control process writes into its data folder while it runs."""
-
-    pid: int
-    url: str
-
-
 def settings_of(place: Place) -> Settings:
     """The settings under the place's flags."""
     return load(settings_file=place.settings, flags={"data_dir": place.data_dir} if place.data_dir else {})
-
-
-def running_at(data_dir: Path) -> Running | None:
-    """The control process of a data folder, if its process is alive."""
-    try:
-        found = msgspec.json.decode((data_dir / CONTROL_FILE).read_bytes(), type=Running)
-        os.kill(found.pid, 0)
-    except (FileNotFoundError, ProcessLookupError, msgspec.MsgspecError):
-        return None
-    except PermissionError:  # alive, and somebody else's
-        return found
-    return found
 
 
 def address(place: Place) -> tuple[str, str]:
@@ -59,7 +38,7 @@ def address(place: Place) -> tuple[str, str]:
     url = place.url or around.url
     data_dir = Path(settings_of(place).data_dir)
     if not url:
-        running = running_at(data_dir)
+        running = find_running(data_dir)
         if running is None:
             return "", ""
         url = running.url
@@ -100,10 +79,7 @@ async def _await(awaitable: Awaitable[T]) -> T:
 
 async def _offline(data_dir: Path, work: Callable[[Desk], Awaitable[T]]) -> T:
     # The whole live world: only needed when no control runs, and too slow to import for every command.
-    from baseload.live.offline import open_offline  # noqa: PLC0415
+    from baseload.live.run import open_offline  # noqa: PLC0415
 
-    control = await open_offline(data_dir)
-    try:
+    async with open_offline(data_dir) as control:
         return await work(LocalDesk(control))
-    finally:
-        await control.close()

@@ -18,9 +18,12 @@ from baseload.domain.units import NS_PER_S, NUSD_PER_USD, UJ_PER_J
 OK, FAILURE, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
 
+PIPE_COLUMNS = 200  # where no terminal says how wide it is
+
+
 def out() -> Console:
     """Standard output."""
-    return Console(soft_wrap=not sys.stdout.isatty())
+    return Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else PIPE_COLUMNS)
 
 
 def err() -> Console:

@@ -50,7 +50,7 @@ def load(
     folder = path.parent if path else Path()
     if "data_dir" in written.values and "data_dir" not in {**from_environment, **from_flags}:
         settings = msgspec.structs.replace(settings, data_dir=str(folder / Path(settings.data_dir).expanduser()))
-    return msgspec.structs.replace(settings, models=tuple(_anchored(spec, folder) for spec in settings.models))
+    return msgspec.structs.replace(settings, models=tuple(anchored(spec, folder) for spec in settings.models))
 
 
 def cache_dir(settings: Settings, environ: Mapping[str, str] = os.environ) -> Path:
@@ -114,7 +114,7 @@ def _read(path: Path) -> Written:
     return read_toml(text, name=str(path))
 
 
-def _anchored(spec: ModelSpec, folder: Path) -> ModelSpec:
+def anchored(spec: ModelSpec, folder: Path) -> ModelSpec:
     """A relative source is meant relative to the file that names it."""
     if spec.is_remote:
         return spec

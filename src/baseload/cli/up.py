@@ -20,6 +20,9 @@ def up(
     assign: Annotated[
         list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="Any setting, as in the file.")
     ] = None,
+    show_key: Annotated[
+        bool, typer.Option("--show-key", help="Print the first key too. Mind who reads along.")
+    ] = False,
     print_settings: Annotated[
         bool, typer.Option("--print-settings", help="Print a complete settings file with comments, and end.")
     ] = False,
@@ -37,4 +40,4 @@ def up(
     # Gateway, live world and web: only this command needs them all.
     from baseload.cli.serving import serve_forever  # noqa: PLC0415
 
-    raise typer.Exit(serve_forever(chosen, cache_dir=cache_dir(chosen)))
+    raise typer.Exit(serve_forever(chosen, cache_dir=cache_dir(chosen), show_key=show_key))

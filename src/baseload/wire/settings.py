@@ -31,6 +31,13 @@ class GatewaySettings(Struct, frozen=True):
     max_body_bytes: int = 16 * 1024 * 1024
 
 
+class JournalSettings(Struct, frozen=True):
+    """How much history is kept. Usage is summed and stays for ever."""
+
+    max_events: int = 5_000_000
+    max_age_days: int = 90
+
+
 class ModelDefaults(Struct, frozen=True):
     """What a model gets where its own table says nothing."""
 
@@ -51,6 +58,7 @@ class Settings(Struct, frozen=True):
     guide: bool = True
     drain_ns: int = 30 * NS_PER_S
     gateway: GatewaySettings = GatewaySettings()
+    journal: JournalSettings = JournalSettings()
     defaults: ModelDefaults = ModelDefaults()
     models: tuple[ModelSpec, ...] = ()
 
@@ -104,6 +112,8 @@ GLOBAL_OPTIONS: tuple[Option, ...] = (
         1024,
         1024**3,
     ),
+    Option("journal.max_events", int, 5_000_000, "Events kept; of more, the older go.", 1000),
+    Option("journal.max_age_days", int, 90, "Days that events are kept. Usage by day stays for ever.", 1, 36_500),
 )
 
 # path under a model → (meaning, lowest, highest, choices); the default and the type come from the struct.
@@ -259,10 +269,11 @@ def build(layers: Sequence[Mapping[str, Value]], *, models: Sequence[Mapping[str
     own = {path: value for path, value in checked.items() if "." not in path}
     if "drain_s" in own:
         own["drain_ns"] = _ns(own.pop("drain_s"))
-    gateway = {path.removeprefix("gateway."): v for path, v in checked.items() if path.startswith("gateway.")}
-    return msgspec.convert(
-        {**own, "gateway": gateway, "defaults": defaults, "models": specs}, Settings, from_attributes=True
-    )
+    tables = {
+        table: {path.removeprefix(f"{table}."): v for path, v in checked.items() if path.startswith(f"{table}.")}
+        for table in ("gateway", "journal")
+    }
+    return msgspec.convert({**own, **tables, "defaults": defaults, "models": specs}, Settings, from_attributes=True)
 
 
 def check(option: Option, value: Value) -> object:

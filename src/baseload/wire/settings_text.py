@@ -11,11 +11,16 @@ def example_toml() -> str:
     for option in GLOBAL_OPTIONS:
         if "." not in option.path:
             lines += [f"# {option.doc}", f"#{option.path} = {toml_value(option.default)}", ""]
-    lines += ["[gateway]"]
-    for option in GLOBAL_OPTIONS:
-        if option.path.startswith("gateway."):
-            lines += [f"# {option.doc}", f"#{option.path.removeprefix('gateway.')} = {toml_value(option.default)}"]
-    lines += ["", "# What a model gets where its own table says nothing."]
+    for table in ("gateway", "journal"):
+        lines += [f"[{table}]"]
+        for option in GLOBAL_OPTIONS:
+            if option.path.startswith(f"{table}."):
+                lines += [
+                    f"# {option.doc}",
+                    f"#{option.path.removeprefix(f'{table}.')} = {toml_value(option.default)}",
+                ]
+        lines += [""]
+    lines += ["# What a model gets where its own table says nothing."]
     for section in SECTIONS:
         lines += [f"[defaults.{section}]"]
         for option in MODEL_OPTIONS:

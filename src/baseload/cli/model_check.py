@@ -1,0 +1,81 @@
+"""Whether a model's folder can be served, and what it says of itself; asked of the engine in a process of its own.
+
+The engine brings JAX, which the control process must not carry: it would cost a second and 200 MB for one look at a
+small file.
+"""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import msgspec
+
+from baseload.domain.errors import ModelError
+from baseload.domain.model import ModelSpec
+
+TIMEOUT_S = 120.0
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """What a look into the folder showed: an error with a hint, or the context length."""
+
+    context_tokens: int = 0
+    error: str = ""
+    hint: str = ""
+
+
+async def check_model(spec: ModelSpec) -> ModelSpec:
+    """The spec with its context length filled in; raises ModelError where the folder cannot be served."""
+    if spec.is_remote:
+        return spec
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "baseload.cli.model_check", spec.source,
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            output, errors = await process.communicate()
+    except TimeoutError:
+        raise ModelError(f"{spec.source} was not read within {TIMEOUT_S:.0f} s.", hint="Check the disk.") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        last = errors.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ModelError(f"{spec.source} could not be checked: {last}", hint="Try `baseload doctor`.")
+    verdict = msgspec.json.decode(output, type=Verdict)
+    if verdict.error:
+        raise ModelError(verdict.error, hint=verdict.hint)
+    context = verdict.context_tokens
+    if spec.engine.max_context:
+        context = min(context, spec.engine.max_context)
+    return msgspec.structs.replace(spec, context_tokens=context)
+
+
+def look(folder: Path) -> Verdict:
+    """Look into a Hugging Face folder."""
+    try:
+        return Verdict(context_tokens=_context_of(folder))
+    except ModelError as error:
+        return Verdict(error=error.message, hint=error.hint)
+
+
+def _context_of(folder: Path) -> int:
+    if not folder.is_dir():
+        raise ModelError(
+            f"{folder} is not a folder.",
+            hint="Give the folder of a Hugging Face model (with config.json), or an http:// URL.",
+        )
+    # Imported only in the process that was started for this look.
+    from baseload.engine.registry import read_config  # noqa: PLC0415
+
+    config = read_config(folder)
+    for pattern in ("*.safetensors", "tokenizer.json"):
+        if not any(folder.glob(pattern)):
+            raise ModelError(f"{folder} holds no {pattern}.", hint="Download the model again.")
+    return config.max_context
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(msgspec.json.encode(look(Path(sys.argv[1]))))
