@@ -148,7 +148,7 @@ def _traffic(lines: list[str], metrics: Metrics) -> None:
 def _fleet(lines: list[str], status: ControlStatus) -> None:
     models = [((("model_name", model.name),), model) for model in status.models]
     _head(lines, "vllm:num_requests_running", "gauge", "Requests at a replica.")
-    lines.extend([sample("vllm:num_requests_running", of.in_flight - of.queued, labels) for labels, of in models])
+    lines.extend([sample("vllm:num_requests_running", of.in_flight, labels) for labels, of in models])
     _head(lines, "vllm:num_requests_waiting", "gauge", "Requests held in the router's queue.")
     lines.extend([sample("vllm:num_requests_waiting", of.queued, labels) for labels, of in models])
     _head(lines, "vllm:kv_cache_usage_perc", "gauge", "Mean share of KV cache in use over ready replicas (1: full).")

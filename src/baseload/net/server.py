@@ -89,9 +89,9 @@ class HttpServer:
         """Bind and listen."""
         self.loop = asyncio.get_running_loop()
         if sock is not None:
-            self._server = await self.loop.create_server(lambda: _Connection(self), sock=sock, backlog=1024)
+            self._server = await self.loop.create_server(self.connection, sock=sock, backlog=1024)
         else:
-            self._server = await self.loop.create_server(lambda: _Connection(self), host, port, backlog=1024)
+            self._server = await self.loop.create_server(self.connection, host, port, backlog=1024)
         self.port = self._server.sockets[0].getsockname()[1]
         self._tick()
 
@@ -117,6 +117,10 @@ class HttpServer:
     def in_flight(self) -> int:
         """Exchanges handed to the handler and not yet ended."""
         return sum(connection.current is not None for connection in self.connections)
+
+    def connection(self) -> asyncio.Protocol:
+        """The protocol of one new connection."""
+        return _Connection(self)
 
     def forget(self, connection: "_Connection") -> None:
         """A connection is gone."""
