@@ -16,6 +16,7 @@ from baseload.twin.swarm import drawn_config
 PINNED = {
     2: "a request for a removed model whose lane still had one in flight: KeyError in control",
     5: "removal of a remote model dropped its lane in the middle of rescaling: KeyError in fleet",
+    372: "a removed remote model's worker, which is somebody else's, was stopped when its drain took long",
 }
 
 

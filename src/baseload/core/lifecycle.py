@@ -126,7 +126,8 @@ class Lifecycle:
         if not seat.running:
             self.drained(replica, now_ns, why)
             return
-        self._outbox.set_timer(f"drain:{replica.replica_id}", now_ns + replica.spec.scaling.drain_timeout_ns)
+        if not replica.spec.is_remote:  # which is nobody's to stop, however long its last requests take
+            self._outbox.set_timer(f"drain:{replica.replica_id}", now_ns + replica.spec.scaling.drain_timeout_ns)
         why = f"{why}; {len(seat.running)} running requests finish first"
         self._outbox.decide(now_ns, "drain", subject=replica.replica_id, model=replica.spec.name, why=why)
 

@@ -72,6 +72,7 @@ class Checkers:
         self.most_specs: dict[str, int] = {}  # the highest max_replicas a model ever had
         self.ready: dict[str, str] = {}  # replica → model, as told by WorkerReady and not since stopped or exited
         self.started: dict[str, str] = {}  # replicas between StartWorker and WorkerExited → model
+        self.remote: dict[str, None] = {}  # replicas of remote models that got a request
         self.draining_since_ns: dict[str, int] = {}
         self.ended: dict[str, RequestEntry] = {}
         self.given_up: dict[str, None] = {}  # ended by control because their worker was gone and nobody reported
@@ -264,6 +265,8 @@ class Checkers:
         running = sum(1 for other in self.open.values() if other.replica_id == action.replica_id)
         bound = spec.admission.max_concurrency_per_replica
         _must(running < bound, f"{where}: {running} run there already, the bound is {bound}")
+        if spec.is_remote:
+            self.remote[action.replica_id] = None
         shadow.replica_id, shadow.requeued = action.replica_id, False
 
     def _starts(self, replica_id: str, spec: ModelSpec) -> None:
@@ -277,6 +280,7 @@ class Checkers:
     def _stops(self, at_ns: int, replica_id: str) -> None:
         running = [key for key, shadow in self.open.items() if shadow.replica_id == replica_id]
         model = self.started.get(replica_id, "")
+        _must(replica_id not in self.remote, f"{replica_id} is stopped, which is somebody else's worker")
         self.ready.pop(replica_id, None)
         since_ns = self.draining_since_ns.get(replica_id)
         drained_out = (
