@@ -52,7 +52,7 @@ def write(directory: Path, *, step: int, arrays: Arrays, state: Mapping[str, obj
             shutil.rmtree(leftover)
         partial.mkdir()
         contents = {
-            "arrays.safetensors": save({name: np.ascontiguousarray(a) for name, a in arrays.items()}),
+            "arrays.safetensors": save({name: np.asarray(a, order="C") for name, a in arrays.items()}),
             "state.json": msgspec.json.encode({"step": step, **state}),
         }
         sums = {name: FileSum(len(data), hashlib.sha256(data).hexdigest()) for name, data in contents.items()}

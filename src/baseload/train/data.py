@@ -23,10 +23,14 @@ class Message(Struct, frozen=True):
 
 
 class Document(Struct, frozen=True):
-    """One example: running text, or a conversation of which the assistant's words are learnt."""
+    """One example: running text, or a conversation of which the assistant's words are learnt.
+
+    `last_tokens` > 0 keeps only so many tokens of the last answer: a cheap lesson in what to begin to say.
+    """
 
     text: str = ""
     messages: tuple[Message, ...] = ()
+    last_tokens: int = 0
 
 
 class Source(Protocol):

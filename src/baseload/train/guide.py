@@ -31,6 +31,7 @@ _SYSTEMS = (
 )
 _MORE_TURNS = (62, 20, 10, 8)  # of 100 conversations, how many have 0, 1, 2, 3 earlier turns
 _WITH_SYSTEM = 25  # of 100
+_CUT_SHORT, _CUT_TOKENS = 60, 12  # of 100, how many end after so many tokens: what to say is harder than to say it
 
 
 class Pair(Struct, frozen=True):
@@ -113,7 +114,7 @@ class GuideSource:
             question = choose(pair.patterns[rng.below(len(pair.patterns))], rng)
             messages.append(Message("user", vary(question, rng)))
             messages.append(Message("assistant", pair.answer))
-        return Document(messages=tuple(messages))
+        return Document(messages=tuple(messages), last_tokens=_CUT_TOKENS if rng.below(100) < _CUT_SHORT else 0)
 
     def texts(self) -> Iterator[str]:
         """Questions as listed and, because answers are what is written, each answer several times."""

@@ -100,7 +100,7 @@ class _Run:
         self.model, params = _model(config, self._tokenizer)
         optimizer = make_optimizer(config.optimizer, steps=config.steps)
         self._state = State(params, optimizer.init(params))
-        self._step = make_step(self.model, optimizer)
+        self._step = make_step(self.model, config.optimizer, steps=config.steps)
         self._stream = Stream(
             sources, encoder=encoder, seed=config.seed, batch_rows=config.batch_rows, row_tokens=config.row_tokens
         )

@@ -1,6 +1,7 @@
 """One training step, compiled once: loss over packed rows, gradient, AdamW with warm-up and cosine decay."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -48,8 +49,10 @@ def make_optimizer(config: OptimizerConfig, *, steps: int) -> optax.GradientTran
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
 
 
-def make_step(model: ModelConfig, optimizer: optax.GradientTransformation) -> StepFunction:
+@lru_cache(maxsize=4)  # runs of the same model in one process compile once
+def make_step(model: ModelConfig, config: OptimizerConfig, *, steps: int) -> StepFunction:
     """A compiled function (state, batch) → (state, mean loss per weighted token). The old state is consumed."""
+    optimizer = make_optimizer(config, steps=steps)
 
     def loss_of(params: Tree, batch: dict[str, jax.Array]) -> jax.Array:
         logits = forward_full(model, params, batch["tokens"], segments=batch["segments"])

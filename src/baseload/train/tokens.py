@@ -81,8 +81,9 @@ class ChatEncoder:
     def encode(self, document: Document) -> Piece:
         """The whole document as one piece."""
         if not document.messages:
-            ids = self._tokenizer.encode(f"{self._bos}{document.text}{self._eos}", add_special_tokens=False).ids
-            return Piece(tuple(ids), (1.0,) * len(ids))
+            text = f"{self._bos}{document.text}{self._eos}"
+            ids = tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+            return Piece(ids, (1.0,) * len(ids))
         full = self.render(document)
         learnt = self._learnt(document, full)
         encoding = self._tokenizer.encode(full, add_special_tokens=False)
@@ -90,7 +91,12 @@ class ChatEncoder:
             1.0 if any(begin <= start < end for begin, end in learnt) else self._prompt_weight
             for start, _ in encoding.offsets
         )
-        return Piece(tuple(encoding.ids), weights)
+        ids = tuple(encoding.ids)
+        if document.last_tokens and learnt:
+            end = next(i for i, (start, _) in enumerate(encoding.offsets) if start >= learnt[-1][0])
+            end += document.last_tokens
+            return Piece(ids[:end], weights[:end])
+        return Piece(ids, weights)
 
     def render(self, document: Document, *, turns: int | None = None, open_answer: bool = False) -> str:
         """The conversation's first `turns` messages as text, ready for an answer when `open_answer`."""
