@@ -1,0 +1,108 @@
+"""Structured output: a grammar (JSON, JSON Schema, Lark or a regular expression) as masks over the next token."""
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baseload.domain.errors import Reason, Refusal
+from baseload.domain.sampling import Grammar, GrammarKind
+from baseload.engine.sampling import SamplingFailed
+
+_PARAM = {
+    GrammarKind.JSON_OBJECT: "response_format",
+    GrammarKind.JSON_SCHEMA: "response_format",
+    GrammarKind.LARK: "structured_outputs.grammar",
+    GrammarKind.REGEX: "structured_outputs.regex",
+}
+_WHITESPACE = r"[ \n]{1,24}"  # as people write JSON, but no model can spend its tokens on blanks for ever
+
+
+class GrammarState:
+    """Where one sequence stands in its grammar."""
+
+    __slots__ = ("_bits", "_matcher")
+
+    def __init__(self, matcher: Any, vocab_size: int) -> None:
+        self._matcher = matcher
+        self._bits = np.zeros((vocab_size + 31) // 32, np.int32)
+
+    def allowed(self, vocab_size: int) -> NDArray[np.bool_]:
+        """One boolean per token; columns beyond the tokenizer's vocabulary are never allowed."""
+        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        if self._matcher.is_error():
+            raise SamplingFailed(f"The grammar failed: {self._matcher.get_error()}")
+        flags = np.unpackbits(self._bits.view(np.uint8), bitorder="little").view(np.bool_)
+        if len(flags) >= vocab_size:
+            return flags[:vocab_size]
+        return np.concatenate([flags, np.zeros(vocab_size - len(flags), np.bool_)])
+
+    def accept(self, token: int) -> None:
+        """The token was chosen under the mask."""
+        if not self._matcher.consume_token(token):
+            raise SamplingFailed(f"The grammar failed: {self._matcher.get_error()}")
+
+    @property
+    def complete(self) -> bool:
+        """Nothing may follow any more: the text is a whole sentence of the grammar."""
+        return bool(self._matcher.is_stopped())
+
+    def copy(self) -> "GrammarState":
+        """The same state, for another choice of the request."""
+        return GrammarState(self._matcher.deep_copy(), len(self._bits) * 32)
+
+
+class GrammarCompiler:
+    """Compiles grammars for one tokenizer. Thread-safe; what it needs is built at the first use (up to a second)."""
+
+    def __init__(self, tokenizer_json: Callable[[], str], *, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        self._json = tokenizer_json
+        self._vocab_size = vocab_size
+        self._eos = list(eos_token_ids)
+        self._lock = threading.Lock()
+        self._tokenizer: Any = None
+
+    def compile(self, grammar: Grammar) -> GrammarState:
+        """The start state. Raises Refusal naming what is wrong with the grammar."""
+        import llguidance  # noqa: PLC0415  # heavy, and needed by few requests
+
+        matcher_class = llguidance.LLMatcher
+        try:
+            text = _grammar_text(matcher_class, grammar)
+        except ValueError as error:
+            raise _bad(grammar, str(error)) from error
+        with self._lock:
+            if self._tokenizer is None:
+                eos = self._eos or None
+                self._tokenizer = llguidance.LLTokenizer(self._json(), n_vocab=self._vocab_size, eos_token=eos)
+        complaint = matcher_class.validate_grammar(text, self._tokenizer)
+        if complaint and not complaint.startswith("WARNING"):
+            raise _bad(grammar, complaint)
+        matcher = matcher_class(self._tokenizer, text, log_level=0)
+        if matcher.is_error():
+            raise _bad(grammar, matcher.get_error())
+        return GrammarState(matcher, self._tokenizer.vocab_size)
+
+
+def _grammar_text(matcher_class: Any, grammar: Grammar) -> str:
+    text: str
+    match grammar.kind:
+        case GrammarKind.LARK:
+            text = matcher_class.grammar_from_lark(grammar.text)
+        case GrammarKind.REGEX:
+            text = matcher_class.grammar_from_regex(grammar.text)
+        case GrammarKind.JSON_OBJECT | GrammarKind.JSON_SCHEMA:
+            schema = grammar.text if grammar.kind is GrammarKind.JSON_SCHEMA else '{"type": "object"}'
+            options = {"whitespace_flexible": True, "whitespace_pattern": _WHITESPACE}
+            text = matcher_class.grammar_from_json_schema(json.loads(schema), overrides=options)
+    return text
+
+
+def _bad(grammar: Grammar, detail: str) -> Refusal:
+    detail = detail.strip()[:1000]
+    return Refusal(
+        Reason.BAD_REQUEST, f"The {grammar.kind} grammar cannot be used: {detail}", param=_PARAM[grammar.kind]
+    )

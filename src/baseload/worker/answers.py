@@ -1,0 +1,191 @@
+"""From the engine's deltas to OpenAI's answers, streamed or whole."""
+
+import time
+from collections.abc import Sequence
+
+from baseload.domain.errors import Refusal
+from baseload.domain.work import PhaseTimes, TokenCounts
+from baseload.engine.jobs import Delta
+from baseload.engine.tokenizer import TextTokenizer
+from baseload.net.server import Exchange
+from baseload.wire.openai import (
+    DONE,
+    SSE,
+    ChatChoice,
+    ChatDelta,
+    ChatLogprobs,
+    ChatMessageOut,
+    ChatRequest,
+    CompletionChoice,
+    CompletionLogprobs,
+    CompletionRequest,
+    Phases,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+    chat_chunk,
+    chat_response,
+    completion_chunk,
+    completion_response,
+    error_body,
+    error_event,
+    sse,
+    usage,
+)
+
+
+class Answer:
+    """One open request: writes what the engine brings to its exchange. `answer_id` is shown to the client."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        request: ChatRequest | CompletionRequest,
+        *,
+        answer_id: str,
+        tokenizer: TextTokenizer,
+        width: int,
+        arrived_ns: int,
+    ) -> None:
+        self.exchange = exchange
+        self.arrived_ns = arrived_ns
+        self.first_ns = 0
+        self._is_chat = isinstance(request, ChatRequest)
+        self._id = ("chatcmpl-" if self._is_chat else "cmpl-") + answer_id
+        self._headers = (("x-request-id", answer_id),)
+        self._created = int(time.time())
+        self._model = request.model
+        self._streams = bool(request.stream)
+        self._wants_usage = request.include_usage
+        self._wants_logprobs = request.logprobs is not None and request.logprobs is not False
+        self._tops = (request.top_logprobs or 0) if isinstance(request, ChatRequest) else (request.logprobs or 0)
+        self._tokenizer = tokenizer
+        self._texts: list[list[str]] = [[] for _ in range(width)]
+        self._lengths = [0] * width  # characters so far, for text_offset
+        self._deltas: list[list[Delta]] = [[] for _ in range(width)]  # with logprobs only
+        self.finishes: list[str | None] = [None] * width
+
+    def take(self, deltas: Sequence[Delta]) -> None:
+        """One step's deltas of this request: one event per choice and token when streaming."""
+        if not self.first_ns:
+            self.first_ns = time.monotonic_ns()
+            if self._streams:
+                headers = (*self._headers, ("cache-control", "no-cache"))
+                self.exchange.start(200, content_type=SSE, headers=headers)
+        events = []
+        for delta in deltas:
+            if self._streams:
+                events.append(sse(self._chunk(delta)))
+            else:
+                self._texts[delta.index].append(delta.text)
+                if self._wants_logprobs and delta.shown:
+                    self._deltas[delta.index].append(delta)
+            if delta.finish is not None:
+                self.finishes[delta.index] = delta.finish
+        if events:
+            self.exchange.write(b"".join(events))
+
+    def end(self, tokens: TokenCounts, phases: PhaseTimes) -> None:
+        """All choices have finished."""
+        used = usage(prompt=tokens.prompt, completion=tokens.completion, cached=tokens.cached_in)
+        times = Phases(phases.queue_ns, phases.prefill_ns, phases.decode_ns)
+        if not self._streams:
+            self.exchange.respond(200, self._whole(used, times), headers=self._headers)
+            return
+        tail = b""
+        if self._wants_usage:
+            encode = chat_chunk if self._is_chat else completion_chunk
+            tail = sse(
+                encode(
+                    answer_id=self._id,
+                    created=self._created,
+                    model=self._model,
+                    choices=(),
+                    usage=used,
+                    baseload=times,
+                )
+            )
+        self.exchange.end(tail + DONE)
+
+    def fail(self, refusal: Refusal) -> None:
+        """The engine did not take the request, or it broke."""
+        if self.exchange.started:
+            self.exchange.end(error_event(refusal))
+            return
+        status, headers, body = error_body(refusal)
+        self.exchange.respond(status, body, headers=[*headers, *self._headers])
+
+    def _chunk(self, delta: Delta) -> bytes:
+        text, index = delta.text, delta.index
+        offset = self._lengths[index]
+        first = not self._texts[index]
+        if first:
+            self._texts[index].append("")  # marks that the role is out
+        self._lengths[index] = offset + len(text)
+        shows = self._wants_logprobs and delta.shown
+        if self._is_chat:
+            logprobs = ChatLogprobs([self._token(delta)]) if shows else None
+            part = ChatDelta(role="assistant", content=text) if first else ChatDelta(content=text)
+            choice = ChatChoice(index=index, delta=part, logprobs=logprobs, finish_reason=delta.finish)
+            return chat_chunk(answer_id=self._id, created=self._created, model=self._model, choices=(choice,))
+        listed = self._listed([delta], offset) if shows else None
+        plain = CompletionChoice(index=index, text=text, logprobs=listed, finish_reason=delta.finish)
+        return completion_chunk(answer_id=self._id, created=self._created, model=self._model, choices=(plain,))
+
+    def _whole(self, used: Usage, times: Phases) -> bytes:
+        texts = ["".join(parts) for parts in self._texts]
+        if self._is_chat:
+            chats = [
+                ChatChoice(
+                    index=index,
+                    message=ChatMessageOut(text),
+                    logprobs=ChatLogprobs([self._token(delta) for delta in self._deltas[index]])
+                    if self._wants_logprobs
+                    else None,
+                    finish_reason=self.finishes[index],
+                )
+                for index, text in enumerate(texts)
+            ]
+            return chat_response(
+                answer_id=self._id,
+                created=self._created,
+                model=self._model,
+                choices=chats,
+                usage=used,
+                baseload=times,
+            )
+        plain = [
+            CompletionChoice(
+                index=index,
+                text=text,
+                logprobs=self._listed(self._deltas[index], 0) if self._wants_logprobs else None,
+                finish_reason=self.finishes[index],
+            )
+            for index, text in enumerate(texts)
+        ]
+        return completion_response(
+            answer_id=self._id, created=self._created, model=self._model, choices=plain, usage=used, baseload=times
+        )
+
+    def _token(self, delta: Delta) -> TokenLogprob:
+        tokenizer = self._tokenizer
+        tops = [
+            TopLogprob(tokenizer.token_text(token), logprob, list(tokenizer.token_bytes(token)))
+            for token, logprob in delta.top
+        ]
+        shown = list(tokenizer.token_bytes(delta.token))
+        return TokenLogprob(tokenizer.token_text(delta.token), delta.logprob, shown, tops)
+
+    def _listed(self, deltas: Sequence[Delta], offset: int) -> CompletionLogprobs:
+        tokenizer = self._tokenizer
+        offsets = []
+        for delta in deltas:
+            offsets.append(offset)
+            offset += len(delta.text)
+        tops = [{tokenizer.token_text(token): logprob for token, logprob in delta.top} for delta in deltas]
+        return CompletionLogprobs(
+            tokens=[tokenizer.token_text(delta.token) for delta in deltas],
+            token_logprobs=[delta.logprob for delta in deltas],
+            top_logprobs=tops if self._tops else None,
+            text_offset=offsets,
+        )

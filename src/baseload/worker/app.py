@@ -1,0 +1,254 @@
+"""The worker's routes. Everything here runs on the event loop; the engine has its own thread."""
+
+import asyncio
+import itertools
+import os
+import secrets
+import time
+import uuid
+from collections.abc import Callable
+
+import msgspec
+
+from baseload.domain.errors import Reason, Refusal
+from baseload.domain.fleet import WorkerSample
+from baseload.engine.jobs import Delta, Ended, Failed, Job, Output
+from baseload.engine.loop import EngineLoop
+from baseload.net.server import Exchange
+from baseload.wire.openai import (
+    JSON,
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    error_body,
+    model_list,
+    parse_chat,
+    parse_completion,
+)
+from baseload.worker.answers import Answer
+from baseload.worker.metrics import Metrics
+from baseload.worker.prepare import Served, chat_tokens, prepare
+
+_INLINE_BYTES = 32 << 10  # a larger body is prepared in a thread, so that others are not held up
+_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class _TokenizeRequest(msgspec.Struct):
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = None
+    add_special_tokens: bool = True
+
+
+class WorkerApp:
+    """Requests in, answers out. `open` gives it the engine; `draining` makes it refuse what is new."""
+
+    def __init__(self, served: Served, *, loop: asyncio.AbstractEventLoop, block_tokens: int) -> None:
+        self.served = served
+        self.draining = False
+        self.metrics = Metrics()
+        self._loop = loop
+        self._block_tokens = block_tokens
+        self._created = int(time.time())
+        self._answers: dict[str, Answer] = {}  # by the engine's request id; bounded by the engine's capacity
+        self._tasks: dict[asyncio.Task[None], None] = {}
+        self._numbers = itertools.count(1)
+        self._engine: EngineLoop | None = None
+        self._gets: dict[str, Callable[[Exchange], None]] = {
+            "/health": self._health,
+            "/v1/models": self._models,
+            "/metrics": self._metrics,
+            "/stats": self._stats,
+        }
+        self._posts: dict[str, Callable[[Exchange], None]] = {
+            "/v1/chat/completions": self._chat,
+            "/v1/completions": self._completion,
+            "/tokenize": self._tokenize,
+        }
+
+    def open(self, engine: EngineLoop) -> None:
+        """Take requests from now on."""
+        self._engine = engine
+
+    def emit(self, outputs: list[Output]) -> None:
+        """Called by the engine's thread once per step."""
+        self._loop.call_soon_threadsafe(self._take, outputs)
+
+    def handle(self, exchange: Exchange) -> None:
+        """The server's handler."""
+        routes = self._posts if exchange.method == "POST" else self._gets
+        route = routes.get(exchange.path)
+        if route is None:
+            message = f"{exchange.method} {exchange.path} is not served here."
+            _refuse(exchange, Refusal(Reason.UNKNOWN_ROUTE, message))
+            return
+        try:
+            route(exchange)
+        except Refusal as refusal:
+            self._refused(exchange, refusal)
+
+    @property
+    def engine(self) -> EngineLoop:
+        """The engine; `open` was called."""
+        assert self._engine is not None
+        return self._engine
+
+    # -- small routes ---------------------------------------------------------------------------------------------
+
+    def _health(self, exchange: Exchange) -> None:
+        served = self.served
+        body = {"status": "ok", "model": served.name, "replica_id": served.replica_id, "pid": os.getpid()}
+        if self.draining:
+            body["status"] = "draining"
+        exchange.respond(503 if self.draining else 200, msgspec.json.encode(body))
+
+    def _models(self, exchange: Exchange) -> None:
+        exchange.respond(200, model_list([(self.served.name, self._created, self.served.max_context)]))
+
+    def _metrics(self, exchange: Exchange) -> None:
+        engine = self.engine
+        page = self.metrics.render(
+            model=self.served.name,
+            running=engine.running,
+            waiting=engine.waiting,
+            kv_usage=engine.kv_usage,
+            totals=engine.totals,
+            block_tokens=self._block_tokens,
+        )
+        exchange.respond(200, page, content_type=_PROMETHEUS)
+
+    def _stats(self, exchange: Exchange) -> None:
+        engine = self.engine
+        totals = engine.totals
+        sample = WorkerSample(
+            engine.running, engine.waiting, engine.kv_usage, totals.prompt_tokens, totals.generated_tokens
+        )
+        exchange.respond(200, msgspec.json.encode(msgspec.structs.asdict(sample)))
+
+    def _tokenize(self, exchange: Exchange) -> None:
+        try:
+            request = msgspec.json.decode(exchange.body, type=_TokenizeRequest)
+        except msgspec.ValidationError as error:
+            raise Refusal(Reason.BAD_REQUEST, str(error)) from error
+        except msgspec.DecodeError as error:
+            raise Refusal(Reason.BAD_JSON, f"The body is not valid JSON: {error}.") from error
+        if request.messages is not None:
+            ids = chat_tokens(request.messages, self.served)
+        elif request.prompt is not None:
+            ids = self.served.tokenizer.encode(request.prompt, special=request.add_special_tokens)
+        else:
+            raise Refusal(Reason.BAD_REQUEST, "Give 'prompt' or 'messages'.", param="prompt")
+        body = {"count": len(ids), "max_model_len": self.served.max_context, "tokens": ids}
+        exchange.respond(200, msgspec.json.encode(body))
+
+    # -- completions ------------------------------------------------------------------------------------------------
+
+    def _chat(self, exchange: Exchange) -> None:
+        self._begin(exchange, parse_chat(exchange.body))
+
+    def _completion(self, exchange: Exchange) -> None:
+        self._begin(exchange, parse_completion(exchange.body))
+
+    def _begin(self, exchange: Exchange, request: ChatRequest | CompletionRequest) -> None:
+        arrived_ns = time.monotonic_ns()
+        if self.draining:
+            raise Refusal(Reason.SHUTTING_DOWN, "This worker is ending.", hint="Try again.")
+        if request.model != self.served.name:
+            message = f"The model '{request.model}' is not served here; '{self.served.name}' is."
+            raise Refusal(Reason.UNKNOWN_MODEL, message, param="model")
+        request_id = str(next(self._numbers))
+        if len(exchange.body) <= _INLINE_BYTES and not _has_grammar(request):
+            job = prepare(request, served=self.served, request_id=request_id, seed=secrets.randbits(63))
+            self._submit(exchange, request, job, arrived_ns)
+            return
+        task = self._loop.create_task(self._prepare_aside(exchange, request, request_id, arrived_ns))
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
+
+    async def _prepare_aside(
+        self, exchange: Exchange, request: ChatRequest | CompletionRequest, request_id: str, arrived_ns: int
+    ) -> None:
+        try:
+            job = await asyncio.to_thread(
+                prepare, request, served=self.served, request_id=request_id, seed=secrets.randbits(63)
+            )
+            if not exchange.closed:
+                self._submit(exchange, request, job, arrived_ns)
+        except Refusal as refusal:
+            self._refused(exchange, refusal)
+        except Exception as error:  # a defect: report it, and answer the client all the same
+            self._loop.call_exception_handler({"message": "preparing a request failed", "exception": error})
+            self._refused(exchange, Refusal(Reason.WORKER_ERROR, "The worker failed on this request."))
+
+    def _submit(
+        self, exchange: Exchange, request: ChatRequest | CompletionRequest, job: Job, arrived_ns: int
+    ) -> None:
+        self.engine.submit(job)
+        answer_id = exchange.headers.get("x-request-id") or uuid.uuid4().hex
+        self._answers[job.request_id] = Answer(
+            exchange,
+            request,
+            answer_id=answer_id,
+            tokenizer=self.served.tokenizer,
+            width=job.width,
+            arrived_ns=arrived_ns,
+        )
+        exchange.on_disconnect = lambda: self._client_gone(job.request_id)
+
+    def _client_gone(self, request_id: str) -> None:
+        if self._answers.pop(request_id, None) is not None:
+            self.metrics.finished["abort"] += 1
+            self.engine.cancel(request_id)
+
+    def _take(self, outputs: list[Output]) -> None:
+        """One step's outputs, on the event loop. Those of requests whose client is gone are dropped."""
+        deltas: dict[str, list[Delta]] = {}
+        for output in outputs:
+            if isinstance(output, Delta):
+                deltas.setdefault(output.request_id, []).append(output)
+        for request_id, group in deltas.items():
+            answer = self._answers.get(request_id)
+            if answer is not None:
+                if not answer.first_ns:
+                    self.metrics.ttft.observe((time.monotonic_ns() - answer.arrived_ns) / 1e9)
+                answer.take(group)
+        for output in outputs:
+            if isinstance(output, Delta):
+                continue
+            answer = self._answers.pop(output.request_id, None)
+            if answer is None:
+                continue
+            match output:
+                case Ended():
+                    self._count_end(answer, output)
+                    answer.end(output.tokens, output.phases)
+                case Failed():
+                    self.metrics.finished["error"] += 1
+                    answer.fail(output.refusal)
+
+    def _count_end(self, answer: Answer, ended: Ended) -> None:
+        now = time.monotonic_ns()
+        self.metrics.e2e.observe((now - answer.arrived_ns) / 1e9)
+        after_first = ended.tokens.completion - len(answer.finishes)
+        if after_first > 0:
+            self.metrics.tpot.observe((now - answer.first_ns) / 1e9 * len(answer.finishes) / after_first)
+        for how in answer.finishes:
+            assert how is not None
+            self.metrics.finished[how] += 1
+
+    def _refused(self, exchange: Exchange, refusal: Refusal) -> None:
+        self.metrics.finished["refused"] += 1
+        _refuse(exchange, refusal)
+
+
+def _refuse(exchange: Exchange, refusal: Refusal) -> None:
+    status, headers, body = error_body(refusal)
+    exchange.respond(status, body, content_type=JSON, headers=headers)
+
+
+def _has_grammar(request: ChatRequest | CompletionRequest) -> bool:
+    return (
+        request.response_format is not None
+        or request.structured_outputs is not None
+        or request.guided_json is not msgspec.UNSET
+        or any((request.guided_regex, request.guided_grammar, request.guided_choice))
+    )
