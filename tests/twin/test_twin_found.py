@@ -1,4 +1,4 @@
-"""What hunts have found, as the shortest story that shows it: each failed before its fix, whatever the swarm draws."""
+"""What hunts have found, as the shortest story that shows it: each failed before its fix, whatever a swarm draws."""
 
 from baseload.core.control import ControlMachine
 from baseload.domain.actions import Action, Dispatch, StopWorker

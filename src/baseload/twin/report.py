@@ -128,46 +128,24 @@ def make_report(
     failure: Failure | None,
 ) -> SimulateReport:
     """The report of one run, from its clients and its ledger."""
-    requests: list[RequestEntry] = []
-    spans: list[ReplicaEntry] = []
-    decisions: list[Decision] = []
-    for entry in entries:
-        match entry:
-            case RequestEntry():
-                requests.append(entry)
-            case ReplicaEntry():
-                spans.append(entry)
-            case Decision():
-                decisions.append(entry)
-    outcomes: dict[str, int] = {}
-    reasons: dict[str, int] = {}
-    for client in clients:
-        _count(outcomes, client.outcome.value if client.outcome else "open")
-        if client.reason:
-            _count(reasons, client.reason.value)
-    good = [client for client in clients if client.outcome is Outcome.OK]
-    streamed = [client for client in good if client.arrival.stream]
-    prompt = sum(entry.tokens.prompt for entry in requests)
+    requests, spans, decisions = _sorted(entries)
+    ttft, tpot, e2e = _client_times(clients)
     completion = sum(entry.tokens.completion for entry in requests)
+    tokens = sum(entry.tokens.prompt for entry in requests) + completion
     nusd = sum(entry.cost_nusd for entry in requests) + sum(s.idle_cost_nusd + s.cold_cost_nusd for s in spans)
     uj = sum(entry.energy_uj for entry in requests) + sum(s.idle_energy_uj + s.cold_energy_uj for s in spans)
-    bases = sorted({span.energy_basis: None for span in spans})
     return SimulateReport(
         seed=seed,
         step_time_basis=basis,
         requests=len(clients) + unreached,
         unreached=unreached,
-        outcomes=dict(sorted(outcomes.items())),
-        reasons=dict(sorted(reasons.items())),
-        ttft=percentiles(client.first_byte_ns - client.arrived_ns for client in streamed),
-        tpot=percentiles(
-            (client.ended_ns - client.first_byte_ns) // (client.finished_tokens.completion - 1)
-            for client in streamed
-            if client.finished_tokens.completion > 1
-        ),
-        e2e=percentiles(client.ended_ns - client.arrived_ns for client in good),
+        outcomes=_counted(client.outcome.value if client.outcome else "open" for client in clients),
+        reasons=_counted(client.reason.value for client in clients if client.reason),
+        ttft=ttft,
+        tpot=tpot,
+        e2e=e2e,
         queue=percentiles(entry.dispatched_ns - entry.arrived_ns for entry in requests if entry.dispatched_ns),
-        prompt_tokens=prompt,
+        prompt_tokens=tokens - completion,
         cached_tokens=sum(entry.tokens.cached_in for entry in requests),
         completion_tokens=completion,
         tokens_per_s=completion * NS_PER_S / virtual_ns if virtual_ns else 0.0,
@@ -177,9 +155,9 @@ def make_report(
         cold_s=sum(span.cold_ns for span in spans) / NS_PER_S,
         usd=nusd / NUSD_PER_USD,
         joules=uj / UJ_PER_J,
-        energy_basis=bases[0] if len(bases) == 1 else "mixed" if bases else "none",
-        usd_per_million_tokens=nusd / NUSD_PER_USD / (prompt + completion) * 1e6 if prompt + completion else 0.0,
-        tokens_per_joule=(prompt + completion) * UJ_PER_J / uj if uj else 0.0,
+        energy_basis=_basis(span.energy_basis for span in spans),
+        usd_per_million_tokens=nusd / NUSD_PER_USD / tokens * 1e6 if tokens else 0.0,
+        tokens_per_joule=tokens * UJ_PER_J / uj if uj else 0.0,
         timeline=thin(timeline, most=200),
         decisions=tuple(decisions[:most_decisions]),
         decisions_total=len(decisions),
@@ -191,5 +169,41 @@ def make_report(
     )
 
 
-def _count(table: dict[str, int], name: str) -> None:
-    table[name] = table.get(name, 0) + 1
+def _sorted(entries: Iterable[Entry]) -> tuple[list[RequestEntry], list[ReplicaEntry], list[Decision]]:
+    requests: list[RequestEntry] = []
+    spans: list[ReplicaEntry] = []
+    decisions: list[Decision] = []
+    for entry in entries:
+        match entry:
+            case RequestEntry():
+                requests.append(entry)
+            case ReplicaEntry():
+                spans.append(entry)
+            case Decision():
+                decisions.append(entry)
+    return requests, spans, decisions
+
+
+def _client_times(clients: Sequence[Client]) -> tuple[Percentiles, Percentiles, Percentiles]:
+    """TTFT, TPOT and end to end, of the clients that were answered well."""
+    good = [client for client in clients if client.outcome is Outcome.OK]
+    streamed = [client for client in good if client.arrival.stream]
+    tpot = percentiles(
+        (client.ended_ns - client.first_byte_ns) // (client.finished_tokens.completion - 1)
+        for client in streamed
+        if client.finished_tokens.completion > 1
+    )
+    ttft = percentiles(client.first_byte_ns - client.arrived_ns for client in streamed)
+    return ttft, tpot, percentiles(client.ended_ns - client.arrived_ns for client in good)
+
+
+def _counted(names: Iterable[str]) -> dict[str, int]:
+    table: dict[str, int] = {}
+    for name in names:
+        table[name] = table.get(name, 0) + 1
+    return dict(sorted(table.items()))
+
+
+def _basis(found: Iterable[str]) -> str:
+    bases = sorted(dict.fromkeys(found))
+    return bases[0] if len(bases) == 1 else "mixed" if bases else "none"

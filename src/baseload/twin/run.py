@@ -190,7 +190,7 @@ class Simulation:
         command = f"baseload simulate{spec} --seed {config.seed}" + (" --seeds 1" if self.is_hunt else "")
         frames = traceback.extract_tb(error.__traceback__)[-4:]
         where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
-        tail = tuple(f"{(at_ns - START_NS) / NS_PER_S:12.6f} s  {text}" for at_ns, text in self.world.tail[-40:])
+        tail = tuple(f"{(at_ns - START_NS) / NS_PER_S:12.6f} s  {event}" for at_ns, event in self.world.tail)
         return Failure(config.seed, f"{type(error).__name__}: {error} [{where}]", command, tail)
 
 

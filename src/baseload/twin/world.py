@@ -5,6 +5,7 @@ checkers look after each event.
 """
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import assert_never
 
@@ -93,7 +94,7 @@ class World:
         self.events = 0
         self.decisions: list[Decision] = []
         self.journal: list[JournalItem] = []  # since the beginning; what a restart loses is cut off
-        self.tail: list[tuple[int, str]] = []  # the last events in words, for people
+        self.tail: deque[tuple[int, Event]] = deque(maxlen=40)  # the last events, for people
         self.snapshot_every = 0  # events between snapshots; 0: never
         self._snapshot = self.control.snapshot()
         self._snapshot_at = 0  # journal items it includes
@@ -147,7 +148,7 @@ class World:
         self._stepping = True
         at_ns = self.stamp_ns()
         self.events += 1
-        self._note(at_ns, event)
+        self.tail.append((at_ns, event))
         actions = self.control.step(at_ns, event)
         self._journal(at_ns, event, actions)
         if self.checkers:
@@ -371,8 +372,3 @@ class World:
                 f"replay of {item.event} at {item.at_ns} gave other actions: {actions}"
             )
         assert ghost.snapshot() == self.control.snapshot(), "replay gave another state"
-
-    def _note(self, at_ns: int, event: Event) -> None:
-        self.tail.append((at_ns, repr(event)))
-        if len(self.tail) > 400:
-            del self.tail[:200]
