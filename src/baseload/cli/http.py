@@ -90,9 +90,8 @@ class HttpDesk:
         self, *, after_seq: int = 0, limit: int = 100, kind: str = "", model: str = ""
     ) -> Sequence[JournalRow]:
         """The newest journal records, oldest first."""
-        return self._get(
-            "/admin/v1/events", list[JournalRow], after_seq=after_seq, limit=limit, kind=kind, model=model
-        )
+        found = self._get("/admin/v1/events", _Events, after_seq=after_seq, limit=limit, kind=kind, model=model)
+        return found.events
 
     def _get(self, path: str, kind: type[T], /, **query: str | int) -> T:
         given = {name: value for name, value in query.items() if value not in ("", 0)}

@@ -216,6 +216,8 @@ def _flatten(
             flat[path] = Value(raw, where)
         elif isinstance(raw, Mapping) and any(option.startswith(f"{path}.") for option in known):
             pending += [(f"{path}.{key}", value) for key, value in raw.items()]
+        elif isinstance(raw, Mapping) and raw:  # an unknown table: its first entry says more than its name
+            pending.insert(0, next((f"{path}.{key}", value) for key, value in raw.items()))
         else:
             raise unknown_option(path, known, where=where)
     return flat
@@ -226,7 +228,8 @@ def unknown_option(path: str, known: Iterable[str], *, where: str) -> SettingsEr
     names = sorted(known)
     last = path.rpartition(".")[2]
     ends = {name.rpartition(".")[2]: name for name in names}
-    nearest = [ends[last]] if last in ends else difflib.get_close_matches(path, names, n=1, cutoff=0.6)
+    begins = [name for name in names if name.startswith(path)]
+    nearest = [ends[last]] if last in ends else begins[:1] or difflib.get_close_matches(path, names, n=1, cutoff=0.6)
     if not nearest:  # Perhaps a name misspelt in the wrong table: compare the last parts.
         nearest = [ends[end] for end in difflib.get_close_matches(last, ends, n=1, cutoff=0.6)]
     hint = f"Did you mean {nearest[0]}?" if nearest else "docs/settings.md lists every option."

@@ -1,0 +1,60 @@
+# Needs Python 3.11 or later, git and make. Everything else is set up on first use and kept in .venv.
+#   make up     start Baseload here and print its address and a key      make check  style, types, layers
+#   make test   all tests                                                make help   the other targets
+
+PYTHON ?= python3
+PORT ?= 8080
+DATA_DIR ?= baseload-data
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+.DEFAULT_GOAL := help
+.SHELLFLAGS := -eu -c
+.PHONY: help up setup test setup-dev check format guide bench-gateway clean
+
+up: setup  ## start Baseload in the foreground; Ctrl-C stops it
+	@exec $(BIN)/baseload up --port $(PORT) --data-dir $(DATA_DIR) --show-key
+
+test: setup-dev  ## run all tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+
+check: setup-dev  ## style, types and layers
+	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src tests bench
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup-dev  ## format the code
+	$(BIN)/ruff format src tests bench
+	$(BIN)/ruff check --fix src tests bench
+
+guide: setup  ## train the shipped model `guide` from scratch (about half an hour on 2 cores)
+	$(BIN)/baseload train --config models/guide.toml --fresh
+
+bench-gateway: setup-dev  ## added latency and requests per second of the gateway
+	$(BIN)/python -m bench.gateway
+
+setup: $(VENV)/.ready
+setup-dev: $(VENV)/.ready-dev
+
+# Stamps: setting up again costs nothing until a lock file or pyproject.toml changes.
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Baseload needs Python 3.11 or later; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.ready: $(VENV)/.python requirements.lock pyproject.toml
+	$(PIP) install --require-hashes -r requirements.lock
+	$(PIP) install --no-deps -e .
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.lock
+	$(PIP) install --require-hashes -r requirements-dev.lock
+	@touch $@
+
+clean:  ## remove what was built and cached, but not the data
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache src/*.egg-info
+	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
