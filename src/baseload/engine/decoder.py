@@ -57,7 +57,7 @@ def forward_full(
 
     def layer(x: jax.Array, attn: Params, feed: Params, window: jax.Array, is_moe: bool) -> jax.Array:
         q, k, v = project(config, attn, x, cos, sin)
-        x = merge(attn, x, causal_attention(config, batch, q, k, v, window))
+        x = merge(attn, x, causal_attention(config, batch, q, k, v, window, segments))
         if is_moe:
             assert config.moe is not None
             return x + moe_dense(config.moe, feed, x, config.norm_eps)
