@@ -130,10 +130,14 @@ class Forward:
         """Answer with an error; the router has forgotten the request."""
         if self._is_over:
             return
+        self._give_up_call()
         refusal = Refusal(action.reason, action.message, retry_after_ns=action.retry_after_ns)
-        status, headers, body = error_body(refusal)
-        self._over(Outcome.REFUSED, action.reason, TokenCounts())
-        self._exchange.respond(status, body, headers=[*headers, *self._headers])
+        self._over(Outcome.FAILED if self._replica_id else Outcome.REFUSED, action.reason, TokenCounts())
+        if self._begun:
+            self._exchange.end(error_event(refusal))
+        else:
+            status, headers, body = error_body(refusal)
+            self._exchange.respond(status, body, headers=[*headers, *self._headers])
 
     # -- what the worker says ---------------------------------------------------------------------------------------
 
