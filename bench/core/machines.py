@@ -90,9 +90,8 @@ def main() -> None:
     )
     began = time.process_time()
     size = len(machine.snapshot())
-    print(
-        f"snapshot with {args.in_flight} open requests: {size:,} bytes in {(time.process_time() - began) * 1e3:.1f} ms"
-    )
+    spent_ms = (time.process_time() - began) * 1e3
+    print(f"snapshot with {args.in_flight} open requests: {size:,} bytes in {spent_ms:.1f} ms")
 
 
 if __name__ == "__main__":

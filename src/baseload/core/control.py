@@ -98,6 +98,8 @@ class ControlMachine:
         self._take(now_ns, event)
         while self._router.emptied:
             self._fleet.emptied(self._router.emptied.pop(), now_ns)
+        if self._fleet.state.removed:
+            self._fleet.forget_removed()
         if state.shutting_down:
             self._maybe_over(now_ns)
         return self._outbox.take()
@@ -308,7 +310,10 @@ class ControlMachine:
             self._outbox.set_timer("shutdown:", now_ns + FORCED_GRACE_NS + LAST_SLACK_NS)
             return
         for ticket in list(self._router.state.tickets.values()):
-            self._router.end(ticket, now_ns, Outcome.FAILED, Reason.SHUTTING_DOWN)
+            if ticket.first_byte_ns:
+                self._router.end(ticket, now_ns, Outcome.FAILED, Reason.SHUTTING_DOWN)
+            else:
+                self._router.refuse(ticket, now_ns, Reason.SHUTTING_DOWN, "Baseload is shutting down.")
         self._fleet.abandon(now_ns)
 
     def _maybe_over(self, now_ns: int) -> None:

@@ -41,6 +41,7 @@ class FleetState(Struct):
     rng_state: int
     crews: dict[str, Crew] = {}
     next_number: int = 1
+    removed: list[str] = []  # models of which replicas or requests are still left
     halted: bool = False  # an orderly end was asked for: nothing is started any more
 
 
@@ -80,6 +81,8 @@ class FleetMachine:
             crew.crashes = crew.retry_at_ns = 0
             crew.last_error = ""
             self._outbox.cancel_timer(f"backoff:{spec.name}")
+        if crew.removed:
+            self.state.removed.remove(spec.name)
         crew.spec, crew.removed = spec, False
         self._settle_outage(crew, now_ns)
         for replica in crew.replicas:
@@ -94,9 +97,9 @@ class FleetMachine:
         crew = self.state.crews.get(name)
         if crew is not None and not crew.removed:
             crew.removed = True
+            self.state.removed.append(name)
             self._outbox.cancel_timer(f"backoff:{name}")
             self.rescale(crew, now_ns)
-            self.settle_removed(crew)
 
     def rescale(self, crew: Crew, now_ns: int) -> None:
         """Bring the number of replicas to what is desired, and set the time of the next look."""
@@ -110,6 +113,17 @@ class FleetMachine:
             self._shrink(crew, choice, now_ns)
         self._replace_outdated(crew, now_ns)
         self._set_tick(crew, now_ns)
+
+    def forget_removed(self) -> None:
+        """Forget removed models of which nothing is left."""
+        for name in [name for name in self.state.removed if not self.state.crews[name].replicas]:
+            if self._router.state.lanes[name].in_flight:
+                continue
+            for kind in ("scale", "backoff", "queue"):
+                self._outbox.cancel_timer(f"{kind}:{name}")
+            self._outbox.forget_model(name)
+            del self._router.state.lanes[name], self.state.crews[name]
+            self.state.removed.remove(name)
 
     def look_soon(self, crew: Crew, now_ns: int) -> None:
         """Requests wait: reconsider scaling at once if nothing will serve them, else at the next tick."""
@@ -228,8 +242,6 @@ class FleetMachine:
             self._outbox.cancel_timer(f"lost:{seat.replica_id}")
         elif replica.state is DRAINING and not seat.running:
             self._life.drained(replica, now_ns, "its last request has ended")
-        if seat.model in self.state.crews:
-            self.settle_removed(self.state.crews[seat.model])
 
     # -- timers -------------------------------------------------------------------------------------------------
 
@@ -282,7 +294,7 @@ class FleetMachine:
 
     def force(self, now_ns: int) -> None:
         """Stop what still drains."""
-        for _, replica in list(self._life.index.values()):
+        for replica in self._life.everyone():
             if replica.spec.is_remote:
                 self._life.gone(replica, now_ns)
             elif replica.state is not STOPPING:
@@ -290,7 +302,7 @@ class FleetMachine:
 
     def abandon(self, now_ns: int) -> None:
         """Write off every replica that has not reported its end."""
-        for _, replica in list(self._life.index.values()):
+        for replica in self._life.everyone():
             self._life.gone(replica, now_ns)
 
     # -- below --------------------------------------------------------------------------------------------------
@@ -348,7 +360,6 @@ class FleetMachine:
         for replica in victims[:surplus]:
             self._life.drain(replica, now_ns, choice.why)
         crew.slack_since_ns = -1
-        self.settle_removed(crew)
 
     def _replace_outdated(self, crew: Crew, now_ns: int) -> None:
         """One at a time: start the new one first where there is room, then drain an old one."""
@@ -393,7 +404,6 @@ class FleetMachine:
         self._settle_outage(crew, now_ns)
         self._refuse_hopeless(crew, now_ns)
         self.rescale(crew, now_ns)
-        self.settle_removed(crew)
 
     def _suspicion_ended(self, crew: Crew, replica: Replica, now_ns: int) -> None:
         seat = self._router.state.seats.get(replica.replica_id)
@@ -434,16 +444,6 @@ class FleetMachine:
                 why = f"Every replica of {crew.spec.name!r} failed this request."
                 reason = ticket.failure or Reason.WORKER_ERROR
                 self._router.refuse(ticket, now_ns, reason, why, retry_after_ns=NS_PER_S)
-
-    def settle_removed(self, crew: Crew) -> None:
-        """Forget a removed model once nothing of it is left."""
-        name = crew.spec.name
-        if crew.removed and not crew.replicas and not self._lane(crew).in_flight:
-            for kind in ("scale", "backoff", "queue"):
-                self._outbox.cancel_timer(f"{kind}:{name}")
-            self._outbox.forget_model(name)
-            self._router.state.lanes.pop(name, None)
-            self.state.crews.pop(name, None)
 
     def _decide(self, crew: Crew, now_ns: int, what: str, subject: str, why: str) -> None:
         self._outbox.decide(now_ns, what, subject=subject, model=crew.spec.name, why=why)

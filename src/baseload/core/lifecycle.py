@@ -70,12 +70,17 @@ class Lifecycle:
     """Performs the transitions and keeps seats, timers and accounts in step with them."""
 
     def __init__(self, crews: dict[str, Crew], *, router: RouterMachine, outbox: Outbox) -> None:
+        self._crews = crews
         self._router = router
         self._outbox = outbox
         self.index = {replica.replica_id: (crew, replica) for crew in crews.values() for replica in crew.replicas}
         for replica_id, seat in router.state.seats.items():
             if replica_id in self.index:
                 seat.account = self.index[replica_id][1].account  # one object again after decoding
+
+    def everyone(self) -> list[Replica]:
+        """Every replica, by model (the order of `index` does not survive a snapshot)."""
+        return [replica for crew in self._crews.values() for replica in crew.replicas]
 
     def start(self, crew: Crew, number: int, now_ns: int) -> Replica:
         """Begin a replica's life. A remote one is ready at once."""
@@ -190,7 +195,7 @@ class Lifecycle:
 
     def doubt_all(self, now_ns: int) -> None:
         """The control process restarted: nothing is sent to a replica until the driver has reported on it."""
-        for _, replica in list(self.index.values()):
+        for replica in self.everyone():
             replica_id = replica.replica_id
             self._close_span(replica, now_ns)
             seat = self._router.state.seats.get(replica_id)

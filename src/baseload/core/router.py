@@ -113,7 +113,7 @@ class RouterMachine:
     def dispatch_failed(
         self, request_id: str, replica_id: str, now_ns: int, reason: Reason, detail: str
     ) -> Seat | None:
-        """An attempt failed before the first byte: hold or refuse the request. Its seat is returned if that is news."""
+        """An attempt failed before the first byte: hold it or refuse it. Its seat is returned if that is news."""
         ticket = self.state.tickets.get(request_id)
         if ticket is None or ticket.replica_id != replica_id:
             return None
