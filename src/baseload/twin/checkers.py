@@ -72,6 +72,7 @@ class Checkers:
         self.most_specs: dict[str, int] = {}  # the highest max_replicas a model ever had
         self.ready: dict[str, str] = {}  # replica → model, as told by WorkerReady and not since stopped or exited
         self.started: dict[str, str] = {}  # replicas between StartWorker and WorkerExited → model
+        self.remote_urls: dict[str, None] = {}
         self.remote: dict[str, None] = {}  # replicas of remote models that got a request
         self.draining_since_ns: dict[str, int] = {}
         self.ended: dict[str, RequestEntry] = {}
@@ -212,6 +213,7 @@ class Checkers:
                 most = max(spec.scaling.max_replicas, spec.scaling.min_replicas)
                 self.most_specs[spec.name] = max(most, self.most_specs.get(spec.name, 0))
                 if spec.is_remote:
+                    self.remote_urls[spec.source] = None
                     self.most_specs[spec.name] = max(1, self.most_specs[spec.name])
             case RequestArrived(request=request):
                 _must(request.request_id not in self.open, f"{request.request_id} arrived twice")
@@ -259,13 +261,14 @@ class Checkers:
             shadow.attempts <= spec.admission.max_attempts,
             f"{where}: more than {spec.admission.max_attempts} attempts",
         )
-        _must(spec.is_remote or self.ready.get(action.replica_id) == spec.name, f"{where}: the replica is not ready")
+        is_remote = action.url in self.remote_urls
+        _must(is_remote or self.ready.get(action.replica_id) == spec.name, f"{where}: the replica is not ready")
         if action.replica_id in self.draining_since_ns:
             self._doubtful.append(action.replica_id)  # unless this very step took its draining back
         running = sum(1 for other in self.open.values() if other.replica_id == action.replica_id)
         bound = spec.admission.max_concurrency_per_replica
         _must(running < bound, f"{where}: {running} run there already, the bound is {bound}")
-        if spec.is_remote:
+        if is_remote:
             self.remote[action.replica_id] = None
         shadow.replica_id, shadow.requeued = action.replica_id, False
 

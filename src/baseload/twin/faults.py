@@ -26,7 +26,6 @@ class FaultMaker:
         self._world = world
         self._models = {spec.name: spec for spec in models}
         self._keys = list(keys)
-        self._revoked: dict[str, None] = {}
         self._removed: dict[str, None] = {}
         self._rng = Rng(world.seed, "twin.faults")
         self._active = False
@@ -79,37 +78,54 @@ class FaultMaker:
         if world.control is None:
             return
         name = list(self._models)[rng.below(len(self._models))]
-        match rng.below(5):
+        match rng.below(4):
             case 0:
                 self._removed[name] = None
                 world.tell(ModelRemoved(name))
-            case 1:
-                self._removed.pop(name, None)
-                world.tell(ModelPut(self._models[name]))
-            case 2:
+                world.agenda.after(exponential_ns(rng, 1.0), lambda: self._put_back(name))
+            case 1 | 2:
                 self._removed.pop(name, None)
                 self._models[name] = self._changed(self._models[name])
                 world.tell(ModelPut(self._models[name]))
-            case 3:
-                key = self._keys[rng.below(len(self._keys))]
-                self._revoked[key.key_id] = None
-                world.tell(KeyRevoked(key.key_id))
             case _:
-                for key in self._keys:
-                    if key.key_id in self._revoked:
-                        world.tell(KeyCreated(key))
-                self._revoked = {}
+                key = self._keys[rng.below(len(self._keys))]
+                world.tell(KeyRevoked(key.key_id))
+                world.agenda.after(exponential_ns(rng, 1.0), lambda: self._create_again(key))
         world.settle()  # administration is acknowledged once durable
 
+    def _put_back(self, name: str) -> None:
+        if name in self._removed and self._world.control is not None:
+            del self._removed[name]
+            self._world.tell(ModelPut(self._models[name]))
+            self._world.settle()
+
+    def _create_again(self, key: Key) -> None:
+        self._world.tell(KeyCreated(key))  # where control is down, the key stays revoked: nobody acknowledged it
+        self._world.settle()
+
     def _changed(self, spec: ModelSpec) -> ModelSpec:
-        """The model with other bounds."""
+        """The model with another scale, bound, price, engine setting or home."""
         rng = self._rng
-        high = 1 + rng.below(4)
-        scaling = msgspec.structs.replace(spec.scaling, max_replicas=high, min_replicas=rng.below(high + 1))
-        admission = msgspec.structs.replace(
-            spec.admission, max_concurrency_per_replica=1 + rng.below(8), max_queue=1 + rng.below(64)
-        )
-        return msgspec.structs.replace(spec, scaling=scaling, admission=admission)
+        match rng.below(8):
+            case 0:
+                price = msgspec.structs.replace(spec.price, usd_per_hour=4 * rng.unit(), busy_w=500 * rng.unit())
+                return msgspec.structs.replace(spec, price=price)
+            case 1 | 2:
+                return msgspec.structs.replace(
+                    spec, engine=msgspec.structs.replace(spec.engine, max_seqs=1 + rng.below(16))
+                )
+            case 3 if rng.below(3) == 0:
+                source = "simulated" if spec.is_remote else f"http://{spec.name}.elsewhere"
+                return msgspec.structs.replace(spec, source=source)
+            case 4:
+                admission = msgspec.structs.replace(
+                    spec.admission, max_concurrency_per_replica=1 + rng.below(8), max_queue=1 + rng.below(64)
+                )
+                return msgspec.structs.replace(spec, admission=admission)
+            case _:
+                high = 1 + rng.below(4)
+                scaling = msgspec.structs.replace(spec.scaling, max_replicas=high, min_replicas=rng.below(high + 1))
+                return msgspec.structs.replace(spec, scaling=scaling)
 
 
 def make_keys(count: int, limits: KeyLimits, *, created_ns: int) -> list[Key]:

@@ -9,7 +9,8 @@ import msgspec
 from baseload.core.control import ControlMachine
 from baseload.domain.errors import DataError
 from baseload.domain.events import ControlStarted, KeyCreated, ModelPut, ShutdownAsked
-from baseload.domain.units import NS_PER_S
+from baseload.domain.rng import Rng
+from baseload.domain.units import NS_PER_DAY, NS_PER_S
 from baseload.limits.step_time import StepTimeTable, default_table, parse_json, parse_toml
 from baseload.twin.faults import FaultMaker, make_keys
 from baseload.twin.report import Failure, Hunt, SimulateReport, TimelinePoint, make_report
@@ -73,10 +74,15 @@ class Simulation:
             config.workload, models=[spec.name for spec in self.models], seed=config.seed, trace_base=base
         )
         self.world = World(
-            seed=config.seed, physics=config.physics, table=table, faults=config.faults, machine=machine
+            seed=config.seed,
+            physics=config.physics,
+            table=table,
+            faults=config.faults,
+            start_ns=START_NS + (_drawn_start(config.seed) if is_hunt else 0),
+            machine=machine,
         )
         self.world.snapshot_every = 50 + config.seed % 200 if config.faults.control_restart_every_s > 0 else 0
-        keys = make_keys(config.workload.keys, config.workload.key_limits, created_ns=START_NS)
+        keys = make_keys(config.workload.keys, config.workload.key_limits, created_ns=self.world.start_ns)
         self.faults = FaultMaker(self.world, models=self.models, keys=keys)
         self.keys = keys
         self.timeline: list[TimelinePoint] = []
@@ -102,7 +108,7 @@ class Simulation:
             most_decisions=self.config.decisions,
             restarts=world.restarts,
             events=world.events,
-            virtual_ns=world.now_ns - START_NS,
+            virtual_ns=world.now_ns - world.start_ns,
             digest=world.digest(),
             failure=failure,
         )
@@ -119,18 +125,26 @@ class Simulation:
         self._schedule_next()
         if not self.is_hunt:
             self._draw_timeline()
-        self._until(lambda: self._asked == len(self.arrivals), "all requests were sent", within_ns=0)
+        asked = len(self.arrivals) * 3 // 4 if self._ends_early else len(self.arrivals)
+        self._until(lambda: self._asked >= asked, "the requests were sent", within_ns=0)
         self._until(lambda: world.control is not None, "control is up")
         self.faults.end()
-        self._until(lambda: not world.clients, "all requests ended")
-        if self.is_hunt and self.config.seed % 2:
+        if not self._ends_early:
+            self._until(lambda: not world.clients, "all requests ended")
+        if self.is_hunt and self.config.seed % 3 == 1:
             self._until(self._is_asleep, "all models without a minimum sleep")
-        world.tell(ShutdownAsked(SHUTDOWN_GRACE_NS))
-        self._until(lambda: world.is_shut_down, "control has shut down")
+        grace_ns = SHUTDOWN_GRACE_NS if not self._ends_early else self.config.seed * 7_919 % SHUTDOWN_GRACE_NS
+        world.tell(ShutdownAsked(grace_ns))
+        self._until(lambda: world.is_shut_down and not world.clients, "control has shut down")
         self._until(self._are_workers_dead, "all workers have ended")
         assert world.control is not None
         if world.checkers:
             world.checkers.finish(world.stamp_ns(), world.control)
+
+    @property
+    def _ends_early(self) -> bool:
+        """A third of a hunt's seeds shut down while requests still come and run."""
+        return self.is_hunt and self.config.seed % 3 == 2
 
     def _until(self, holds: Callable[[], bool], what: str, *, within_ns: int = LIVENESS_NS) -> None:
         """Let things happen until it holds. 0: however long it takes."""
@@ -145,7 +159,7 @@ class Simulation:
     def _schedule_next(self) -> None:
         if self._asked < len(self.arrivals):
             arrival = self.arrivals[self._asked]
-            self.world.agenda.at(START_NS + arrival.at_ns, lambda: self._arrive(arrival))
+            self.world.agenda.at(self.world.start_ns + arrival.at_ns, lambda: self._arrive(arrival))
 
     def _arrive(self, arrival: Arrival) -> None:
         self._asked += 1
@@ -174,7 +188,7 @@ class Simulation:
             status = world.control.status(world.stamp_ns())
             self.timeline.append(
                 TimelinePoint(
-                    at_s=(world.now_ns - START_NS) / NS_PER_S,
+                    at_s=(world.now_ns - world.start_ns) / NS_PER_S,
                     queued=status.queued,
                     in_flight=status.in_flight,
                     starting=sum(model.starting for model in status.models),
@@ -190,8 +204,16 @@ class Simulation:
         command = f"baseload simulate{spec} --seed {config.seed}" + (" --seeds 1" if self.is_hunt else "")
         frames = traceback.extract_tb(error.__traceback__)[-4:]
         where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
-        tail = tuple(f"{(at_ns - START_NS) / NS_PER_S:12.6f} s  {event}" for at_ns, event in self.world.tail)
+        tail = tuple(
+            f"{(at_ns - self.world.start_ns) / NS_PER_S:12.6f} s  {event}" for at_ns, event in self.world.tail
+        )
         return Failure(config.seed, f"{type(error).__name__}: {error} [{where}]", command, tail)
+
+
+def _drawn_start(seed: int) -> int:
+    """When a hunt's run starts: any time of day, half of them within a minute before midnight."""
+    rng = Rng(seed, "twin.start")
+    return NS_PER_DAY - rng.below(60 * NS_PER_S) if rng.below(2) else rng.below(NS_PER_DAY)
 
 
 def load_table(physics: Physics, base: Path | None) -> StepTimeTable:

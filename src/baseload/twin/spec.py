@@ -18,6 +18,7 @@ class Workload(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     requests: int = 200  # of a trace: at most so many; 0: all of it
     rate_per_s: float = 1.0  # Poisson arrivals; not used with a trace
+    burst: int = 1  # at each Poisson instant come 1 to so many requests
     prompt_tokens: int = 256
     output_tokens: int = 64
     spread: float = 0.5

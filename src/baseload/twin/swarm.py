@@ -13,14 +13,6 @@ from baseload.domain.units import seconds
 from baseload.limits.step_time import StepTimeSpec
 from baseload.twin.spec import Faults, Physics, SimulateConfig, Workload
 
-FAST = StepTimeSpec(
-    basis="stated: a small fast engine, so that a hunt covers many requests",
-    fixed_ms=4.0,
-    prefill=((512, 20.0),),
-    decode=((1, 0.2), (32, 4.0)),
-    context=((10_000, 2.0),),
-)
-
 
 def drawn_config(base: SimulateConfig, *, seed: int) -> SimulateConfig:
     """The configuration of one seed of a hunt. Models and workload of `base` stand where it has models."""
@@ -49,11 +41,11 @@ def _faults(rng: Rng) -> Faults:
 
     return Faults(
         crash_every_s=every_s(0.5, 30.0),
-        start_fails=share(0.6),
-        start_loop=share(0.5),
+        start_fails=share(0.5),
+        start_loop=share(0.5) if rng.below(3) == 0 else 0.0,
         slow_starts=share(0.5),
         slow_factor=2.0 + 60.0 * rng.unit(),
-        start_hangs=share(0.4),
+        start_hangs=share(0.3),
         disconnects=share(0.5),
         lost_dispatches=share(0.3),
         slow_dispatches=share(0.3),
@@ -101,12 +93,13 @@ def _workload(rng: Rng, base: Workload) -> Workload:
     limits = KeyLimits(
         requests_per_minute=30 + rng.below(600) if rng.below(4) == 0 else 0,
         tokens_per_minute=20_000 + rng.below(200_000) if rng.below(4) == 0 else 0,
-        max_in_flight=1 + rng.below(20) if rng.below(4) == 0 else 0,
+        max_in_flight=3 + rng.below(20) if rng.below(6) == 0 else 0,
     )
     return msgspec.structs.replace(
         base,
         requests=min(base.requests, 20 + rng.below(180)),
         rate_per_s=0.5 + 60 * rng.unit() ** 3,
+        burst=1 + rng.below(12) if rng.below(3) == 0 else 1,
         deadline_s=0.1 + 4 * rng.unit() if rng.below(3) == 0 else 0.0,
         prompt_tokens=1 + rng.below(150),
         output_tokens=1 + rng.below(40),
@@ -129,5 +122,15 @@ def _physics(rng: Rng) -> Physics:
         detect_ms=1 + rng.below(200),
         dispatch_timeout_ms=100 + rng.below(3_000),
         kv_tokens=512 << rng.below(5),
-        step_time=FAST,
+        step_time=_step_time(1 << rng.below(6)),
+    )
+
+
+def _step_time(slower: int) -> StepTimeSpec:
+    return StepTimeSpec(
+        basis="stated: a small engine, fast or slow by the seed",
+        fixed_ms=2.0 * slower,
+        prefill=((512, 20.0 * slower),),
+        decode=((1, 0.2 * slower), (32, 4.0 * slower)),
+        context=((10_000, 2.0 * slower),),
     )

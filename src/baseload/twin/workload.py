@@ -11,6 +11,7 @@ from msgspec import Struct
 from baseload.domain.errors import DataError
 from baseload.domain.rng import Rng
 from baseload.domain.units import NS_PER_MS, NS_PER_S
+from baseload.twin.chance import exponential_ns
 from baseload.twin.spec import Workload
 
 
@@ -81,9 +82,12 @@ def _rows(workload: Workload, rng: Rng, base: Path | None) -> Iterator[TraceRow]
         return
     if not workload.rate_per_s > 0:
         raise DataError("rate_per_s must be above 0.")
-    at_ns = 0
+    at_ns = more = 0
     for _ in range(workload.requests):
-        at_ns += round(-math.log(1.0 - rng.unit()) / workload.rate_per_s * NS_PER_S)
+        if more == 0:
+            at_ns += exponential_ns(rng, 1.0 / workload.rate_per_s)
+            more = 1 + (rng.below(workload.burst) if workload.burst > 1 else 0)
+        more -= 1
         prompt = _length(workload.prompt_tokens, workload.spread, rng)
         yield TraceRow(at_ns, prompt, _length(workload.output_tokens, workload.spread, rng))
 

@@ -73,6 +73,7 @@ class World:
         physics: Physics,
         table: StepTimeTable,
         faults: Faults,
+        start_ns: int = START_NS,
         checked: bool = True,
         machine: type[ControlMachine] = ControlMachine,
     ) -> None:
@@ -80,7 +81,8 @@ class World:
         self.physics = physics
         self.table = table
         self.faults = faults
-        self.agenda = Agenda(seed, start_ns=START_NS)
+        self.start_ns = start_ns
+        self.agenda = Agenda(seed, start_ns=start_ns)
         self._machine = machine
         self.control: ControlMachine | None = machine(seed=seed, policy_version=POLICY_VERSION)
         self.checkers = Checkers() if checked else None
@@ -190,8 +192,7 @@ class World:
                 self._start(replica_id, spec)
             case StopWorker(replica_id=replica_id, grace_ns=grace_ns):
                 self.settle()
-                if replica_id in self.workers:
-                    self.workers[replica_id].stop(grace_ns)
+                self._stop(replica_id, grace_ns)
             case SetTimer(timer=timer, at_ns=at_ns):
                 self._cancel(timer)
                 self._timers[timer] = self.agenda.at(at_ns, lambda: self._fire(timer, at_ns))
@@ -234,6 +235,19 @@ class World:
             life_ns = exponential_ns(self._luck, self.faults.crash_every_s)
             self.agenda.after(life_ns, lambda: self._crash(worker))
 
+    def _stop(self, replica_id: str, grace_ns: int) -> None:
+        worker = self.workers.get(replica_id)
+        if worker is not None and worker.life is not Life.DEAD:
+            worker.stop(grace_ns)
+            return
+        epoch = self.epoch  # the launcher finds no such process, and says so; perhaps for the second time
+
+        def report() -> None:
+            if self.epoch == epoch:
+                self.tell(WorkerExited(replica_id, 0, "no such process"))
+
+        self.agenda.after(self.network_ns(), report)
+
     def _crash(self, worker: Worker) -> None:
         if self.faults.crash_every_s > 0:  # the faults may have ended meanwhile
             worker.die(SIGKILLED)
@@ -255,7 +269,7 @@ class World:
 
     def ask(self, arrival: Arrival, *, key_id: str, deadline_ns: int = 0) -> Client | None:
         """A client sends a request; None where the control process is down."""
-        if self.control is None:
+        if self.control is None or self.is_shut_down:
             self.unreached += 1
             return None
         self._requests += 1
