@@ -1,4 +1,4 @@
-"""A control process to be killed: `recovery_child.py DIR FIRST SNAPSHOT_EVERY`. Prints what it acknowledged, as soon as it did.
+"""A control process to be killed: `recovery_child.py DIR FIRST SNAPSHOT_EVERY`. Prints what it acknowledged at once.
 
 `key N`: a key created and acknowledged. `req N`: a request finished, its end settled. It goes on until it is killed.
 """

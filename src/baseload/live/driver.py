@@ -98,8 +98,10 @@ class LiveControl:
 
     def tell(self, event: Event) -> None:
         """Journal and step an event; perform its actions."""
+        if self.ended.done():
+            return  # late words of a gateway or launcher that outlives the control
         self._queue.append(event)
-        if self._is_running or self.ended.done():
+        if self._is_running:
             return
         self._is_running = True
         try:
