@@ -1,0 +1,299 @@
+"""`baseload up` as a person uses it: real processes, a real (tiny) model, kill -9, and nothing lost."""
+
+import contextlib
+import http.client
+import itertools
+import json
+import os
+import signal
+import socket
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
+
+COMMAND = [sys.executable, "-m", "baseload.cli.main"]
+ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("BASELOAD_")}
+QUESTION = [{"role": "user", "content": "the quick brown fox"}]
+
+
+class Up:
+    """One `baseload up`, and the commands that talk to it."""
+
+    def __init__(self, data_dir: Path, *flags: str) -> None:
+        self.data_dir = data_dir
+        self.process = subprocess.Popen(
+            [*COMMAND, "up", "--port", "0", "--data-dir", str(data_dir), *flags],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=ENVIRON,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.startswith("ready http://127.0.0.1:"), line + self.rest()[1]
+        self.url = line.split()[1]
+        self.key = (data_dir / "first-key").read_text().strip()
+
+    def rest(self) -> tuple[str, str]:
+        return self.process.communicate(timeout=60)
+
+    def end(self, number: signal.Signals) -> int:
+        self.process.send_signal(number)
+        out, err = self.rest()
+        assert out == "", "only the ready line stands on standard output"
+        assert "Traceback" not in err, err
+        return self.process.returncode
+
+    def client(self, key: str = "") -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key or self.key, max_retries=0, timeout=60)
+
+    def ask(self, **changes: Any) -> str:
+        with self.client() as client:
+            asked = {"model": "tiny", "messages": QUESTION, "max_tokens": 8, "temperature": 0, **changes}
+            answer = client.chat.completions.create(**asked)
+            return answer.choices[0].message.content or ""
+
+    def json(self, *arguments: str) -> Any:
+        done = run(*arguments, "--data-dir", str(self.data_dir), "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, env=ENVIRON, timeout=60, check=False
+    )
+
+
+def workers(data_dir: Path) -> list[int]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "baseload.worker" in words and any(str(data_dir) in word for word in words):
+            found.append(process.pid)
+    return found
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("programs")
+
+
+@pytest.fixture
+def start(tmp_path: Path, tiny_model: Path, cache: Path) -> Iterator[Callable[..., Up]]:
+    settings = tmp_path / "baseload.toml"
+    settings.write_text(
+        f'cache_dir = "{cache}"\nguide = false\n'
+        f'[[models]]\nname = "tiny"\nsource = "{tiny_model}"\nengine.max_context = 256\nengine.max_seqs = 4\n'
+    )
+    started: list[Up] = []
+
+    def begin(*flags: str) -> Up:
+        started.append(Up(tmp_path / "data", "--settings", str(settings), *flags))
+        return started[-1]
+
+    yield begin
+    for up in started:
+        if up.process.poll() is None:
+            up.process.kill()
+        with contextlib.suppress(ValueError):  # communicated already
+            up.process.communicate()
+    for pid in workers(tmp_path / "data"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_from_the_first_start_to_ctrl_c(start: Callable[..., Up], tmp_path: Path) -> None:
+    up = start()
+    key_file = tmp_path / "data" / "first-key"
+    assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
+    assert up.json("models", "list")[0]["context_tokens"] == 256
+
+    # A request as curl sends it, without and with a key.
+    for key, status in (("", 401), (up.key, 200)):
+        connection = http.client.HTTPConnection(up.url.removeprefix("http://"), timeout=60)
+        body = json.dumps({"model": "tiny", "messages": QUESTION, "max_tokens": 4})
+        headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
+        connection.request("POST", "/v1/chat/completions", body, headers)
+        answer = connection.getresponse()
+        assert answer.status == status
+        assert ("choices" if key else "error") in json.loads(answer.read())
+        connection.close()
+
+    # The official client, streaming; and the command.
+    with up.client() as client:
+        stream = client.chat.completions.create(
+            model="tiny", messages=QUESTION, max_tokens=8, temperature=0, stream=True,
+            stream_options={"include_usage": True},
+        )  # fmt: skip
+        chunks = list(stream)
+    text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 8
+    said = up.json("chat", "the quick brown fox", "--model", "tiny", "--max-tokens", "8")
+    assert (said["text"], said["completion_tokens"], said["finish_reason"]) == (text, 8, "length")
+
+    # What was asked is in the ledger, and what happened has a reason.
+    usage = up.json("usage")
+    assert usage["total"]["requests"] == 3
+    assert usage["total"]["completion_tokens"] == 4 + 8 + 8
+    assert usage["total"]["cold_ns"] > 0
+    assert {row["key_name"] for row in usage["rows"]} == {"first key", ""}
+    events = run("events", "--data-dir", str(up.data_dir), "--json")
+    decisions = [json.loads(line)["body"] for line in events.stdout.splitlines()]
+    assert any(one["what"] == "wake" and one["why"] for one in decisions)
+    status = up.json("status")
+    assert status["running"]
+    assert [model["state"] for model in status["models"]] == ["awake"]
+
+    # The dashboard's page and feed are there.
+    page = http.client.HTTPConnection(up.url.removeprefix("http://"), timeout=60)
+    page.request("GET", "/")
+    assert b"<title>Baseload</title>" in page.getresponse().read()
+    page.request("GET", "/dashboard/feed", headers={"authorization": f"Bearer {up.key}"})
+    assert json.loads(page.getresponse().read())["today"]["requests"] == 3
+    page.close()
+
+    assert len(workers(tmp_path / "data")) == 1
+    assert up.end(signal.SIGINT) == 0
+    assert workers(tmp_path / "data") == []
+    assert up.json("usage")["total"]["requests"] == 3, "the folder can be read without a process"
+
+
+def test_keys_and_models_are_managed_from_the_command_line(start: Callable[..., Up], tmp_path: Path) -> None:
+    up = start()
+    made = up.json("keys", "create", "shop", "--model", "tiny", "--rpm", "100")
+    with up.client(made["secret"]) as client:
+        assert [model.id for model in client.models.list()] == ["tiny"]
+    where = ["--data-dir", str(up.data_dir)]
+    refused = run("status", "--url", up.url, "--key", made["secret"])
+    assert (refused.returncode, refused.stdout) == (3, ""), "this key may not administer"
+    assert "Next:" in refused.stderr
+    assert up.json("keys", "revoke", made["key_id"]) == {"revoked": made["key_id"]}
+    with up.client(made["secret"]) as client, pytest.raises(openai.AuthenticationError):
+        client.models.list()
+    assert made["key_id"] not in [key["key_id"] for key in up.json("keys", "list")]
+
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text('{"architectures": ["MambaForCausalLM"]}')
+    wrong = run("models", "add", "broken", str(broken), *where)
+    assert wrong.returncode == 1
+    assert "MambaForCausalLM" in wrong.stderr
+    misspelt = run("models", "add", "remote", "http://127.0.0.1:9", "--set", "scaling.min=1", *where)
+    assert misspelt.returncode == 2
+    assert "scaling.min_replicas" in misspelt.stderr
+    up.json("models", "add", "remote", "http://127.0.0.1:9")
+    assert [model["name"] for model in up.json("models", "list")] == ["tiny", "remote"]
+    up.json("models", "remove", "remote")
+    assert run("models", "remove", "remote", *where).returncode == 1
+    assert [model["name"] for model in up.json("models", "list")] == ["tiny"]
+    table = run("models", "list", *where)
+    assert "tiny" in table.stdout
+
+
+def test_an_idle_model_sleeps_and_a_request_wakes_it(start: Callable[..., Up], tmp_path: Path) -> None:
+    up = start("--set", "defaults.scaling.idle_s=0.5")
+    before = up.ask()
+    follow = subprocess.Popen(
+        [*COMMAND, "events", "--follow", "--json", "--data-dir", str(up.data_dir)],
+        stdout=subprocess.PIPE,
+        env=ENVIRON,
+        text=True,
+    )
+    assert follow.stdout is not None
+    decided = (json.loads(line)["body"]["what"] for line in iter(follow.stdout.readline, ""))
+    assert "wake" in list(itertools.takewhile(lambda what: what != "sleep", decided))
+    follow.terminate()
+    follow.communicate()
+    assert up.ask() == before, "the same answer after it slept"
+    assert up.end(signal.SIGTERM) == 0
+    assert workers(tmp_path / "data") == []
+
+
+def test_kill_9_loses_nothing_and_counts_nothing_twice(start: Callable[..., Up], tmp_path: Path) -> None:
+    up = start()
+    made = up.json("keys", "create", "shop")
+    answers = [up.ask() for _ in range(3)]
+    up.process.kill()
+    up.rest()
+    first_key = up.key
+    assert len(workers(tmp_path / "data")) == 1, "the worker lives on without its control process"
+
+    again = start()
+    assert again.key == first_key
+    assert {key["name"] for key in again.json("keys", "list")} == {"first key", "shop"}
+    assert [model["name"] for model in again.json("models", "list")] == ["tiny"]
+    assert again.json("usage", "--by", "key")["total"]["requests"] == 3
+    status = again.json("status")
+    assert [replica["state"] for replica in status["replicas"]] == ["ready"], "the orphan was adopted"
+    assert again.ask() == answers[0]
+    with again.client(made["secret"]) as client:
+        assert [model.id for model in client.models.list()] == ["tiny"]
+    assert again.json("usage")["total"]["requests"] == 4
+    assert again.end(signal.SIGINT) == 0
+    assert workers(tmp_path / "data") == []
+    with contextlib.closing(sqlite3.connect(tmp_path / "data" / "baseload.db")) as db:
+        subjects = [row[0] for row in db.execute("SELECT subject FROM entry WHERE kind = 'request'")]
+    assert len(subjects) == len(set(subjects)) == 4
+
+
+def test_a_second_one_on_the_same_folder_is_refused(start: Callable[..., Up]) -> None:
+    up = start()
+    second = run("up", "--port", "0", "--data-dir", str(up.data_dir))
+    assert second.returncode == 3
+    assert str(up.process.pid) in second.stderr
+    assert up.json("status")["running"], "the first one goes on"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("prot = 1", "Did you mean port?"), ("port = 'x'", "must be a whole number"), ("port =", "not valid TOML")],
+)
+def test_wrong_settings_end_before_anything_starts(tmp_path: Path, text: str, words: str) -> None:
+    settings = tmp_path / "wrong.toml"
+    settings.write_text(text)
+    done = run("up", "--settings", str(settings), "--data-dir", str(tmp_path / "data"))
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "wrong.toml" in done.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_taken_port_is_said_before_anything_starts(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        done = run("up", "--port", port, "--data-dir", str(tmp_path / "data"))
+    assert done.returncode == 1
+    assert f"127.0.0.1:{port}" in done.stderr
+    assert "--port" in done.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_model_of_the_settings_that_cannot_be_served_is_named(tmp_path: Path) -> None:
+    settings = tmp_path / "baseload.toml"
+    settings.write_text('port = 0\nguide = false\n[[models]]\nname = "a"\nsource = "nowhere"\n')
+    done = run("up", "--settings", str(settings), "--data-dir", str(tmp_path / "data"))
+    assert done.returncode == 2
+    assert "The model a of the settings cannot be served" in done.stderr
+    assert str(tmp_path / "nowhere") in done.stderr
+
+
+def test_without_a_running_one_commands_say_what_to_do(tmp_path: Path) -> None:
+    done = run("status", "--data-dir", str(tmp_path / "nothing"))
+    assert done.returncode == 3
+    assert "baseload up" in done.stderr
+    assert json.loads(run("version", "--json").stdout)["baseload"]
+    assert run("statsu").returncode == 2
