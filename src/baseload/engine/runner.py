@@ -22,7 +22,7 @@ from baseload.engine.steps import Mode, Where, head_step, layer_step
 from baseload.engine.weights import Tree, load_params, resolve_dtype
 
 DEFAULT_CACHE_BYTES = 1 << 30
-DEFAULT_CACHE_SHARE = 0.25  # of the memory that is free when the cache is made
+DEFAULT_CACHE_SHARE = 0.125  # of the machine's memory: all of it, not what is free now, so that programs still fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,15 +276,15 @@ class Runner:
 
 
 def _cache_shape(config: ModelConfig, spec: EngineSpec, dtype: str) -> CacheShape:
-    """How many blocks: as asked, else a share of free memory, but no more than can be used."""
+    """How many blocks: as asked, else a share of the machine's memory, but no more than can be used."""
     per_block = block_bytes(config, spec.block_tokens, dtype)
     context = min(spec.max_context or config.max_context, config.max_context)
     if spec.kv_cache_bytes:
         blocks = spec.kv_cache_bytes // per_block
     else:
-        free = int(psutil.virtual_memory().available * DEFAULT_CACHE_SHARE)
+        share = int(psutil.virtual_memory().total * DEFAULT_CACHE_SHARE)
         useful = spec.max_seqs * -(-context // spec.block_tokens)
-        blocks = min(useful, min(free, DEFAULT_CACHE_BYTES) // per_block)
+        blocks = min(useful, min(share, DEFAULT_CACHE_BYTES) // per_block)
     if blocks < 1:
         raise ModelError(
             f"The KV cache has no room for one block of {per_block} bytes.",
