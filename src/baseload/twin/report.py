@@ -1,5 +1,6 @@
 """What a simulation showed, as plain values: for the command line to print, for JSON, for comparisons."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
@@ -97,7 +98,7 @@ def percentiles(times_ns: Iterable[int]) -> Percentiles:
         return Percentiles(0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
     def rank(share: float) -> float:
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] / NS_PER_MS
+        return ordered[math.ceil(share * len(ordered)) - 1] / NS_PER_MS
 
     mean = sum(ordered) / len(ordered) / NS_PER_MS
     return Percentiles(len(ordered), mean, rank(0.5), rank(0.9), rank(0.99), ordered[-1] / NS_PER_MS)
