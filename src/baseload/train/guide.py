@@ -29,9 +29,9 @@ _SYSTEMS = (
     "Answer the user's question.",
     "You are an expert on AI infrastructure and you help operators of a small cluster.",
 )
-_MORE_TURNS = (62, 20, 10, 8)  # of 100 conversations, how many have 0, 1, 2, 3 earlier turns
+_MORE_TURNS = (76, 14, 6, 4)  # of 100 conversations, how many have 0, 1, 2, 3 earlier turns
 _WITH_SYSTEM = 25  # of 100
-_CUT_SHORT, _CUT_TOKENS = 60, 12  # of 100, how many end after so many tokens: what to say is harder than to say it
+_CUT_SHORT, _CUT_TOKENS = 70, 10  # of 100, how many end after so many tokens: what to say is harder than to say it
 
 
 class Pair(Struct, frozen=True):
