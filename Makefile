@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 .SHELLFLAGS := -eu -c
 .PHONY: help up setup test setup-dev check format guide bench-gateway clean
 
-up: setup  ## start Baseload in the foreground; Ctrl-C stops it
+up: setup $(VENV)/.warm  ## start Baseload in the foreground; Ctrl-C stops it
 	@exec $(BIN)/baseload up --port $(PORT) --data-dir $(DATA_DIR) --show-key
 
 test: setup-dev  ## run all tests
@@ -46,6 +46,11 @@ $(VENV)/.python:
 $(VENV)/.ready: $(VENV)/.python requirements.lock pyproject.toml
 	$(PIP) install --require-hashes -r requirements.lock
 	$(PIP) install --no-deps -e .
+	@touch $@
+
+# The shipped model's programs are compiled once, so that its first wake is as fast as later ones.
+$(VENV)/.warm: $(VENV)/.ready $(wildcard src/baseload/models/guide/*)
+	@if [ -f src/baseload/models/guide/config.json ]; then $(BIN)/baseload models warm; fi
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.lock

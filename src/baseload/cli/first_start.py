@@ -17,6 +17,7 @@ from baseload.wire.settings import Settings
 
 _log = logging.getLogger("baseload")
 GUIDE = "guide"
+GUIDE_FOLDER = Path(baseload.__file__).parent / "models" / GUIDE
 
 
 async def ensure_admin_key(control: Control, path: Path) -> bool:
@@ -74,8 +75,7 @@ def _is_same(spec: ModelSpec, known: ModelSpec | None) -> bool:
 
 def _guide(control: Control, settings: Settings, *, is_first: bool) -> list[ModelSpec]:
     """The shipped model: at the first start, and again where its folder has moved with the installation."""
-    folder = Path(baseload.__file__).parent / "models" / GUIDE
-    if not settings.guide or not (folder / "config.json").is_file():
+    if not settings.guide or not (GUIDE_FOLDER / "config.json").is_file():
         return []
     known = control.model(GUIDE)
     if known is None:
@@ -85,7 +85,7 @@ def _guide(control: Control, settings: Settings, *, is_first: bool) -> list[Mode
         return [
             ModelSpec(
                 name=GUIDE,
-                source=str(folder),
+                source=str(GUIDE_FOLDER),
                 scaling=defaults.scaling,
                 admission=defaults.admission,
                 engine=defaults.engine,
@@ -94,4 +94,4 @@ def _guide(control: Control, settings: Settings, *, is_first: bool) -> list[Mode
         ]
     if known.is_remote or (Path(known.source) / "config.json").is_file():
         return []
-    return [msgspec.structs.replace(known, source=str(folder))]
+    return [msgspec.structs.replace(known, source=str(GUIDE_FOLDER))]

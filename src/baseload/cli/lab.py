@@ -28,7 +28,7 @@ def train(
     from baseload.train.config import load  # noqa: PLC0415
     from baseload.train.run import train as run  # noqa: PLC0415
 
-    result = run(load(config), progress=not as_json and err().is_terminal, fresh=fresh)
+    result = run(load(config), progress=not as_json, fresh=fresh)
     if as_json:
         fields = msgspec.to_builtins(result)
         print_json({name: None if _is_nan(value) else value for name, value in fields.items()})

@@ -1,5 +1,6 @@
 """`baseload models` and `baseload keys`: what is served, and who may ask."""
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -7,17 +8,18 @@ import msgspec
 import typer
 
 from baseload.cli.desk import Desk, ShownKey
+from baseload.cli.first_start import GUIDE_FOLDER
 from baseload.cli.flags import AsJson, DataDir, Secret, SettingsFile, Url
 from baseload.cli.reach import Place, settings_of, with_desk
 from baseload.cli.screen import print_json, print_table, say, when
-from baseload.cli.settings import anchored
+from baseload.cli.settings import anchored, cache_dir
 from baseload.domain.errors import SettingsError
 from baseload.domain.model import ModelSpec
 from baseload.domain.tenant import KeyLimits
 from baseload.web.snapshot import span
 from baseload.wire.settings import model_from_assignments
 
-models = typer.Typer(no_args_is_help=True, help="What is served: list, add, remove.")
+models = typer.Typer(no_args_is_help=True, help="What is served: list, add, remove, warm.")
 keys = typer.Typer(no_args_is_help=True, help="Who may ask: list, create, revoke.")
 
 
@@ -102,6 +104,37 @@ def remove_model(
             say(f"{name} is removed. Its files stay where they are.")
 
     with_desk(Place(data_dir, settings, url, key), remove)
+
+
+@models.command("warm")
+def warm_model(
+    folder: Annotated[Path | None, typer.Argument(help="The model's folder; without it the shipped `guide`.")] = None,
+    assign: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="OPTION=VALUE", help="Engine options, as the model will have."),
+    ] = None,
+    settings: SettingsFile = "",
+    as_json: AsJson = False,
+) -> None:
+    """Compile a model's programs into the cache now, so that its first wake is as fast as later ones."""
+    chosen = settings_of(Place(settings=settings))
+    source = (folder or GUIDE_FOLDER).expanduser().absolute()
+    spec = model_from_assignments("warm", str(source), assign or [], chosen.defaults)
+    cache = cache_dir(chosen)
+    # The engine brings JAX: too slow to import for the other commands.
+    from baseload.engine.runner import Runner  # noqa: PLC0415
+
+    began = time.monotonic()
+    runner = Runner.open(source, spec=spec.engine, cache_dir=cache)
+    try:
+        runner.warm(background=False)
+    finally:
+        runner.close()
+    took_s = time.monotonic() - began
+    if as_json:
+        print_json({"folder": str(source), "cache_dir": str(cache), "seconds": took_s})
+    else:
+        say(f"The programs of {source.name} are in {cache} ({took_s:.1f} s).")
 
 
 @keys.command("list")
