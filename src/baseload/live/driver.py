@@ -31,6 +31,7 @@ from baseload.domain.events import (
     RequestFinished,
     ShutdownAsked,
     TimerFired,
+    WorkerExited,
 )
 from baseload.domain.model import ModelSpec
 from baseload.domain.status import ControlStatus
@@ -149,9 +150,7 @@ class LiveControl:
             case Refuse():
                 self._refuse(action)
             case StartWorker():
-                self._journal.settle()  # so that a control killed now still knows of the worker
-                if self._launcher is not None:
-                    self._launcher.start(action.replica_id, action.spec)
+                self._start_worker(action)
             case StopWorker():
                 self._journal.settle()
                 if self._launcher is not None:
@@ -160,6 +159,16 @@ class LiveControl:
                 self._shutdown.set()
             case _:
                 assert_never(action)
+
+    def _start_worker(self, action: StartWorker) -> None:
+        self._journal.settle()  # so that a control killed now still knows of the worker
+        if self._launcher is None:
+            return
+        try:
+            self._launcher.start(action.replica_id, action.spec)
+        except Exception as error:
+            self._report("The launcher failed to start a worker", error)
+            self.tell(WorkerExited(action.replica_id, 127, f"{type(error).__name__}: {error}"))
 
     def _dispatch(self, action: Dispatch) -> None:
         sink = self._sinks.get(action.request_id)
@@ -267,6 +276,11 @@ class LiveControl:
         return len(self._sinks)
 
     @property
+    def has_failed(self) -> bool:
+        """Whether the machine failed; the process must be restarted, and recovers without the event that did it."""
+        return self.ended.done() and not self.ended.cancelled() and self.ended.exception() is not None
+
+    @property
     def journal_failure(self) -> JournalError | None:
         """Why the journal cannot be written at this time, if so; new work is refused meanwhile."""
         return self._journal.failure
@@ -350,10 +364,9 @@ class LiveControl:
             sink.refuse(Refuse(request_id, Reason.CONTROL_RESTARTED, message, _RETRY_AFTER_NS))
 
     def _raise_if_failed(self) -> None:
-        if self.ended.done() and not self.ended.cancelled():
-            error = self.ended.exception()
-            if error is not None:
-                raise error
+        error = self.ended.exception() if self.has_failed else None
+        if error is not None:
+            raise error
 
     def _report(self, message: str, error: Exception) -> None:
         self._loop.call_exception_handler({"message": message, "exception": error})

@@ -5,6 +5,7 @@ children and for workers adopted from an earlier control process alike.
 """
 
 import asyncio
+import logging
 import os
 import subprocess
 import sys
@@ -34,9 +35,11 @@ from baseload.live.process import (
     send,
 )
 
+_log = logging.getLogger("baseload.live")
 NOT_STARTED = 127
 _UNKNOWN_CODE = 1
 _LOGS_KEPT = 20
+_RESTART_PROBE_S = 2.0
 Command = Callable[[ModelSpec, WorkerFiles], Sequence[str]]
 
 
@@ -117,8 +120,11 @@ class ProcessLauncher:
             files.forget()
             self._tell(WorkerExited(replica_id, child.wait(), files.log_tail()))
             return
-        files.register(Registration(replica_id, spec.name, identity))
         worker = self._add(files, identity, pidfd, child)
+        try:
+            files.register(Registration(replica_id, spec.name, identity))
+        except OSError as error:  # the disk is full: one that a later control could not find must not stay
+            self._end(worker, 0.0, why=f"it could not be registered: {error}")
         self._tell(WorkerStarted(replica_id, child.pid, ""))
         if files.ready.exists():
             self._greet(worker)
@@ -137,14 +143,15 @@ class ProcessLauncher:
         """After ControlStarted: adopt the workers that the machine knows and that are healthy, end all others."""
         wanted = {one.replica_id for one in replicas}
         found = {files.replica_id: files for files in known_files(self._folder)}
+        started_since = set(self._workers)
         for replica_id, files in found.items():
-            if replica_id in self._workers:
-                continue  # started since
+            if replica_id in started_since:
+                continue
             adopted = self._attach(files)
             if adopted is not None and replica_id not in wanted:
                 adopted.is_unwanted = True
                 self._end(adopted, self._options.orphan_grace_s, why="not wanted any more")
-        await asyncio.gather(*(self._report(replica_id, found) for replica_id in wanted))
+        await asyncio.gather(*(self._report(name, found) for name in sorted(wanted - started_since)))
         prune_logs(self._folder, keep=_LOGS_KEPT)
 
     async def close(self, *, grace_s: float = 5.0) -> None:
@@ -216,7 +223,7 @@ class ProcessLauncher:
             self._tell(WorkerStarted(replica_id, worker.pid, ""))
             if worker.files.ready.exists():
                 self._greet(worker)
-        elif await self._probe.is_healthy(url):
+        elif await self._probe.is_healthy(url, timeout_s=_RESTART_PROBE_S):
             self._tell(WorkerReady(replica_id, url))
             self._greet(worker, is_known_ready=True)
         elif self._workers.get(replica_id) is worker:
@@ -225,7 +232,9 @@ class ProcessLauncher:
     def _file_appeared(self, name: str) -> None:
         replica_id, _, suffix = name.rpartition(".")
         worker = self._workers.get(replica_id)
-        if suffix == "ready" and worker is not None and worker.task is None and not worker.is_unwanted:
+        if suffix != "ready" or worker is None or worker.task is not None or worker.is_unwanted:
+            return
+        if worker.files.ready.exists():
             self._greet(worker)
 
     def _greet(self, worker: _Worker, *, is_known_ready: bool = False) -> None:
@@ -273,6 +282,8 @@ class ProcessLauncher:
         worker.files.forget()
         if exit_code == 0 or worker.is_unwanted:
             worker.files.log.unlink(missing_ok=True)
+        else:
+            prune_logs(self._folder, keep=_LOGS_KEPT)
         if not worker.is_unwanted:
             self._tell(WorkerExited(worker.replica_id, exit_code, detail))
 
@@ -288,9 +299,13 @@ class ProcessLauncher:
             self._none_left.set()
 
     def _renew_leases(self) -> None:
-        for worker in self._workers.values():
-            worker.files.touch_lease()
+        for worker in list(self._workers.values()):
+            try:
+                worker.files.touch_lease()
+            except OSError as error:
+                _log.error("The lease of worker %s cannot be renewed: %s.", worker.replica_id, error)
             worker.files.bound_log()
+            self._file_appeared(worker.files.ready.name)  # in case the kernel dropped its notice
         self._lease_handle = self._loop.call_later(self._options.lease_s, self._renew_leases)
 
 

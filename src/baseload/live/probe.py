@@ -22,10 +22,10 @@ class Probe:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    async def is_healthy(self, url: str) -> bool:
+    async def is_healthy(self, url: str, *, timeout_s: float = _TIMEOUT_S) -> bool:
         """Whether it answers /health with 200."""
         try:
-            answer = await self._client.request("GET", f"{url}/health", timeout_s=_TIMEOUT_S)
+            answer = await self._client.request("GET", f"{url}/health", timeout_s=timeout_s)
         except NetError:
             return False
         return answer.status == 200

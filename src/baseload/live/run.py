@@ -54,7 +54,7 @@ async def start_control(data_dir: Path, *, options: ControlOptions) -> LiveContr
         stack.push_async_callback(client.close)
         launcher = ProcessLauncher(folder.workers, tell=control.tell, probe=Probe(client), options=options.launcher)
         launcher.open()
-        stack.push_async_callback(launcher.close)
+        stack.push_async_callback(_leave, launcher, control)
         control.attach(launcher, on_failed_dispatch=launcher.look_at)
         control.tell(ControlStarted(POLICY_VERSION, recovered.machine.seed))
         remote = {spec.name for spec in control.models() if spec.is_remote}
@@ -121,6 +121,14 @@ async def _open(
     )
     stack.push_async_callback(control.close)
     return folder, control, recovered
+
+
+async def _leave(launcher: ProcessLauncher, control: LiveControl) -> None:
+    """End the workers; where the machine failed, leave them for the control process that comes next."""
+    if control.has_failed:
+        launcher.detach()
+    else:
+        await launcher.close()
 
 
 def _say_journal_state(failure: JournalError | None) -> None:

@@ -4,6 +4,7 @@ Rows are inserted many to a statement: the sqlite3 module takes the interpreter'
 beside a busy event loop row-by-row inserts were measured at 530 µs a row against 2–17 µs this way.
 """
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -262,8 +263,9 @@ class Store:
 
 def _connect(path: Path) -> sqlite3.Connection:
     try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # for the owner's eyes
         return sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         raise JournalError(f"{path} cannot be opened: {error}.", hint="Check that the folder is writable.") from error
 
 
