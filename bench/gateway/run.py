@@ -275,14 +275,19 @@ def stop(process: subprocess.Popen[str]) -> None:
 def show(all_figures: list[Figures]) -> None:
     """A table, and the ratios to ours."""
     ours = all_figures[0]
-    print(
-        f"{'':10} {'requests/s':>12} {'CPU each':>10} {'added p50':>10} {'added p99':>10} {'chunks/s':>12} {'memory':>9} {'failed':>7}"
-    )
+    heads = ("requests/s", "CPU each", "added p50", "added p99", "chunks/s", "memory", "failed")
+    print(" " * 10 + "".join([f"{head:>13}" for head in heads]))
     for one in all_figures:
-        print(
-            f"{one.name:10} {one.requests_per_s:12,.0f} {one.cpu_us_per_request:7.1f} µs {one.added_p50_ms:7.2f} ms {one.added_p99_ms:7.2f} ms "
-            f"{one.stream_chunks_per_s:12,.0f} {one.memory_mb:6.0f} MB {one.failures:7}"
+        cells = (
+            f"{one.requests_per_s:,.0f}",
+            f"{one.cpu_us_per_request:.1f} µs",
+            f"{one.added_p50_ms:.2f} ms",
+            f"{one.added_p99_ms:.2f} ms",
+            f"{one.stream_chunks_per_s:,.0f}",
+            f"{one.memory_mb:.0f} MB",
+            f"{one.failures}",
         )
+        print(f"{one.name:10}" + "".join([f"{cell:>13}" for cell in cells]))
     for one in all_figures[1:]:
         pairs = (
             ("requests/s", one.requests_per_s / ours.requests_per_s),

@@ -238,7 +238,7 @@ class Worker:
         exchange.respond(200, body)
 
     def _stream(self, exchange: Exchange, asked: dict, chat: bool, text: str) -> None:
-        """ "stream:5", "stream:5:die", "stream:5:error", "stream:5:stall", "stream:5:end", or the words of the text."""
+        """The words of the text; or "stream:5" words, and then perhaps ":die", ":error", ":stall" or ":end"."""
         parts = text.split(":")
         words = [f"w{i} " for i in range(int(parts[1]))] if parts[0] == "stream" else text.split()
         end = parts[2] if parts[0] == "stream" and len(parts) > 2 else "done"

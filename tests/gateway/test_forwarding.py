@@ -6,7 +6,14 @@ import json
 import openai
 import pytest
 
-from baseload.domain.events import DispatchFailed, FirstByteSent, RequestFinished, WorkerReady, WorkerSampled, WorkerStarted
+from baseload.domain.events import (
+    DispatchFailed,
+    FirstByteSent,
+    RequestFinished,
+    WorkerReady,
+    WorkerSampled,
+    WorkerStarted,
+)
 from baseload.domain.fleet import WorkerSample
 from baseload.domain.model import Admission, Scaling
 from baseload.domain.rng import Rng
@@ -29,7 +36,7 @@ def post(house, text: str, *, model: str = "m", stream: bool = False, extra: str
 async def until(condition) -> None:
     """Wait for the loop to bring the condition about."""
     async with asyncio.timeout(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  # the condition lies in code that sets no event
             await asyncio.sleep(0.002)
 
 
@@ -49,7 +56,7 @@ async def two_replicas(house):
 
 
 async def test_worker_that_dies_before_the_first_byte_is_replaced(house):
-    other = await two_replicas(house)
+    await two_replicas(house)
     house.worker.fails_left = 1
     answers = [await house.openai.chat.completions.create(model="pair", messages=user("a b")) for _ in range(4)]
     assert [answer.choices[0].message.content for answer in answers] == ["a b"] * 4
@@ -149,7 +156,7 @@ async def test_client_that_goes_frees_the_worker(house):
     await reader.readuntil(b"w1 ")
     writer.close()
     await asyncio.wait_for(house.worker.gone.wait(), 5)
-    await until(lambda: house.control.entries())
+    await until(house.control.entries)
     (entry,) = house.control.entries()
     assert (entry.outcome, entry.reason, entry.tokens.completion) == (Outcome.CANCELLED, "client_gone", 2)
     assert house.gateway.in_flight == 0
@@ -160,7 +167,7 @@ async def test_client_that_goes_before_the_first_byte(house):
     await asyncio.wait_for(house.worker.arrived.wait(), 5)
     writer.close()
     await asyncio.wait_for(house.worker.gone.wait(), 5)
-    await until(lambda: house.control.entries())
+    await until(house.control.entries)
     assert house.control.entries()[0].outcome is Outcome.CANCELLED
 
 

@@ -68,9 +68,7 @@ async def test_completions(house):
 
 
 async def test_n_and_logprobs(house):
-    answer = await house.openai.chat.completions.create(
-        model="m", messages=USER, n=3, logprobs=True, top_logprobs=1
-    )
+    answer = await house.openai.chat.completions.create(model="m", messages=USER, n=3, logprobs=True, top_logprobs=1)
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
     token = answer.choices[2].logprobs.content[0]
     assert (token.token, token.logprob, token.bytes) == ("a", -0.5, [97])
@@ -141,7 +139,8 @@ async def test_keys(house):
     narrow = house.openai.with_options(api_key=house.key("narrow", models=["other"]))
     with pytest.raises(openai.PermissionDeniedError):
         await narrow.chat.completions.create(model="m", messages=USER)
-    user = next(key for key in house.control.keys() if key.name == "user")
+    keys = house.control.keys()
+    user = next(key for key in keys if key.name == "user")
     house.control.tell(KeyRevoked(user.key_id))
     with pytest.raises(openai.AuthenticationError):
         await house.openai.chat.completions.create(model="m", messages=USER)
@@ -220,9 +219,7 @@ async def test_too_long_for_the_context(house):
 
 async def test_body_too_large(house):
     with pytest.raises(openai.APIStatusError) as caught:
-        await house.openai.chat.completions.create(
-            model="m", messages=[{"role": "user", "content": "x" * (2 << 20)}]
-        )
+        await house.openai.chat.completions.create(model="m", messages=[{"role": "user", "content": "x" * (2 << 20)}])
     assert caught.value.status_code == 413
     assert caught.value.code == "request_too_large"
 

@@ -72,6 +72,7 @@ class Gateway:
         self._administration = Administration(control, prepare_model=prepare_model)
         self._started_s = control.now_ns() // NS_PER_S
         self._tasks: dict[asyncio.Task[None], None] = {}
+        self._random = ""  # drawn for many ids at once
 
     def handle(self, exchange: Exchange) -> None:
         """Answer one request; called by the server once it is complete."""
@@ -98,7 +99,7 @@ class Gateway:
         key = authenticate(control, headers)
         intake = take_in(endpoint, exchange.body)
         self._model(intake.model, key)
-        request_id = _new_id()
+        request_id = self._new_id()
         request = Request(
             request_id=request_id,
             key_id=key.key_id,
@@ -217,14 +218,17 @@ class Gateway:
         exchange.respond(405, method_not_allowed_body(method, exchange.path, allowed), headers=[("allow", allowed)])
         return False
 
+    def _new_id(self) -> str:
+        """An id that nobody can guess and no restart repeats: 96 random bits."""
+        if not self._random:
+            self._random = os.urandom(12 * 256).hex()
+        digits, self._random = self._random[-24:], self._random[:-24]
+        return f"req_{digits}"
+
     def _refuse(self, exchange: Exchange, refusal: Refusal) -> None:
         self.metrics.refused(refusal.reason)
         status, headers, body = error_body(refusal)
-        exchange.respond(status, body, headers=[*headers, *_ids(_new_id(), exchange.headers)])
-
-
-def _new_id() -> str:
-    return f"req_{os.urandom(12).hex()}"
+        exchange.respond(status, body, headers=[*headers, *_ids(self._new_id(), exchange.headers)])
 
 
 def _ids(request_id: str, headers: dict[str, str]) -> list[tuple[str, str]]:

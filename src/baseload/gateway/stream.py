@@ -55,8 +55,11 @@ class EventStream:
             chunk = chunk[:cut]
             if len(self._carry) > LONGEST_EVENT_BYTES:
                 raise ValueError(f"an event is over {LONGEST_EVENT_BYTES} bytes")
-        if b'"usage"' in chunk or b"[DONE]" in chunk or b'"error"' in chunk:
-            chunk = self._inspect(chunk)
+        marks = [at for at in (chunk.find(b'"usage"'), chunk.find(b"[DONE]"), chunk.find(b'"error"')) if at >= 0]
+        if marks:  # only the events from the first mark on need a closer look
+            start = max(chunk.rfind(b"\n\n", 0, min(marks)) + 2, chunk.rfind(b"\n\r\n", 0, min(marks)) + 3)
+            start = 0 if start < 3 else start
+            chunk = chunk[:start] + self._inspect(chunk[start:])
         self._events += chunk.count(b"data: {") - chunk.count(b'"content":""')  # the first chat event has no token
         return chunk
 

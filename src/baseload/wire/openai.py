@@ -387,7 +387,7 @@ def _check_common(request: _Common) -> None:
     if request.stream_options is not None and not request.stream:
         raise _bad("stream_options", "'stream_options' is only allowed with \"stream\": true.")
     guided = (request.guided_regex, request.guided_grammar, request.guided_choice, request.structured_outputs)
-    if request.response_format is not None or request.guided_json is not UNSET or any(guided):
+    if request.response_format is not None or request.guided_json is not UNSET or guided.count(None) < 4:
         _grammar(request)
 
 
