@@ -29,10 +29,10 @@ format: setup-dev  ## format the code
 	$(BIN)/ruff check --fix src tests bench
 
 guide: setup  ## train the shipped model `guide` from scratch (about half an hour on 2 cores)
-	$(BIN)/baseload train --config models/guide.toml --fresh
+	$(BIN)/baseload train --config configs/guide.toml --fresh
 
 bench-gateway: setup-dev  ## added latency and requests per second of the gateway
-	$(BIN)/python -m bench.gateway
+	$(BIN)/python bench/gateway/run.py
 
 setup: $(VENV)/.ready
 setup-dev: $(VENV)/.ready-dev
