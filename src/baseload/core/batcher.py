@@ -376,7 +376,8 @@ class Batcher:
         return admitted
 
     def _is_prefilled_by_sibling(self, seq: _Seq) -> bool:
-        return any(other.group == seq.group and other.computed < other.prompt for other in self._running)
+        shareable = (seq.prompt - 1) // self.pool.block_tokens * self.pool.block_tokens
+        return any(other.group == seq.group and other.computed < shareable for other in self._running)
 
     def _preempt(self, seq: _Seq) -> None:
         self._running.remove(seq)
