@@ -1,6 +1,7 @@
 """A control process to be killed: `recovery_child.py DIR FIRST SNAPSHOT_EVERY`. Prints what it acknowledged at once.
 
-`key N`: a key created and acknowledged. `req N`: a request finished, its end settled. It goes on until it is killed.
+First `begin`, before it recovers. `key N`: a key created and acknowledged. `req N`: a request finished and settled.
+It goes on until it is killed.
 """
 
 import asyncio
@@ -35,6 +36,7 @@ async def main() -> None:
     options = ControlOptions(
         launcher=LauncherOptions(cache_dir=folder), journal=journal, snapshot_every=int(sys.argv[3]), metered=False
     )
+    os.write(1, b"begin\n")
     control = await start_control(folder, options=options)
     await control.acknowledge(ModelPut(ModelSpec(name="m", source="http://127.0.0.1:9")))
     await control.acknowledge(KeyCreated(Key(key_id="key_0", name="first", secret_sha256=f"{0:064x}", created_ns=1)))

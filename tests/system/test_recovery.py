@@ -1,6 +1,8 @@
 """kill -9 of the control process at any instant: nothing acknowledged is lost, nothing is there twice."""
 
 import random
+import select
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -9,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from baseload.live.run import open_offline
+from baseload.live.launcher import LauncherOptions
+from baseload.live.process import identify
+from baseload.live.run import ControlOptions, open_offline, start_control
 from baseload.live.store import FILE
 
 pytestmark = pytest.mark.system
@@ -25,7 +29,7 @@ def run_and_kill(
         [sys.executable, str(CHILD), str(folder), str(first), str(snapshot_every)], stdout=subprocess.PIPE
     )
     said = b""
-    while said.count(b"\n") < after_lines:
+    while said.count(b"\n") <= after_lines:  # and one for `begin`
         chunk = child.stdout.read1(64)
         assert chunk, "the child ended by itself"
         said += chunk
@@ -34,7 +38,17 @@ def run_and_kill(
     said += child.stdout.read()
     child.stdout.close()
     assert child.wait() == -9
-    return [line for line in said.decode().split("\n")[:-1] if line]
+    return [line for line in said.decode().split("\n")[:-1] if line != "begin"]
+
+
+def start_and_kill(arguments: list[str], first_line: bytes, longest_s: float) -> None:
+    """Kill a child so long after its first line, or at its second."""
+    child = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE)
+    assert child.stdout.readline() == first_line
+    select.select([child.stdout], [], [], longest_s)
+    child.kill()
+    child.stdout.close()
+    assert child.wait() == -9
 
 
 def entries(folder: Path) -> list[str]:
@@ -64,6 +78,72 @@ async def test_kills_at_random_instants_lose_nothing_acknowledged_and_double_not
         assert not missing_keys
         assert not missing
     assert len(said) > 1_000
+
+
+async def test_a_kill_while_it_recovers_does_no_harm(tmp_path):
+    folder = tmp_path / "data"
+    chance = random.Random(7)
+    run_and_kill(folder, 0, 1_500, 0, 1_000_000)
+    for _ in range(6):
+        start_and_kill([str(CHILD), str(folder), "5000000", "500"], b"begin\n", chance.random() * 0.06)
+        copy = shutil.copytree(folder, tmp_path / "copy")
+        async with open_offline(copy) as control:
+            assert control.model("m") is not None
+            used = sum(row.requests for row in await control.usage())
+        found = entries(copy)
+        assert used == len(found) == len(set(found))
+        assert len(found) > 1_400
+        shutil.rmtree(copy)
+
+
+CONTROL_WITH_WORKER = """
+import asyncio, sys
+from pathlib import Path
+from baseload.domain.events import ModelPut, KeyCreated
+from baseload.domain.model import ModelSpec, Scaling
+from baseload.domain.tenant import Key
+from baseload.live.launcher import LauncherOptions
+from baseload.live.process import identify
+from baseload.live.run import ControlOptions, start_control
+
+def command(spec, files):
+    return [sys.executable, "-S", "-E", {script!r}, spec.source, str(files.ready), str(files.lease)]
+
+async def main():
+    folder = Path({folder!r})
+    options = ControlOptions(launcher=LauncherOptions(cache_dir=folder, command=command), metered=False)
+    control = await start_control(folder, options=options)
+    await control.acknowledge(ModelPut(ModelSpec(name="m", source="ok", scaling=Scaling(min_replicas=1))))
+    while not control.status().models[0].ready:
+        await asyncio.sleep(0.001)
+    control.settle()
+    print("up", flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_worker_is_adopted_and_its_time_tiles_over_the_kill(tmp_path):
+    folder = tmp_path / "data"
+    code = CONTROL_WITH_WORKER.format(script=str(CHILD.with_name("tiny_worker.py")), folder=str(folder))
+    start_and_kill(["-c", code], b"up\n", 0.0)
+    options = ControlOptions(launcher=LauncherOptions(cache_dir=folder), metered=False)
+    control = await start_control(folder, options=options)
+    (replica,) = control.status().replicas
+    assert replica.state == "ready"
+    assert identify(replica.pid) is not None
+    adopted = [row.subject for row in await control.events(kind="decision") if row.body["what"] == "adopt"]
+    assert adopted == [replica.replica_id]
+    assert await control.stop(5.0)
+    assert identify(replica.pid) is None
+    async with open_offline(folder) as later:
+        spans = [row.body for row in await later.events(kind="replica", limit=1000)]
+        used = await later.usage()
+    assert [one["from_ns"] for one in spans[1:]] == [one["to_ns"] for one in spans[:-1]]
+    assert spans[-1]["final"]
+    life_ns = spans[-1]["to_ns"] - spans[0]["from_ns"]
+    assert sum(row.useful_ns + row.idle_ns + row.cold_ns for row in used) == life_ns
 
 
 async def test_recovery_takes_less_than_a_second(tmp_path):
