@@ -131,7 +131,7 @@ def run(machine: type[ControlMachine], faults: Faults | None = None) -> Simulate
 @pytest.mark.parametrize(
     ("machine", "said"),
     [
-        (LosesARequest, "queued by status"),
+        (LosesARequest, "in flight by status"),
         (DispatchesTwice, "already runs"),
         (RefusesWhatRuns, "is refused while"),
         (DispatchesToWhatIsNotReady, "not ready"),

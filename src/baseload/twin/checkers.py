@@ -6,7 +6,7 @@ ledger must close to the nanosecond and nothing may be left.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from baseload.core.control import ControlMachine
 from baseload.domain.actions import Action, Dispatch, Record, Refuse, SetTimer, Shutdown, StartWorker, StopWorker
@@ -25,7 +25,8 @@ from baseload.domain.events import (
 from baseload.domain.fleet import ReplicaState
 from baseload.domain.model import ModelSpec
 from baseload.domain.status import ControlStatus
-from baseload.domain.work import Entry, Outcome, ReplicaEntry, Request, RequestEntry
+from baseload.domain.work import Entry, Outcome, ReplicaEntry, RequestEntry
+from baseload.twin.shadow import Shadow, Shadows
 
 MOST_EVENTS_AT_ONE_INSTANT = 20_000
 
@@ -50,24 +51,11 @@ class Item(Protocol):
         """What the machine answered."""
 
 
-class Shadow:
-    """What an observer knows of one open request."""
-
-    __slots__ = ("attempts", "first_byte", "replica_id", "request", "requeued")
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.replica_id = ""  # "": waits in the router
-        self.attempts = 0
-        self.first_byte = False
-        self.requeued = False
-
-
 class Checkers:
     """The observer. `stepped` looks at what the machine answered, `check` at what it shows of itself."""
 
     def __init__(self) -> None:
-        self.open: dict[str, Shadow] = {}
+        self.open = Shadows()
         self.specs: dict[str, ModelSpec] = {}
         self.most_specs: dict[str, int] = {}  # the highest max_replicas a model ever had
         self.ready: dict[str, str] = {}  # replica → model, as told by WorkerReady and not since stopped or exited
@@ -105,7 +93,7 @@ class Checkers:
                         f"{request_id} is refused while {shadow.replica_id} runs it",
                     )
                     _must(not shadow.first_byte, f"{request_id} was refused after its first byte")
-                    over[request_id] = self.open.pop(request_id)
+                    over[request_id] = self.open.end(request_id)
                     self.refused += 1
                 case StartWorker(replica_id=replica_id, spec=spec):
                     self._starts(replica_id, spec)
@@ -114,7 +102,7 @@ class Checkers:
                 case SetTimer(timer=timer, at_ns=due_ns):
                     _must(due_ns > 0 and timer != "", f"timer {timer!r} is set to {due_ns}")
                 case Shutdown():
-                    _must(not self.open and not self.started, "Shutdown while requests or workers are left")
+                    _must(len(self.open) == 0 and not self.started, "Shutdown while requests or workers are left")
                 case _:
                     pass
         self._take_entries(entries, over)
@@ -122,22 +110,15 @@ class Checkers:
     def check(self, at_ns: int, control: ControlMachine) -> None:
         """The machine's own view must agree with the shadow, and keep its bounds."""
         status = control.status(at_ns)
-        waiting: dict[str, int] = {}
-        running: dict[str, int] = {}
-        for shadow in self.open.values():
-            if shadow.replica_id:
-                running[shadow.replica_id] = running.get(shadow.replica_id, 0) + 1
-            else:
-                waiting[shadow.request.model] = waiting.get(shadow.request.model, 0) + 1
-        self._check_totals(status, waiting, running)
+        self._check_totals(status)
         self._check_queue()
         live: dict[str, int] = {}
         for replica in status.replicas:
-            _must(
-                replica.in_flight == running.get(replica.replica_id, 0) or replica.state is ReplicaState.GONE,
-                f"{replica.replica_id} shows {replica.in_flight} in flight, {running.get(replica.replica_id, 0)} are",
-            )
-            _must(min(replica.cold_ns, replica.useful_ns, replica.idle_ns) >= 0, f"negative time: {replica}")
+            running = self.open.running(replica.replica_id)
+            if replica.in_flight != running and replica.state is not ReplicaState.GONE:
+                _break(f"{replica.replica_id} shows {replica.in_flight} in flight, {running} are")
+            if replica.cold_ns < 0 or replica.useful_ns < 0 or replica.idle_ns < 0:
+                _break(f"negative time: {replica}")
             if replica.state is ReplicaState.DRAINING:
                 _must(replica.replica_id not in self._doubtful, f"{replica.replica_id} got a request while it drains")
                 self.draining_since_ns.setdefault(replica.replica_id, at_ns)
@@ -169,7 +150,7 @@ class Checkers:
 
     def finish(self, at_ns: int, control: ControlMachine) -> None:
         """Everything ended: nothing is left, and the ledger closes to the nanosecond."""
-        _must(not self.open, f"requests left: {list(self.open)}")
+        _must(len(self.open) == 0, f"requests left: {self.open.ids()}")
         _must(not self.started, f"workers left: {list(self.started)}")
         status = control.status(at_ns)
         _must(status.queued == 0 and status.in_flight == 0, f"{status.queued} queued, {status.in_flight} in flight")
@@ -216,8 +197,8 @@ class Checkers:
                     self.remote_urls[spec.source] = None
                     self.most_specs[spec.name] = max(1, self.most_specs[spec.name])
             case RequestArrived(request=request):
-                _must(request.request_id not in self.open, f"{request.request_id} arrived twice")
-                self.open[request.request_id] = Shadow(request)
+                _must(self.open.get(request.request_id) is None, f"{request.request_id} arrived twice")
+                self.open.arrive(request)
                 self._arrived = request.request_id
             case (
                 FirstByteSent(request_id=name) | RequestFinished(request_id=name) | DispatchFailed(request_id=name)
@@ -226,11 +207,12 @@ class Checkers:
             case FirstByteSent(request_id=request_id):
                 self._shadow(request_id, "begun").first_byte = True
             case RequestFinished(request_id=request_id):
-                over[request_id] = self._shadow(request_id, "finished")
-                del self.open[request_id]
+                self._shadow(request_id, "finished")
+                over[request_id] = self.open.end(request_id)
             case DispatchFailed(request_id=request_id):
                 shadow = self._shadow(request_id, "given back")
-                shadow.replica_id, shadow.requeued = "", True
+                _must(shadow.replica_id != "", f"{request_id} is given back, but runs nowhere")
+                self.open.give_back(shadow)
             case WorkerReady(replica_id=replica_id):
                 if replica_id in self.started:
                     self.ready[replica_id] = self.started[replica_id]
@@ -238,7 +220,7 @@ class Checkers:
                 self.ready.pop(replica_id, None)
                 self.started.pop(replica_id, None)
             case ControlStarted():
-                over, self.open = self.open, {}
+                over = self.open.end_all()
                 self.ready = {}
             case ShutdownAsked(grace_ns=grace_ns):
                 self.shutdown_ns, self.grace_ns = at_ns, grace_ns
@@ -252,25 +234,19 @@ class Checkers:
         spec = self.specs[shadow.request.model]
         _must(not shadow.replica_id, f"{where}: it already runs on {shadow.replica_id}")
         _must(not shadow.first_byte, f"{where}: its first byte was sent")
-        shadow.attempts += 1
-        _must(
-            action.attempt == shadow.attempts,
-            f"{where}: attempt {action.attempt}, the observer counts {shadow.attempts}",
-        )
-        _must(
-            shadow.attempts <= spec.admission.max_attempts,
-            f"{where}: more than {spec.admission.max_attempts} attempts",
-        )
+        attempt, most = shadow.attempts + 1, spec.admission.max_attempts
+        _must(action.attempt == attempt, f"{where}: attempt {action.attempt}, the observer counts {attempt}")
+        _must(attempt <= most, f"{where}: more than {most} attempts")
         is_remote = action.url in self.remote_urls
         _must(is_remote or self.ready.get(action.replica_id) == spec.name, f"{where}: the replica is not ready")
         if action.replica_id in self.draining_since_ns:
             self._doubtful.append(action.replica_id)  # unless this very step took its draining back
-        running = sum(1 for other in self.open.values() if other.replica_id == action.replica_id)
+        running = self.open.running(action.replica_id)
         bound = spec.admission.max_concurrency_per_replica
         _must(running < bound, f"{where}: {running} run there already, the bound is {bound}")
         if is_remote:
             self.remote[action.replica_id] = None
-        shadow.replica_id, shadow.requeued = action.replica_id, False
+        self.open.dispatch(shadow, action.replica_id)
 
     def _starts(self, replica_id: str, spec: ModelSpec) -> None:
         _must(replica_id not in self.started and replica_id not in self.spans, f"{replica_id} was used before")
@@ -281,7 +257,7 @@ class Checkers:
         _must(not self.shutdown_ns, f"{replica_id} was started during shutdown")
 
     def _stops(self, at_ns: int, replica_id: str) -> None:
-        running = [key for key, shadow in self.open.items() if shadow.replica_id == replica_id]
+        running = self.open.running_ids(replica_id)
         model = self.started.get(replica_id, "")
         _must(replica_id not in self.remote, f"{replica_id} is stopped, which is somebody else's worker")
         self.ready.pop(replica_id, None)
@@ -300,24 +276,28 @@ class Checkers:
         owed = dict(over)
         for entry in entries:
             if isinstance(entry, RequestEntry):
-                shadow = owed.pop(entry.request_id, None) or self._give_up(entry.request_id)
-                _must(shadow is not None, f"{entry.request_id} got a ledger entry without ending, or a second one")
-                assert shadow is not None
-                _must(entry.request_id not in self.ended, f"{entry.request_id} got a second ledger entry")
-                _must(
-                    entry.attempts == shadow.attempts,
-                    f"{entry.request_id}: the ledger counts {entry.attempts} attempts",
-                )
-                _must(entry.useful_ns >= 0 and entry.cost_nusd >= 0 and entry.energy_uj >= 0, f"negative: {entry}")
-                _must(entry.arrived_ns <= entry.ended_ns, f"ended before it came: {entry}")
-                _must(entry.outcome is not Outcome.OK or shadow.attempts > 0, f"OK without a dispatch: {entry}")
-                self.ended[entry.request_id] = entry
+                self._take_request(entry, owed.pop(entry.request_id, None) or self._give_up(entry.request_id))
             elif isinstance(entry, ReplicaEntry):
-                total = entry.cold_ns + entry.idle_ns + entry.useful_ns
-                _must(total == entry.to_ns - entry.from_ns, f"the span's parts do not add up: {entry}")
-                _must(min(entry.cold_ns, entry.idle_ns, entry.useful_ns) >= 0, f"negative: {entry}")
+                parts = (entry.cold_ns, entry.idle_ns, entry.useful_ns)
+                if sum(parts) != entry.to_ns - entry.from_ns:
+                    _break(f"the span's parts do not add up: {entry}")
+                if min(parts) < 0:
+                    _break(f"negative: {entry}")
                 self.spans.setdefault(entry.replica_id, []).append(entry)
         _must(not owed, f"ended without a ledger entry: {list(owed)}")
+
+    def _take_request(self, entry: RequestEntry, shadow: Shadow | None) -> None:
+        if shadow is None or entry.request_id in self.ended:
+            _break(f"{entry.request_id} got a ledger entry without ending, or a second one")
+        if entry.attempts != shadow.attempts:
+            _break(f"{entry.request_id}: the ledger counts {entry.attempts} attempts, not {shadow.attempts}")
+        if entry.useful_ns < 0 or entry.cost_nusd < 0 or entry.energy_uj < 0:
+            _break(f"negative: {entry}")
+        if entry.arrived_ns > entry.ended_ns:
+            _break(f"ended before it came: {entry}")
+        if entry.outcome is Outcome.OK and not shadow.attempts:
+            _break(f"OK without a dispatch: {entry}")
+        self.ended[entry.request_id] = entry
 
     def _give_up(self, request_id: str) -> Shadow | None:
         """Control may end a request by itself when its worker is gone and no report on it comes."""
@@ -325,16 +305,17 @@ class Checkers:
         if shadow is None or not shadow.replica_id or shadow.replica_id in self.started:
             return None
         self.given_up[request_id] = None
-        return self.open.pop(request_id)
+        return self.open.end(request_id)
 
-    def _check_totals(self, status: ControlStatus, waiting: dict[str, int], running: dict[str, int]) -> None:
-        queued = sum(waiting.values())
-        _must(status.queued == queued, f"{status.queued} queued by status, {queued} are")
-        in_flight = sum(running.values())
-        _must(status.in_flight == in_flight, f"{status.in_flight} in flight by status, {in_flight} are")
+    def _check_totals(self, status: ControlStatus) -> None:
+        queued, in_flight = self.open.waiting_total, self.open.running_total
+        if status.queued != queued or status.in_flight != in_flight:
+            _break(f"{status.queued} queued and {status.in_flight} in flight by status, {queued} and {in_flight} are")
         for model in status.models:
-            _must(min(model.queued, model.in_flight, model.ready, model.starting, model.draining) >= 0, f"{model}")
-            _must(model.queued == waiting.get(model.name, 0), f"{model.name}: {model.queued} queued by status")
+            if min(model.queued, model.in_flight, model.ready, model.starting, model.draining) < 0:
+                _break(f"negative: {model}")
+            if model.queued != self.open.waiting(model.name):
+                _break(f"{model.name}: {model.queued} queued by status, {self.open.waiting(model.name)} are")
 
     def _check_queue(self) -> None:
         """What just came may wait only where the queue had room; what waits after a failed attempt is beyond it."""
@@ -343,7 +324,7 @@ class Checkers:
         if shadow is None or shadow.replica_id:
             return
         model = shadow.request.model
-        fresh = sum(1 for s in self.open.values() if s.request.model == model and not s.replica_id and not s.requeued)
+        fresh = self.open.fresh(model)
         bound = self.specs[model].admission.max_queue
         _must(fresh <= bound, f"{model}: {fresh} wait in the queue, the bound is {bound}")
 
@@ -357,3 +338,7 @@ class Checkers:
 def _must(holds: bool, message: str) -> None:
     if not holds:
         raise Violation(message)
+
+
+def _break(message: str) -> NoReturn:
+    raise Violation(message)

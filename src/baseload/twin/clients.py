@@ -6,17 +6,20 @@ RequestFinished, or DispatchFailed and another attempt. It ends once: answered, 
 
 from typing import Protocol
 
+from baseload.core.batcher import Sampled
 from baseload.domain.actions import Dispatch, Refuse
 from baseload.domain.errors import Reason
 from baseload.domain.events import DispatchFailed, Event, FirstByteSent, RequestArrived, RequestFinished
 from baseload.domain.work import Endpoint, Outcome, PhaseTimes, Request, TokenCounts
 from baseload.twin.workload import Arrival
 
+_NOTHING = Sampled("")
+
 
 class Exchange:
     """One attempt: a request as the worker holds it. The worker fills in what it has done so far."""
 
-    __slots__ = ("cached", "client", "closed", "dispatch", "emitted", "phases", "seq_id", "worker")
+    __slots__ = ("cached", "client", "closed", "dispatch", "emitted", "goes_on", "phases", "seq_id", "worker")
 
     def __init__(self, client: "Client", dispatch: Dispatch) -> None:
         self.client = client
@@ -26,6 +29,7 @@ class Exchange:
         self.cached = 0  # prompt tokens it found in its prefix cache
         self.phases = PhaseTimes()
         self.closed = False  # one of the two sides has hung up
+        self.goes_on: Sampled = _NOTHING  # the same answer for each of its tokens but the last
         self.seq_id = ""  # under which the worker's batcher knows it
 
     def tokens(self) -> TokenCounts:

@@ -79,6 +79,7 @@ class Simulation:
             table=table,
             faults=config.faults,
             start_ns=START_NS + (_drawn_start(config.seed) if is_hunt else 0),
+            checked=config.checked,
             machine=machine,
         )
         self.world.snapshot_every = 50 + config.seed % 200 if config.faults.control_restart_every_s > 0 else 0

@@ -78,6 +78,7 @@ class SimulateConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     workload: Workload = Workload()
     physics: Physics = Physics()
     faults: Faults = Faults()
+    checked: bool = True  # look after each event whether all that must always hold does; False: faster
     decisions: int = 200  # at most so many decisions stand in the report, the first ones
     spec_path: str = ""  # filled by `load`; named in the command that reproduces a failure
 

@@ -259,7 +259,9 @@ class Worker:
             exchange.emitted += 1
             if exchange.emitted == 1:
                 host.agenda.after(host.network_ns(), _later(exchange.client.first_byte, exchange))
-            sampled.append(Sampled(share.seq_id, stop=exchange.emitted >= exchange.client.arrival.output_tokens))
+                exchange.goes_on = Sampled(share.seq_id)
+            is_last = exchange.emitted >= exchange.client.arrival.output_tokens
+            sampled.append(Sampled(share.seq_id, stop=True) if is_last else exchange.goes_on)
         for finished in self.batcher.commit(now_ns, sampled):
             exchange = self._exchanges.pop(finished.seq_id)
             assert finished.tokens.completion == exchange.emitted, "the batcher lost or invented a token"
