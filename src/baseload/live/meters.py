@@ -6,6 +6,7 @@ machine; its share of an accelerator's energy is divided evenly among the worker
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ import psutil
 
 from baseload.domain.events import EnergyMeasured, Event
 
+_log = logging.getLogger("baseload.live")
 _POWERCAP = Path("/sys/class/powercap")
 _INTERVAL_S = 2.0
 
@@ -54,7 +56,7 @@ class RaplMeter:
         machine_s = busy_s - self._busy_s
         used_s = {replica_id: _cpu_s(pid) for replica_id, pid in pids.items()}
         shares = {
-            replica_id: max(0.0, used - self._used_s.get(replica_id, 0.0)) for replica_id, used in used_s.items()
+            replica_id: max(0.0, used - self._used_s.get(replica_id, used)) for replica_id, used in used_s.items()
         }
         whole_s = max(machine_s, sum(shares.values()), 1e-9)
         self._last_uj, self._busy_s, self._used_s = counters, busy_s, used_s
@@ -167,7 +169,12 @@ class EnergyMeter:
         while True:
             await asyncio.sleep(self._interval_s)
             pids = dict(self._pids())
-            for replica_id, energy_uj in meter.read(pids).items():
+            try:
+                found = meter.read(pids)
+            except Exception:  # the driver library's own errors, or a counter gone: go on with modelled energy
+                _log.exception("The energy meter (%s) cannot be read any more; energy is modelled.", meter.basis)
+                return
+            for replica_id, energy_uj in found.items():
                 if energy_uj > 0:
                     self._tell(EnergyMeasured(replica_id, energy_uj, meter.basis))
 

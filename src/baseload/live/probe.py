@@ -11,7 +11,7 @@ from baseload.net.client import Client
 
 _TIMEOUT_S = 5.0
 _RETRY_S = 0.05
-_QUIET_S = 5.0  # an unchanged sample is told so often, as a sign of life
+_QUIET_S = 15.0  # an unchanged sample is told so often, as a sign of life
 _COUNTS_S = 2.0  # one that differs only in counters or slightly
 _KV_STEP = 0.02
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pathlib import Path
 from baseload.core.control import POLICY_VERSION
 from baseload.domain.errors import JournalError
 from baseload.domain.events import ControlStarted
+from baseload.domain.units import NS_PER_S
 from baseload.live.clock import Clock
 from baseload.live.datadir import DataDir
 from baseload.live.driver import LiveControl
@@ -27,6 +29,7 @@ from baseload.net.client import Client
 
 _log = logging.getLogger("baseload.live")
 _SWITCH_S = 0.0005
+_AHEAD_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +101,9 @@ async def _open(
     if recovered.warning:
         _log.warning("After an unclean end: %s.", recovered.warning)
     clock = Clock(not_before_ns=recovered.at_ns)
+    ahead_s = (recovered.at_ns - time.time_ns()) / NS_PER_S
+    if ahead_s > _AHEAD_S:
+        _log.warning("The clock is %.0f s behind the journal's last record; time goes on from that.", ahead_s)
     store.write_header(
         recovered.seq,
         clock.now_ns(),

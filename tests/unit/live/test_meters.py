@@ -1,9 +1,11 @@
 """Energy meters: counters that wrap, shares of workers, and honesty where there is none."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
+from baseload.domain.events import EnergyMeasured
 from baseload.live import meters
 from baseload.live.meters import NvmlMeter, RaplMeter, describe, open_meter
 
@@ -33,6 +35,40 @@ def test_packages_are_summed_wraps_counted_and_shared_by_processor_time(powercap
     set_counters(powercap, 1_400, 50)  # 300, and 100 over the wrap
     busy["s"], used[1], used[2] = 104.0, 11.0, 2.0
     assert meter.read({"a": 1, "b": 2}) == {"a": 100, "b": 200}  # 1 and 2 of 4 busy seconds
+
+
+async def test_a_meter_that_fails_is_told_and_left(caplog):
+    class Broken:
+        basis = "rapl"
+
+        def read(self, pids):
+            raise OSError("the counter is gone")
+
+        def close(self):
+            pass
+
+    energy = meters.EnergyMeter(Broken(), pids=dict, tell=lambda event: None, interval_s=0.0)
+    energy.start()
+    await energy._task
+    await energy.close()
+    assert "energy is modelled" in caplog.text
+
+
+async def test_readings_are_told_by_replica():
+    class Steady:
+        basis = "nvml"
+
+        def read(self, pids):
+            return dict.fromkeys(pids, 5) | {"idle": 0}
+
+        def close(self):
+            pass
+
+    told = asyncio.Queue()
+    energy = meters.EnergyMeter(Steady(), pids=lambda: {"a": 1}, tell=told.put_nowait, interval_s=0.0)
+    energy.start()
+    assert await told.get() == EnergyMeasured("a", 5, "nvml")
+    await energy.close()
 
 
 def test_no_meter_is_said_to_be_modelled(tmp_path):

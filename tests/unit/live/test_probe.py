@@ -28,7 +28,7 @@ def test_samples_that_may_change_a_decision_are_told_and_others_now_and_then():
     assert not telling.wants(counted, 102.0)
     assert telling.wants(counted, 103.5)
     assert not telling.wants(counted, 105.0)
-    assert telling.wants(counted, 108.6)  # nothing new, but a sign of life
+    assert telling.wants(counted, 118.6)  # nothing new, but a sign of life
     telling.is_due = True
-    assert telling.wants(counted, 108.7)
-    assert not telling.wants(counted, 108.8)
+    assert telling.wants(counted, 118.7)
+    assert not telling.wants(counted, 118.8)
