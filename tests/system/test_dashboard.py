@@ -1,7 +1,7 @@
 """The dashboard in a real headless Chromium, over the real server and feed, on a control with known figures.
 
 Chromium is driven through its remote-debugging pipe (NUL-ended JSON on two file descriptors), so no driver and no
-websocket library is needed. `BASELOAD_TEST_SHOTS=FOLDER` keeps the screenshots.
+websocket library is needed. `KEEP_SCREENSHOTS=FOLDER` keeps the screenshots.
 """
 
 import asyncio
@@ -257,7 +257,7 @@ async def page_server(control: FakeControl) -> AsyncIterator[str]:
 
 @pytest.fixture
 def shots(tmp_path: Path) -> Path:
-    kept = Path(os.environ.get("BASELOAD_TEST_SHOTS", tmp_path))
+    kept = Path(os.environ.get("KEEP_SCREENSHOTS", tmp_path))
     kept.mkdir(parents=True, exist_ok=True)
     return kept
 

@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import socket
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +20,6 @@ from typing import Any
 
 import msgspec
 from rich.markup import escape
-from rich.panel import Panel
 
 from baseload.cli.first_start import ensure_admin_key, ensure_models
 from baseload.cli.model_check import check_model
@@ -27,6 +27,7 @@ from baseload.cli.reach import KEY_FILE
 from baseload.cli.screen import FAILURE, OK, out
 from baseload.domain.errors import BaseloadError
 from baseload.domain.events import ShutdownAsked
+from baseload.domain.model import ModelSpec
 from baseload.domain.units import NS_PER_S
 from baseload.gateway.gateway import Gateway
 from baseload.live.driver import LiveControl
@@ -65,7 +66,7 @@ async def _serve(settings: Settings, data_dir: Path, cache_dir: Path, show_key: 
             async with _Front(control, settings, sock) as front:
                 url = _url(settings.host, front.server.port)
                 control.announce(url)
-                _say_ready(url, data_dir / KEY_FILE, show_key=show_key)
+                _say_ready(url, data_dir / KEY_FILE, control.models(), show_key=show_key)
                 await _until_asked_to_stop(control, signals)
                 front.leave_pages()
                 await _stop(control, settings.drain_ns, signals)
@@ -198,7 +199,7 @@ def _url(host: str, port: int) -> str:
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
-def _say_ready(url: str, key_file: Path, *, show_key: bool) -> None:
+def _say_ready(url: str, key_file: Path, models: Sequence[ModelSpec], *, show_key: bool) -> None:
     console = out()
     console.print(f"ready {url}", highlight=False, markup=False)
     secret = key_file.read_text(encoding="ascii").strip() if show_key and key_file.is_file() else ""
@@ -206,17 +207,20 @@ def _say_ready(url: str, key_file: Path, *, show_key: bool) -> None:
         console.print(f"key   {secret}", highlight=False, markup=False)
     if not console.is_terminal:
         return
-    shown = os.path.relpath(key_file)
-    link = f"{url}/#key={secret}" if secret else url
-    text = (
-        f"[bold]Dashboard[/]  {escape(link)}\n"
-        f"[bold]Key[/]        {escape(secret or shown)}\n\n"
+    shown = escape(os.path.relpath(key_file))
+    page = f"{url}/#key={secret}" if secret else f"{url}  (it asks for the key in {shown})"
+    name = escape(models[0].name if models else "NAME")
+    body = f'{{"model": "{name}", "messages": \\[{{"role": "user", "content": "What is Baseload?"}}]}}'
+    # No frame around it: the lines are there to be copied.
+    console.print(
+        f"\n[bold]Dashboard[/]  {page}\n[bold]Chat[/]       baseload chat\n[bold]API[/]        "
         f"curl {url}/v1/chat/completions \\\n"
-        f'  -H "Authorization: Bearer $(cat {escape(shown)})" -H "Content-Type: application/json" \\\n'
-        '  -d \'{"model": "guide", "messages": \\[{"role": "user", "content": "What is Baseload?"}]}\'\n\n'
-        "[dim]or: baseload chat · Ctrl-C stops[/]"
+        f'             -H "Authorization: Bearer $(cat {shown})" -H "Content-Type: application/json" \\\n'
+        f"             -d '{body}'\n\n"
+        "[dim]Ctrl-C stops it cleanly.[/]",
+        highlight=False,
+        soft_wrap=True,
     )
-    console.print(Panel(text, expand=False, border_style="dim", padding=(1, 2)), highlight=False, soft_wrap=False)
 
 
 def _raise_file_limit() -> None:

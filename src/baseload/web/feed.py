@@ -1,17 +1,20 @@
 """The dashboard's pulse: samples the control machine each second, remembers some minutes, feeds every open page."""
 
 import asyncio
+import logging
 from collections import deque
 from datetime import UTC, datetime
 
 import msgspec
 
 from baseload.core.ports import Control, JournalRow, UsageRow
+from baseload.domain.errors import JournalError
 from baseload.domain.fleet import ReplicaState
 from baseload.domain.status import ControlStatus
 from baseload.domain.units import NS_PER_S
 from baseload.web.snapshot import History, Snapshot, power_w, take, usd_per_hour
 
+_log = logging.getLogger("baseload.web")
 STEP_S = 1.0
 KEPT = 300  # samples: five minutes
 RATE_WINDOW = 5  # samples over which tokens per second are averaged
@@ -78,7 +81,10 @@ class Feed:
         while True:
             self._sample(self._control.status())
             if self.watchers:
-                await self._read_journal(with_usage=ticks % USAGE_EVERY == 0)
+                try:
+                    await self._read_journal(with_usage=ticks % USAGE_EVERY == 0)
+                except JournalError as error:  # the page goes on with what it last read; the live figures are good
+                    _log.warning("The dashboard cannot read the journal: %s", error)
             else:
                 self._usage = None
             ticks += 1

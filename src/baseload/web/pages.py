@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 
 from baseload.core.ports import Control
-from baseload.domain.errors import Reason, Refusal
+from baseload.domain.errors import JournalError, Reason, Refusal
 from baseload.net.server import Exchange
 from baseload.web.feed import MAX_WATCHERS, Feed
-from baseload.wire.openai_errors import error_body
+from baseload.wire.openai_errors import error_body, internal_error_body
 
 FEED_PATH = "/dashboard/feed"
 STATIC: Mapping[str, tuple[str, str]] = {
@@ -97,10 +97,16 @@ class Dashboard:
                 exchange.write(b"data: " + await self._feed.encoded() + b"\n\n")
                 await exchange.drain()
                 await self._feed.next_tick()
+        except JournalError as error:
+            if not exchange.started:
+                _refuse(exchange, 503, Reason.JOURNAL_UNAVAILABLE, str(error))
         finally:
             self._feed.watchers -= 1
             if not exchange.closed:
-                exchange.end()
+                if exchange.started:
+                    exchange.end()
+                else:
+                    exchange.respond(500, internal_error_body())
 
 
 def _refuse(exchange: Exchange, status: int, reason: Reason, message: str) -> None:

@@ -16,7 +16,7 @@ let latest = null, chat = null;
 
 const compact = new Intl.NumberFormat("en", { maximumFractionDigits: 1, notation: "compact" });
 const plain = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
-const number = (n) => (n >= 100000 ? compact : plain).format(n);
+const number = (n) => (n >= 100000 ? compact.format(n) : plain.format(n >= 100 ? Math.round(n) : n));
 const dollars = (n) => (n === 0 ? "$0" : n >= 0.095 ? "$" + n.toFixed(2) : "$" + Number(n.toPrecision(2)));
 const watts = (n) => (n >= 100 ? n.toFixed(0) : plain.format(n));
 function joules(n) {
@@ -83,7 +83,7 @@ function drawFigures(now) {
   const past = now.history, shown = Math.round((past.tokens_per_s.length * past.step_s) / 60);
   const minutes = shown > 1 ? `the last ${shown} min` : "the last minute";
   const peak = Math.max(0, ...past.tokens_per_s);
-  figure($("f-tokens"), number(Math.round(now.tokens_per_s * 10) / 10));
+  figure($("f-tokens"), number(now.tokens_per_s));
   text($("n-tokens"), peak > 0 ? `written by models; peak ${number(peak)} in ${minutes}` : `no token written in ${minutes}`);
   spark($("s-tokens"), past.tokens_per_s, `Tokens per second over ${minutes}, peak ${number(peak)}`);
   figure($("f-running"), number(now.in_flight), now.queued ? ` + ${number(now.queued)} waiting` : "");
