@@ -15,6 +15,7 @@ from baseload.domain.model import EngineSpec
 from baseload.engine.buckets import Buckets, split
 from baseload.engine.config import ModelConfig
 from baseload.engine.decoder import layer_params
+from baseload.engine.device import configure
 from baseload.engine.kv_cache import CacheShape, block_bytes
 from baseload.engine.programs import Program, ProgramCache, environment_key
 from baseload.engine.rope import RopeTable
@@ -53,8 +54,8 @@ class Runner:
         )
         self._rope = RopeTable(config)
         self._place(params)
-        key = {"config": asdict(config), "cache": asdict(self.shape), "mode": asdict(self.mode), **environment_key()}
-        self.programs = ProgramCache(cache_dir, key)
+        about = {"config": asdict(config), "cache": asdict(self.shape), "mode": asdict(self.mode)}
+        self.programs = ProgramCache(cache_dir, {**about, "threads": spec.threads, **environment_key()})
         self._warmer: threading.Thread | None = None
         self._closing = threading.Event()
 
@@ -64,6 +65,7 @@ class Runner:
 
         Raises ModelError, UnsupportedArchitecture or BadWeights; then nothing was left behind.
         """
+        configure(threads=spec.threads)
         config, params = load_params(model_dir, spec.dtype)
         directory = None if cache_dir is None else Path(cache_dir) / "programs"
         return Runner(config, params, spec=spec, cache_dir=directory, dtype=resolve_dtype(config, spec.dtype))
@@ -254,6 +256,8 @@ class Runner:
         config = self.config
 
         def put(array: Any, *, matrix: bool) -> jax.Array:
+            if array.ndim == 3 and array.dtype.itemsize == 2:
+                array = array.view(np.uint16)  # experts; see moe.expert_weight
             if matrix and self.mode.in_out:
                 array = np.ascontiguousarray(np.swapaxes(array, -1, -2))
             placed: jax.Array = jax.device_put(array, may_alias=True)
