@@ -153,6 +153,8 @@ class RouterMachine:
         if ticket is None:
             return ""
         lane, replica_id = self.state.lanes[ticket.request.model], ticket.replica_id
+        if event.outcome is Outcome.OK and not ticket.first_byte_ns:
+            ticket.first_byte_ns = now_ns  # a whole answer: its first byte leaves with its last
         self.end(ticket, now_ns, event.outcome, event.reason, event.tokens, event.phases)
         if lane.queue or lane.again:
             self.pump(lane, now_ns)

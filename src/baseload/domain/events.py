@@ -45,7 +45,10 @@ class RequestArrived(Struct, frozen=True, array_like=True, tag="arrived"):
 
 
 class FirstByteSent(Struct, frozen=True, array_like=True, tag="first_byte"):
-    """The first byte of the answer went to the client: from here on no retry is possible."""
+    """The first byte of the answer went to the client: from here on no retry is possible.
+
+    Not told of an answer that leaves whole: its RequestFinished(OK) says it all.
+    """
 
     request_id: str
 

@@ -5,6 +5,8 @@ Its states: waiting (queued, or between attempts) â†’ called (a worker has it) â
 """
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 from typing import Protocol
 
@@ -44,6 +46,9 @@ class Office(Protocol):
     in_flight: int
     first_byte_timeout_s: float
     idle_timeout_s: float
+
+    def after_settling(self, send: Callable[[], None]) -> None:
+        """Call `send`, which lets the last byte of an answer leave, once everything told so far is settled."""
 
 
 class Forward:
@@ -205,7 +210,7 @@ class Forward:
         if stream.done:
             outcome, reason = (Outcome.FAILED, Reason.WORKER_ERROR) if stream.failed else (Outcome.OK, None)
             self._finish(outcome, reason, stream.counts(self._request.prompt_tokens_estimate), stream.phases)
-            self._exchange.end(passing + DONE)
+            self._office.after_settling(partial(self._exchange.end, passing + DONE))
         elif passing:
             self._exchange.write(passing)
 
@@ -221,7 +226,7 @@ class Forward:
         if self._begun and stream.failed:  # the worker has told the client why
             tokens = stream.counts(self._request.prompt_tokens_estimate)
             self._finish(Outcome.FAILED, Reason.WORKER_ERROR, tokens, stream.phases)
-            self._exchange.end()
+            self._office.after_settling(self._exchange.end)
         else:
             self._attempt_failed(Reason.WORKER_LOST, "the stream ended before it was done")
 
@@ -232,14 +237,14 @@ class Forward:
             self._attempt_failed(Reason.WORKER_ERROR, f"the worker's answer is not OpenAI's JSON: {error}")
             return
         self._began_s = perf_counter()
-        self._office.control.tell(FirstByteSent(self._request.request_id))
         self._finish(Outcome.OK, None, tokens, phases)
-        self._exchange.respond(200, body, content_type=self._content_type, headers=self._headers)
+        answer = partial(self._exchange.respond, 200, body, content_type=self._content_type, headers=self._headers)
+        self._office.after_settling(answer)
 
     def _rejected(self, status: int, body: bytes) -> None:
         reason, body = error_of_worker(body)
         self._finish(Outcome.REJECTED, reason, TokenCounts(), PhaseTimes())
-        self._exchange.respond(status, body, headers=self._headers)
+        self._office.after_settling(partial(self._exchange.respond, status, body, headers=self._headers))
 
     def _attempt_failed(self, reason: Reason, detail: str) -> None:
         """Before the first byte the router decides; after it, the client gets an error event and no [DONE]."""
@@ -252,7 +257,8 @@ class Forward:
         tokens = self._stream.counts(self._request.prompt_tokens_estimate)
         self._finish(Outcome.FAILED, reason, tokens, self._stream.phases)
         hint = "What was sent before this is all there is; ask again."
-        self._exchange.end(error_event(Refusal(reason, f"The worker failed in the middle: {detail}.", hint=hint)))
+        event = error_event(Refusal(reason, f"The worker failed in the middle: {detail}.", hint=hint))
+        self._office.after_settling(partial(self._exchange.end, event))
 
     def _client_gone(self) -> None:
         """The client closed its connection: end the worker's work at once."""
@@ -271,11 +277,9 @@ class Forward:
                 self._call.pause()
 
     def _finish(self, outcome: Outcome, reason: Reason | None, tokens: TokenCounts, phases: PhaseTimes) -> None:
-        """Tell the router, and let it reach the operating system before the last byte leaves."""
+        """Tell the router. What ends the answer waits for `after_settling`."""
         self._over(outcome, reason, tokens)
-        control = self._office.control
-        control.tell(RequestFinished(self._request.request_id, outcome, reason, tokens, phases))
-        control.settle()
+        self._office.control.tell(RequestFinished(self._request.request_id, outcome, reason, tokens, phases))
 
     def _over(self, outcome: Outcome, reason: Reason | None, tokens: TokenCounts) -> None:
         assert not self._is_over

@@ -10,7 +10,7 @@ as tasks. Anything else is asked of `extra_routes`, in order.
 import asyncio
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 from urllib.parse import unquote
 
@@ -73,6 +73,7 @@ class Gateway:
         self._started_s = control.now_ns() // NS_PER_S
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._random = ""  # drawn for many ids at once
+        self._unsent: list[Callable[[], None]] = []  # ends of answers that wait for the journal
 
     def handle(self, exchange: Exchange) -> None:
         """Answer one request; called by the server once it is complete."""
@@ -84,6 +85,18 @@ class Gateway:
                 self._other(exchange)
         except Refusal as refusal:
             self._refuse(exchange, refusal)
+
+    def after_settling(self, send: Callable[[], None]) -> None:
+        """Call `send` once everything told so far is settled: one write for all answers of this turn of the loop."""
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._settle)
+        self._unsent.append(send)
+
+    def _settle(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        self.control.settle()
+        for send in unsent:
+            send()
 
     async def close(self) -> None:
         """End administration that is still under way."""

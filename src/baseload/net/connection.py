@@ -331,6 +331,7 @@ class Connection(asyncio.Protocol):
 
 
 def fail(call: Call, fault: Fault, detail: str) -> None:
+    """Tell the call's handler, unless it has been told its end already."""
     if not call.done:
         call.done = True
         call.connection = None
