@@ -44,6 +44,7 @@ class Physics(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     sample_ms: int = 1_000  # between polls of a worker's figures
     meter_ms: int = 0  # between readings of an energy meter; 0: there is none, energy is modelled
     detect_ms: int = 20  # a worker is dead → the launcher says so
+    unresponsive_ms: int = 120_000  # a ready worker that answers no poll for so long is killed by the launcher
     dispatch_timeout_ms: int = 5_000  # a lost dispatch → the gateway gives up on it
     step_time_file: str = ""  # TOML or JSON in the format of `baseload.limits.step_time`
     step_time: StepTimeSpec | None = None  # the same, inline; neither: the default table
@@ -58,6 +59,9 @@ class Faults(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     slow_starts: float = 0.0  # share of starts that take `slow_factor` times as long
     slow_factor: float = 20.0
     start_hangs: float = 0.0  # share of starts that never get ready
+    hang_every_s: float = 0.0  # of each worker: it stops answering, and is killed after `unresponsive_ms`
+    stalls: float = 0.0  # share of engine steps that take `slow_factor` times as long
+    worker_errors: float = 0.0  # share of requests that a worker answers with an error of its own
     disconnects: float = 0.0  # share of clients that hang up at some moment
     lost_dispatches: float = 0.0  # share of dispatches that never reach the worker
     slow_dispatches: float = 0.0  # share of dispatches that take a thousand times the network's time

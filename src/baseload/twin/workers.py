@@ -14,7 +14,7 @@ from baseload.domain.model import ModelSpec
 from baseload.limits.step_time import StepTimeTable
 from baseload.twin.agenda import Agenda, Happening
 from baseload.twin.clients import Exchange
-from baseload.twin.spec import Physics
+from baseload.twin.spec import Faults, Physics
 
 SIGKILLED, SIGTERMED, START_FAILED = -9, -15, 1
 
@@ -34,6 +34,13 @@ class Host(Protocol):
     agenda: Agenda
     physics: Physics
     table: StepTimeTable
+
+    @property
+    def faults(self) -> Faults:
+        """Those of this moment."""
+
+    def happens(self, share: float) -> bool:
+        """Whether a fault with this share of occasions happens now."""
 
     def network_ns(self) -> int:
         """A drawn delay of one message."""
@@ -68,6 +75,7 @@ class Worker:
         self.life = Life.READY if born_ready else Life.FORKING
         self.orphan = False  # unknown to the present control process
         self.stopping = False
+        self.is_hung = False
         self.killed_by_stop = False
         self.steps = 0
         self.step_ns = 0  # time spent computing
@@ -124,6 +132,12 @@ class Worker:
         detail = "" if exit_code == 0 else f"simulated end with code {exit_code}"
         self.report(WorkerExited(self.replica_id, exit_code, detail), host.drawn(host.physics.detect_ms * 1_000_000))
 
+    def hang(self) -> None:
+        """It goes on to exist and does nothing more."""
+        if self.life is Life.READY:
+            self.is_hung = True
+            self.host.agenda.after(self.host.physics.unresponsive_ms * 1_000_000, lambda: self.die(SIGKILLED))
+
     def report(self, event: Event, delay_ns: int) -> None:
         """Tell control after the delay, never out of order, unless that control process is gone by then."""
         host, epoch = self.host, self.host.epoch
@@ -137,7 +151,7 @@ class Worker:
 
     def sample(self) -> None:
         """Be polled."""
-        if self.life is not Life.READY:
+        if self.life is not Life.READY or self.is_hung:
             return
         batcher, host = self.batcher, self.host
         totals = batcher.totals
@@ -169,6 +183,9 @@ class Worker:
             return
         if self.life is not Life.READY or self.stopping:
             agenda.after(host.network_ns(), _later(client.failed, exchange, Reason.WORKER_LOST))
+            return
+        if host.happens(host.faults.worker_errors):
+            agenda.after(host.network_ns(), _later(client.failed, exchange, Reason.WORKER_ERROR))
             return
         self._taken += 1
         seq_id = f"{client.request.request_id}.{self._taken}"
@@ -217,7 +234,7 @@ class Worker:
             self.die(SIGKILLED)
 
     def _end_if_drained(self) -> None:
-        if self.stopping and not self._exchanges and self.life is Life.READY:
+        if self.stopping and not self._exchanges and self.life is Life.READY and not self.is_hung:
             self.host.agenda.after(self.host.drawn(self.host.physics.stop_ms * 1_000_000), lambda: self.die(0))
 
     def _sequence(self, seq_id: str, exchange: Exchange) -> SeqSpec:
@@ -232,19 +249,21 @@ class Worker:
 
     def _step(self) -> None:
         """Begin the next engine step, unless one runs or there is nothing to do."""
-        if self._stepping or not self.batcher.busy or self.life is not Life.READY:
+        if self._stepping or not self.batcher.busy or self.life is not Life.READY or self.is_hung:
             return
         plan = self.batcher.plan(self.host.agenda.now_ns)
         took_ns = self.host.table.step_ns(
             prefill_tokens=plan.prefill_tokens, decode_rows=plan.decode_tokens, context_tokens=plan.context_tokens
         )
+        if self.host.happens(self.host.faults.stalls):
+            took_ns = round(took_ns * self.host.faults.slow_factor)
         self._stepping = True
         self.steps += 1
         self.step_ns += took_ns
         self.host.agenda.after(took_ns, lambda: self._stepped(plan))
 
     def _stepped(self, plan: Plan) -> None:
-        if self.life is Life.DEAD:
+        if self.life is Life.DEAD or self.is_hung:
             return
         self._stepping = False
         host, now_ns = self.host, self.host.agenda.now_ns
@@ -272,6 +291,8 @@ class Worker:
         self._end_if_drained()
 
     def _hung_up(self, exchange: Exchange) -> None:
+        if self.is_hung:
+            return
         if self._exchanges.pop(exchange.seq_id, None) is not None:
             self.batcher.cancel(self.host.agenda.now_ns, exchange.seq_id)
             exchange.worker = None

@@ -234,6 +234,9 @@ class World:
         if self.faults.crash_every_s > 0:
             life_ns = exponential_ns(self._luck, self.faults.crash_every_s)
             self.agenda.after(life_ns, lambda: self._crash(worker))
+        if self.faults.hang_every_s > 0:
+            life_ns = exponential_ns(self._luck, self.faults.hang_every_s)
+            self.agenda.after(life_ns, lambda: self._hang(worker))
 
     def _stop(self, replica_id: str, grace_ns: int) -> None:
         worker = self.workers.get(replica_id)
@@ -252,6 +255,10 @@ class World:
         if self.faults.crash_every_s > 0:  # the faults may have ended meanwhile
             worker.die(SIGKILLED)
 
+    def _hang(self, worker: Worker) -> None:
+        if self.faults.hang_every_s > 0:
+            worker.hang()
+
     def _new_worker(self, replica_id: str, spec: ModelSpec, *, born_ready: bool) -> Worker:
         self._pids += 1
         worker = Worker(
@@ -263,7 +270,9 @@ class World:
     def worker_gone(self, worker: Worker, unfinished: list[Exchange]) -> None:
         """A worker died and cut these requests."""
         if self.checkers and worker.killed_by_stop:
-            self.checkers.cut(worker.replica_id, [exchange.client.request.request_id for exchange in unfinished])
+            self.checkers.cut(
+                worker.replica_id, [one.client.request.request_id for one in unfinished if not one.closed]
+            )
 
     # -- clients and the gateway -------------------------------------------------------------------------------
 
