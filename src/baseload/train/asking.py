@@ -66,7 +66,63 @@ _SYNONYMS: tuple[tuple[str, ...], ...] = (
     ("big", "large"),
     ("crashes", "dies", "fails"),
     ("mean", "stand for"),
+    ("colleague", "coworker", "teammate", "friend"),
+    ("give", "grant", "hand"),
+    ("limit", "cap", "restrict", "bound"),
+    ("lost", "gone"),
+    ("slow", "sluggish", "laggy"),
+    ("memory", "ram"),
+    ("documentation", "docs", "manual"),
+    ("awake", "running", "loaded", "up"),
+    ("asleep", "sleeping"),
+    ("sleep", "hibernate"),
+    ("prompt", "input"),
+    ("user", "customer", "person"),
+    ("users", "customers", "people"),
+    ("electricity", "power", "energy"),
+    ("dollars", "money", "euros"),
+    ("bill", "invoice"),
+    ("killed", "terminated"),
+    ("interrupted", "stopped", "aborted"),
+    ("resume", "continue", "go on with"),
+    ("terminal", "shell", "console", "command line"),
+    ("allow", "let", "permit"),
+    ("forbid", "deny", "block"),
+    ("refused", "rejected", "denied", "turned away"),
+    ("store", "save", "keep", "record"),
+    ("stored", "saved", "kept", "recorded"),
+    ("install", "set up", "setup"),
+    ("upgrade", "update"),
+    ("version", "release"),
+    ("broken", "damaged", "faulty"),
+    ("wrong", "bad", "off"),
+    ("happens", "occurs"),
+    ("several", "multiple", "many"),
+    ("another", "a second", "one more", "a different"),
+    ("without", "with no"),
+    ("each", "every"),
+    ("always", "permanently", "all the time", "24/7"),
+    ("now", "currently", "at the moment", "right now"),
+    ("crash", "failure"),
+    ("restart", "reboot"),
+    ("own", "personal"),
+    ("token", "key"),
+    ("leaked", "stolen"),
+    ("revoke", "disable", "invalidate", "cancel"),
+    ("train", "teach"),
+    ("simulate", "try out"),
+    ("traffic", "load"),
+    ("idle", "unused"),
+    ("shown", "displayed", "printed"),
+    ("connect", "attach", "hook up"),
+    ("explain", "describe", "clarify"),
 )
+_CONTEXTS = (
+    "we run two servers. ", "my boss wants to know: ", "i am an operator. ", "i read the readme but ",
+    "for a project at work, ", "i tried everything. ", "a colleague asked me: ", "we have many users, ",
+    "just a quick one, ", "i am a beginner, ", "maybe a stupid question, ", "one more thing: ", "ok next question. ",
+    "let's say i run baseload. ", "i use ubuntu. ", "i have one gpu server. ", "sorry to bother you. ",
+)  # fmt: skip
 
 _BEFORE = (
     "hi, ", "hello, ", "hey ", "please ", "can you tell me ", "tell me ", "i want to know ", "quick question: ",
@@ -83,6 +139,11 @@ _DROPPED = frozenset(
     ("the", "a", "an", "my", "do", "i", "is", "to", "of", "for", "in", "it", "that", "this", "are", "does", "with",
      "on", "your", "please", "can", "you", "and", "one")
 )  # fmt: skip
+_EMPTY = _DROPPED | frozenset(
+    ("how", "what", "where", "which", "when", "why", "would", "should", "could", "will", "there", "any", "some",
+     "have", "has", "be", "me", "tell", "show", "explain", "get", "if", "then", "so", "or", "at", "by", "from",
+     "baseload")
+)  # fmt: skip
 _KEYS = "qwertyuiop asdfghjkl zxcvbnm"
 
 
@@ -94,14 +155,19 @@ def vary(question: str, rng: Rng) -> str:
     words = text.split()
     if rng.below(100) < 45:
         words = _exchange(words, rng)
-    if rng.below(100) < 20:
+    die = rng.below(100)
+    if die < 12:
+        words = [word for word in words if word not in _EMPTY] or words  # keywords, as one types into a search box
+    elif die < 30:
         words = [word for word in words if word not in _DROPPED or rng.below(2)] or words
     if rng.below(100) < 10 and len(words) > 3:
         del words[rng.below(len(words))]
     if rng.below(100) < 25:
         words = _slip(words, rng)
     text = " ".join(words)
-    if rng.below(100) < 18:
+    if rng.below(100) < 4:
+        text = _CONTEXTS[rng.below(len(_CONTEXTS))] + text
+    elif rng.below(100) < 18:
         text = _BEFORE[rng.below(len(_BEFORE))] + text
     if rng.below(100) < 12:
         text += _AFTER[rng.below(len(_AFTER))]

@@ -16,7 +16,7 @@ from baseload.train.asking import vary
 from baseload.train.data import Document, Message
 
 _CHOICE = re.compile(r"\(([^()]*\|[^()]*)\)")
-_PHRASINGS_PER_DRAW = 24  # a question with more ways to ask than this is drawn more often in an epoch
+_PATTERNS, _MORE_PATTERNS = 10, 3  # beyond so many, every so many more have a question drawn once more an epoch
 _EXPANSIONS = 4096
 
 _SYSTEMS = (
@@ -96,7 +96,7 @@ class GuideSource:
         self._draws = [
             index
             for index, pair in enumerate(self._pairs)
-            for _ in range(1 + len(pair.patterns) // _PHRASINGS_PER_DRAW)
+            for _ in range(1 + max(0, len(pair.patterns) - _PATTERNS) // _MORE_PATTERNS)
         ]
 
     def __len__(self) -> int:
