@@ -11,7 +11,7 @@ import typer
 from baseload.cli.desk import Desk
 from baseload.cli.flags import AsJson, DataDir, Secret, SettingsFile, Url
 from baseload.cli.reach import Place, with_desk
-from baseload.cli.screen import dollars, joules, print_json, print_table, say, seconds, when
+from baseload.cli.screen import dollars, joules, out, print_json, print_table, say, seconds, when
 from baseload.cli.words import sentence
 from baseload.core.ports import JournalRow, UsageRow
 from baseload.domain.status import ControlStatus
@@ -19,6 +19,9 @@ from baseload.domain.units import NUSD_PER_USD, UJ_PER_J
 from baseload.web.snapshot import headline, model_says, span
 
 FOLLOW_EVERY_S = 1.0
+WIDE = 130  # columns of a terminal in which all figures of usage stand beside each other
+FIGURES = ["requests", "tokens in", "cached", "out"]
+FIGURES += ["useful s", "idle s", "cold s", "cost", "joules", "$/M tokens", "tokens/J"]
 
 
 class By(StrEnum):
@@ -46,7 +49,10 @@ def status(
             cost = sum(specs[r.model].price.usd_per_hour for r in found.replicas if r.model in specs)
             say(headline(found, cost))
         if found.models:
-            _print_models(found, [model_says(m, specs.get(m.name), now_ns=found.now_ns) for m in found.models])
+            _print_models(found)
+        for model in found.models if desk.is_running else ():
+            says = model_says(model, specs.get(model.name), now_ns=found.now_ns)
+            say(f"{model.name}: {says[:1].lower()}{says[1:]}")
         if desk.is_running and found.replicas:
             _print_replicas(found)
         for model in found.models:
@@ -56,7 +62,7 @@ def status(
     with_desk(Place(data_dir, settings, url, key), show)
 
 
-def _print_models(found: ControlStatus, sentences: Sequence[str]) -> None:
+def _print_models(found: ControlStatus) -> None:
     rows = [
         (
             model.name,
@@ -66,12 +72,11 @@ def _print_models(found: ControlStatus, sentences: Sequence[str]) -> None:
             str(model.queued),
             f"{model.requests_total:,}",
             f"{model.prompt_tokens_total:,} / {model.completion_tokens_total:,}",
-            says,
         )
-        for model, says in zip(found.models, sentences, strict=True)
+        for model in found.models
     ]
-    columns = ("model", "state", "ready", "running", "waiting", "requests", "tokens in / out", "in words")
-    print_table(columns, rows, right=columns[2:7])
+    columns = ("model", "state", "ready", "running", "waiting", "requests", "tokens in / out")
+    print_table(columns, rows, right=columns[2:])
 
 
 def _print_replicas(found: ControlStatus) -> None:
@@ -157,7 +162,7 @@ def with_ratios(row: UsageRow) -> dict[str, object]:
         "usd": usd,
         "joules": energy_j,
         "usd_per_million_tokens": usd / tokens * 1e6 if tokens else None,
-        "tokens_per_joule": tokens / energy_j if energy_j else None,
+        "tokens_per_joule": tokens / energy_j if tokens and energy_j else None,
     }
 
 
@@ -169,11 +174,13 @@ def _print_usage(rows: Sequence[UsageRow], total: UsageRow, by: Sequence[By]) ->
         labels.append(("model", lambda row: row.model))
     if By.KEY in by:
         labels.append(("key", lambda row: row.key_name or row.key_id or "(idle and cold)"))
-    columns = ["requests", "tokens in", "cached", "out", "useful s", "idle s", "cold s", "cost", "joules"]
-    columns += ["$/M tokens", "tokens/J"]
-    footer = ["total", *[""] * (len(labels) - 1), *_figures(total)]
-    body = [[label(row) for _, label in labels] + _figures(row) for row in rows]
-    print_table([name for name, _ in labels] + columns, body, right=columns, footer=footer)
+    names = [name for name, _ in labels]
+    groups = [FIGURES] if out().width >= WIDE else [FIGURES[:4], FIGURES[4:7], FIGURES[7:]]
+    for group in groups:
+        first, last = FIGURES.index(group[0]), FIGURES.index(group[-1]) + 1
+        body = [[label(row) for _, label in labels] + _figures(row)[first:last] for row in rows]
+        footer = ["total", *[""] * (len(labels) - 1), *_figures(total)[first:last]]
+        print_table([*names, *group], body, right=group, footer=footer)
     if total.energy_basis:
         words = {"modelled": "Energy is modelled: no meter could be read.", "mixed": "Energy is partly modelled."}
         say(words.get(total.energy_basis, f"Energy was measured ({total.energy_basis})."), style="dim")

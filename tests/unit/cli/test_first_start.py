@@ -44,6 +44,10 @@ class FakeControl:
                 self.specs[event.spec.name] = event.spec
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
 @pytest.fixture
 def guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "shipped"
@@ -62,7 +66,7 @@ async def test_the_first_key_is_written_for_its_owner_alone_and_only_once(tmp_pa
     assert control.held[0].is_admin
     assert not await ensure_admin_key(control, path)  # type: ignore[arg-type]
     assert path.read_text().strip() == secret
-    assert [entry.name for entry in tmp_path.iterdir()] == ["first-key"], "no half-written file is left"
+    assert names(tmp_path) == ["first-key"], "no half-written file is left"
 
 
 async def test_a_plain_key_is_no_admin(tmp_path: Path) -> None:
