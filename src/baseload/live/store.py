@@ -46,7 +46,7 @@ CREATE TABLE IF NOT EXISTS journal (seq INTEGER PRIMARY KEY, at_ns INTEGER NOT N
 CREATE TABLE IF NOT EXISTS entry (seq INTEGER NOT NULL, n INTEGER NOT NULL, at_ns INTEGER NOT NULL,
     kind TEXT NOT NULL, subject TEXT NOT NULL, model TEXT NOT NULL, body TEXT NOT NULL, PRIMARY KEY (seq, n))
     WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS entry_kind ON entry (kind, seq);
+CREATE INDEX IF NOT EXISTS entry_rare ON entry (kind, seq) WHERE kind <> 'request';
 CREATE TABLE IF NOT EXISTS usage (day TEXT NOT NULL, key_id TEXT NOT NULL, model TEXT NOT NULL,
     requests INTEGER NOT NULL, failed INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL,
     cached_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, useful_ns INTEGER NOT NULL,
@@ -224,6 +224,8 @@ class Store:
     def rows(self, *, after_seq: int, limit: int, kind: str, model: str) -> list[JournalRow]:
         """The newest `limit` events and entries after `after_seq`, oldest first."""
         where = "seq > :after" + (" AND kind = :kind" if kind else "") + (" AND model = :model" if model else "")
+        if kind in ENTRY_KINDS and kind != "request":
+            where += " AND kind <> 'request'"  # lets SQLite use the index of what is rare
         order = "ORDER BY seq DESC, n DESC LIMIT :limit"
         events = f"SELECT seq, -1 AS n, at_ns, kind, subject, body FROM journal WHERE {where} {order}"  # noqa: S608
         entries = f"SELECT seq, n, at_ns, kind, subject, body FROM entry WHERE {where} {order}"  # noqa: S608
