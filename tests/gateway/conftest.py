@@ -27,7 +27,7 @@ from baseload.domain.events import (
 )
 from baseload.domain.model import Admission, ModelSpec, Scaling
 from baseload.domain.status import ControlStatus
-from baseload.domain.tenant import Key, KeyLimits
+from baseload.domain.tenant import Allowance, Key, KeyLimits
 from baseload.domain.work import Entry, Request, RequestEntry
 from baseload.gateway.gateway import Gateway
 from baseload.gateway.keys import make_key
@@ -123,6 +123,9 @@ class MachineControl:
 
     def keys(self) -> Sequence[Key]:
         return self.machine.keys()
+
+    def allowance(self, key_id: str) -> Allowance:
+        return self.machine.allowance(key_id, self.now_ns())
 
     def model(self, name: str) -> ModelSpec | None:
         return self.machine.model(name)

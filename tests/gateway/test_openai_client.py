@@ -229,7 +229,10 @@ async def test_rate_limit(house):
     limited = house.openai.with_options(api_key=house.key("limited", limits=limits))
     first = await limited.chat.completions.with_raw_response.create(model="m", messages=USER)
     assert first.headers["x-ratelimit-limit-requests"] == "1"
+    assert first.headers["x-ratelimit-remaining-requests"] == "0"
     assert first.headers["x-ratelimit-limit-tokens"] == "100000"
+    estimate = 4 + 5 + 512  # template, words, reserved
+    assert int(first.headers["x-ratelimit-remaining-tokens"]) == 100_000 - estimate
     with pytest.raises(openai.RateLimitError) as caught:
         await limited.chat.completions.create(model="m", messages=USER)
     assert caught.value.code == "rate_limit_exceeded"

@@ -3,10 +3,10 @@
 from msgspec import Struct
 
 from baseload.domain.errors import Reason, Refusal
-from baseload.domain.tenant import Key
+from baseload.domain.tenant import Allowance, Key
 from baseload.domain.units import NS_PER_S
 from baseload.domain.work import Request
-from baseload.policy.admission import settle, take
+from baseload.policy.admission import left, settle, take
 
 
 class Tab(Struct):
@@ -59,6 +59,16 @@ class AdmissionMachine:
     def keys(self) -> list[Key]:
         """All keys that are not revoked, in the order of their creation."""
         return [tab.key for tab in self.state.tabs.values() if not tab.revoked]
+
+    def allowance(self, key_id: str, now_ns: int) -> Allowance:
+        """What is left of the key's per-minute limits."""
+        tab = self.state.tabs.get(key_id)
+        if tab is None:
+            return Allowance()
+        limits = tab.key.limits
+        requests, requests_reset_ns = left(tab.requests_full_ns, now_ns=now_ns, per_minute=limits.requests_per_minute)
+        tokens, tokens_reset_ns = left(tab.tokens_full_ns, now_ns=now_ns, per_minute=limits.tokens_per_minute)
+        return Allowance(requests, requests_reset_ns, tokens, tokens_reset_ns)
 
     def enter(self, request: Request, now_ns: int) -> Refusal | None:
         """Admit the request (and count it), or say why not."""

@@ -46,7 +46,7 @@ from baseload.domain.events import (
 from baseload.domain.model import ModelSpec
 from baseload.domain.rng import Rng
 from baseload.domain.status import ControlStatus
-from baseload.domain.tenant import Key
+from baseload.domain.tenant import Allowance, Key
 from baseload.domain.units import NS_PER_S
 from baseload.domain.work import Entry, Outcome, Request
 
@@ -123,6 +123,10 @@ class ControlMachine:
     def keys(self) -> Sequence[Key]:
         """All keys that are not revoked."""
         return self._admission.keys()
+
+    def allowance(self, key_id: str, now_ns: int) -> Allowance:
+        """What is left of the key's per-minute limits."""
+        return self._admission.allowance(key_id, max(now_ns, self._state.now_ns))
 
     def model(self, name: str) -> ModelSpec | None:
         """The model's specification. O(1)."""

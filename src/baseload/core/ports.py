@@ -9,7 +9,7 @@ from baseload.domain.actions import Dispatch, Refuse
 from baseload.domain.events import Event
 from baseload.domain.model import ModelSpec
 from baseload.domain.status import ControlStatus
-from baseload.domain.tenant import Key
+from baseload.domain.tenant import Allowance, Key
 from baseload.domain.work import Entry, Request
 
 
@@ -76,6 +76,9 @@ class Control(Protocol):
 
     def keys(self) -> Sequence[Key]:
         """All keys that are not revoked."""
+
+    def allowance(self, key_id: str) -> Allowance:
+        """What is left of the key's per-minute limits. O(1)."""
 
     def model(self, name: str) -> ModelSpec | None:
         """The model's specification. O(1)."""

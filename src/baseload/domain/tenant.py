@@ -22,3 +22,12 @@ class Key(Struct, frozen=True, forbid_unknown_fields=True):
     models: tuple[str, ...] = ()  # empty: every model
     limits: KeyLimits = KeyLimits()
     prefix: str = ""  # the first characters of the secret, to recognise it by ("bl-Ab3x")
+
+
+class Allowance(Struct, frozen=True):
+    """What is left of a key's per-minute limits now, and in how long each is whole again. Zeros where it has none."""
+
+    requests: int = 0
+    requests_reset_ns: int = 0
+    tokens: int = 0
+    tokens_reset_ns: int = 0

@@ -127,10 +127,8 @@ class Gateway:
         )
         answer_headers = _ids(request_id, headers)
         limits = key.limits
-        if limits.requests_per_minute:
-            answer_headers.append(("x-ratelimit-limit-requests", str(limits.requests_per_minute)))
-        if limits.tokens_per_minute:
-            answer_headers.append(("x-ratelimit-limit-tokens", str(limits.tokens_per_minute)))
+        if limits.requests_per_minute or limits.tokens_per_minute:
+            answer_headers += self._limits_left(key, intake.prompt_tokens_estimate + intake.max_tokens)
         Forward(
             self,
             exchange,
@@ -150,6 +148,20 @@ class Gateway:
             text = f"The model '{name}' does not exist."
             raise Refusal(Reason.UNKNOWN_MODEL, text, hint=f"Models here: {known}.", param="model")
         return spec
+
+    def _limits_left(self, key: Key, tokens: int) -> list[tuple[str, str]]:
+        """OpenAI's x-ratelimit headers, as they are once this request has taken its share."""
+        limits, allowance = key.limits, self.control.allowance(key.key_id)
+        headers = []
+        for what, limit, left, reset_ns in (
+            ("requests", limits.requests_per_minute, allowance.requests - 1, allowance.requests_reset_ns),
+            ("tokens", limits.tokens_per_minute, allowance.tokens - tokens, allowance.tokens_reset_ns),
+        ):
+            if limit:
+                headers.append((f"x-ratelimit-limit-{what}", str(limit)))
+                headers.append((f"x-ratelimit-remaining-{what}", str(max(0, left))))
+                headers.append((f"x-ratelimit-reset-{what}", f"{reset_ns // NS_PER_MS}ms"))
+        return headers
 
     def _deadline_ns(self, headers: dict[str, str]) -> int:
         text = headers[DEADLINE_HEADER]

@@ -35,7 +35,7 @@ from baseload.domain.events import (
 )
 from baseload.domain.model import ModelSpec
 from baseload.domain.status import ControlStatus
-from baseload.domain.tenant import Key
+from baseload.domain.tenant import Allowance, Key
 from baseload.domain.units import NS_PER_S
 from baseload.domain.work import Entry, Request
 from baseload.live.clock import Clock
@@ -215,6 +215,10 @@ class LiveControl:
     def keys(self) -> Sequence[Key]:
         """All keys that are not revoked."""
         return self._machine.keys()
+
+    def allowance(self, key_id: str) -> Allowance:
+        """What is left of the key's per-minute limits."""
+        return self._machine.allowance(key_id, self._now_ns())
 
     def model(self, name: str) -> ModelSpec | None:
         """The model's specification."""

@@ -23,6 +23,12 @@ def take(full_at_ns: int, *, now_ns: int, amount: int, per_minute: int) -> tuple
     return start + _time_ns(amount, per_minute), 0
 
 
+def left(full_at_ns: int, *, now_ns: int, per_minute: int) -> tuple[int, int]:
+    """What a bucket holds now, and in how many nanoseconds it is full; zeros where there is no limit."""
+    reset_ns = max(0, full_at_ns - now_ns) if per_minute else 0
+    return max(0, MINUTE_NS - reset_ns) * per_minute // MINUTE_NS, reset_ns
+
+
 def settle(full_at_ns: int, *, reserved: int, used: int, per_minute: int) -> int:
     """Give back what was reserved and not used, or take what was used beyond it."""
     return full_at_ns + _time_ns(used, per_minute) - _time_ns(reserved, per_minute)
