@@ -88,13 +88,15 @@ def moe_sparse(
     expert_of = jnp.where(real, chosen, moe.experts).reshape(-1)
     order = jnp.argsort(expert_of, stable=True)
     counts = jnp.sum(jax.nn.one_hot(expert_of, moe.experts, dtype=jnp.int32), axis=0)
-    first_row = jnp.cumsum(counts) - counts
-    tile_ends = jnp.cumsum((counts + tile_rows - 1) // tile_rows)
+    index = jnp.arange(moe.experts)
+    earlier = index[None, :] < index[:, None]
+    first_row = jnp.sum(jnp.where(earlier, counts, 0), axis=1)
+    tiles = (counts + tile_rows - 1) // tile_rows
+    first_tile = jnp.sum(jnp.where(earlier, tiles, 0), axis=1)
 
     def one_tile(tile: jax.Array, out: jax.Array) -> jax.Array:
-        expert = jnp.searchsorted(tile_ends, tile, side="right").astype(jnp.int32)
-        before = jnp.where(expert > 0, tile_ends[expert - 1], 0)
-        at = first_row[expert] + (tile - before) * tile_rows + jnp.arange(tile_rows, dtype=jnp.int32)
+        expert = jnp.sum(first_tile + tiles <= tile)
+        at = first_row[expert] + (tile - first_tile[expert]) * tile_rows + jnp.arange(tile_rows, dtype=jnp.int32)
         valid = at < first_row[expert] + counts[expert]
         pair = order[jnp.minimum(at, order.size - 1)]
         gate_up, down = (expert_weight(layer[name], expert) for name in ("gate_up", "down"))
@@ -104,7 +106,7 @@ def moe_sparse(
         return updated
 
     outputs: jax.Array = jnp.zeros((rows * moe.experts_per_token, hidden), jnp.float32)
-    outputs = jax.lax.fori_loop(0, tile_ends[-1], one_tile, outputs)
+    outputs = jax.lax.fori_loop(0, jnp.sum(tiles), one_tile, outputs)
     return outputs.reshape(rows, moe.experts_per_token, hidden)
 
 

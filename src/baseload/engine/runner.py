@@ -39,6 +39,10 @@ class Span:
     wants_logits: bool
 
 
+# The spans of one program call, by index, and their logits (rows beyond them are padding).
+Part = tuple[list[int], np.ndarray | None]
+
+
 class Runner:
     """Owns the device's arrays. One thread at a time may call `run`; `warm` compiles beside it."""
 
@@ -95,25 +99,32 @@ class Runner:
         """Tokens that end an answer, from config.json and generation_config.json."""
         return self.config.eos_token_ids
 
-    def run(self, spans: Sequence[Span]) -> jax.Array:
-        """Computes all spans and writes their keys and values; float32[rows, vocab], rows in span order.
+    def run(self, spans: Sequence[Span]) -> np.ndarray:
+        """Computes all spans and writes their keys and values; float32[rows, vocab] on the host, in span order.
 
-        A row is the logits after a span's last token, for each span with `wants_logits`.
+        A row is the logits after a span's last token, for each span with `wants_logits`. Read-only.
         """
         if not spans:
             raise ValueError("run needs at least one span")
-        results: dict[int, np.ndarray] = {}
-        decodes = [index for index, span in enumerate(spans) if len(span.tokens) == 1]
         self._check(spans)
+        parts: list[Part] = []
+        decodes = [index for index, span in enumerate(spans) if len(span.tokens) == 1]
         for first, count, bucket in split(self._usable("decode"), len(decodes)):
-            self._decode(spans, decodes[first : first + count], bucket, results)
+            parts.append(self._decode(spans, decodes[first : first + count], bucket))
         for index, span in enumerate(spans):
             if len(span.tokens) > 1:
-                self._prefill(index, span, results)
-        rows = [results[index] for index, span in enumerate(spans) if span.wants_logits]
-        empty = np.zeros((0, self.vocab_size), np.float32)
-        logits: jax.Array = jax.device_put(np.concatenate(rows) if len(rows) > 1 else rows[0] if rows else empty)
-        return logits
+                parts.append(self._prefill(index, span))
+        wanted = [index for index, span in enumerate(spans) if span.wants_logits]
+        for indexes, logits in parts:
+            if indexes == wanted and logits is not None:
+                return logits[: len(wanted)]
+        row_of = {index: row for row, index in enumerate(wanted)}
+        out = np.empty((len(wanted), self.vocab_size), np.float32)
+        for indexes, logits in parts:
+            for row, index in enumerate(indexes):
+                if logits is not None and index in row_of:
+                    out[row_of[index]] = logits[row]
+        return out
 
     def warm(self, *, background: bool = True) -> None:
         """Loads or compiles every program, the smallest first; in a thread of its own unless told otherwise.
@@ -134,7 +145,7 @@ class Runner:
 
     # -- one call ---------------------------------------------------------------------------------------------
 
-    def _decode(self, spans: Sequence[Span], picks: list[int], bucket: int, results: dict[int, np.ndarray]) -> None:
+    def _decode(self, spans: Sequence[Span], picks: list[int], bucket: int) -> Part:
         tokens = np.zeros(bucket, np.int32)
         positions = np.full(bucket, spans[picks[0]].start, np.int32)
         tables = np.full((bucket, self.shape.table_blocks), self.shape.blocks, np.int32)
@@ -146,16 +157,15 @@ class Runner:
         slots = block * self.block_tokens + positions % self.block_tokens
         slots[len(picks) :] = self.shape.blocks * self.block_tokens
         x = self._layers("decode", bucket, tokens, positions, slots, tables, len(picks))
-        wanted = [row for row, index in enumerate(picks) if spans[index].wants_logits]
-        if wanted:
-            logits = self._head(x, bucket, np.arange(bucket, dtype=np.int32), len(picks))
-            results.update({picks[row]: logits[row : row + 1] for row in wanted})
+        if not any(spans[index].wants_logits for index in picks):
+            return picks, None
+        return picks, self._head(x, bucket, np.arange(bucket, dtype=np.int32), len(picks))
 
-    def _prefill(self, index: int, span: Span, results: dict[int, np.ndarray]) -> None:
+    def _prefill(self, index: int, span: Span) -> Part:
         table = np.full(self.shape.table_blocks, self.shape.blocks, np.int32)
         table[: len(span.blocks)] = span.blocks
         calls = split(self._usable("prefill"), len(span.tokens))
-        for number, (first, count, bucket) in enumerate(calls):
+        for first, count, bucket in calls:
             tokens = np.zeros(bucket, np.int32)
             tokens[:count] = span.tokens[first : first + count]
             positions = np.full(bucket, span.start + first + count - 1, np.int32)
@@ -163,9 +173,9 @@ class Runner:
             slots = table[positions // self.block_tokens] * self.block_tokens + positions % self.block_tokens
             slots[count:] = self.shape.blocks * self.block_tokens
             x = self._layers("prefill", bucket, tokens, positions, slots, table, count)
-            if span.wants_logits and number == len(calls) - 1:
-                picks = np.full(self.buckets.decode[0], count - 1, np.int32)
-                results[index] = self._head(x, bucket, picks, 1)[:1]
+        if not span.wants_logits:
+            return [index], None
+        return [index], self._head(x, bucket, np.full(self.buckets.decode[0], count - 1, np.int32), 1)
 
     def _layers(
         self,
