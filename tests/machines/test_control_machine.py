@@ -119,7 +119,7 @@ class World(RuleBasedStateMachine):
                 live = [name for name in self.workers if name.startswith(f"{action.spec.name}-")]
                 assert len(live) <= max(scaling.max_replicas, scaling.min_replicas)
             case StopWorker():
-                assert action.replica_id in self.launched or action.replica_id == "ghost-1"  # never a remote one
+                assert action.replica_id in self.launched or action.replica_id in ("ghost-1", "nobody")  # no remote
                 if action.replica_id in self.workers:
                     self.workers[action.replica_id] = "stopping"
             case SetTimer():

@@ -19,7 +19,7 @@ from baseload.core.lifecycle import (
     Lifecycle,
     Replica,
 )
-from baseload.core.load import by_worth, most_replicas, needs_restart, scaling_view, watch_load
+from baseload.core.load import by_worth, count_wanted, most_replicas, needs_restart, scaling_view, watch_load
 from baseload.core.outbox import Outbox
 from baseload.core.router import RouterMachine
 from baseload.domain.errors import Reason
@@ -106,10 +106,10 @@ class FleetMachine:
         watch_load(crew, self._lane(crew), self._router.state.seats, now_ns)
         choice = self._choose(crew, now_ns)
         crew.desired = choice.desired
-        wanted = crew.wanted
-        if len(wanted) < choice.desired:
+        wanted = count_wanted(crew)
+        if wanted < choice.desired:
             self._grow(crew, choice, now_ns)
-        elif len(wanted) > choice.desired:
+        elif wanted > choice.desired:
             self._shrink(crew, choice, now_ns)
         self._replace_outdated(crew, now_ns)
         self._set_tick(crew, now_ns)
@@ -322,7 +322,7 @@ class FleetMachine:
         return desired_replicas(view, crew.spec.scaling)
 
     def _grow(self, crew: Crew, choice: Choice, now_ns: int) -> None:
-        missing = choice.desired - len(crew.wanted)
+        missing = choice.desired - count_wanted(crew)
         for replica in reversed(crew.replicas):
             if (
                 missing
@@ -344,17 +344,18 @@ class FleetMachine:
         for _ in range(min(missing, room)):
             self._start(crew, now_ns, choice.why)
 
-    def _start(self, crew: Crew, now_ns: int, why: str) -> None:
+    def _start(self, crew: Crew, now_ns: int, why: str) -> Replica:
         number, self.state.next_number = self.state.next_number, self.state.next_number + 1
         replica = self._life.start(crew, number, now_ns)
         if not crew.spec.is_remote:
             self._decide(crew, now_ns, "start", replica.replica_id, why)
+        return replica
 
     def _shrink(self, crew: Crew, choice: Choice, now_ns: int) -> None:
         victims = by_worth(
             [replica for replica in crew.wanted if replica.confirmed], crew.spec, self._router.state.seats
         )
-        surplus = len(crew.wanted) - choice.desired
+        surplus = count_wanted(crew) - choice.desired
         if victims[:surplus]:
             self._decide(crew, now_ns, choice.what, crew.spec.name, choice.why)
         for replica in victims[:surplus]:
@@ -369,10 +370,12 @@ class FleetMachine:
             return
         why = "the model's engine settings changed"
         fresh = [replica for replica in wanted if replica not in old]
-        has_room = len(crew.replicas) < most_replicas(crew.spec)
-        if not fresh and has_room and now_ns >= crew.retry_at_ns:
-            self._start(crew, now_ns, why)
-        elif any(replica.state is READY for replica in fresh) or len(crew.replicas) == len(old):
+        has_room = crew.spec.is_remote or len(crew.replicas) < most_replicas(crew.spec)
+        if not fresh and has_room:
+            if now_ns < crew.retry_at_ns:
+                return  # the new one fails; the old ones go on serving
+            fresh = [self._start(crew, now_ns, why)]
+        if any(replica.state is READY for replica in fresh) or len(crew.replicas) == len(old):
             self._life.drain(by_worth(old, crew.spec, self._router.state.seats)[0], now_ns, why)
 
     def _set_tick(self, crew: Crew, now_ns: int) -> None:
@@ -396,6 +399,7 @@ class FleetMachine:
         wait_ns = backoff_ns(crew.crashes, was_ready=replica.was_ready, jitter=self._rng.unit())
         if wait_ns:
             crew.retry_at_ns = now_ns + wait_ns
+            self._outbox.set_timer(f"backoff:{crew.spec.name}", crew.retry_at_ns)
             why = f"{crew.crashes} crashes in a row; the next start is in {wait_ns / NS_PER_S:.1f} s at the earliest"
             self._decide(crew, now_ns, "backoff", crew.spec.name, why)
 

@@ -10,7 +10,7 @@ def scaling_view(crew: Crew, lane: Lane, *, oldest_wait_ns: int, now_ns: int) ->
     """What the scaling policy may look at."""
     wanted = crew.wanted
     return ScalingView(
-        wanted=len(wanted),
+        wanted=count_wanted(crew),
         ready=sum(replica.state is READY and replica.confirmed for replica in wanted),
         queued=lane.waiting,
         oldest_wait_ns=oldest_wait_ns,
@@ -21,6 +21,14 @@ def scaling_view(crew: Crew, lane: Lane, *, oldest_wait_ns: int, now_ns: int) ->
         slack_for_ns=now_ns - crew.slack_since_ns if crew.slack_since_ns >= 0 else 0,
         since_scale_up_ns=now_ns - crew.scaled_up_ns,
     )
+
+
+def count_wanted(crew: Crew) -> int:
+    """How many replicas serve or will, without the one that is on its way to replace an outdated one."""
+    wanted = crew.wanted
+    old = sum(needs_restart(replica.spec, crew.spec) for replica in wanted)
+    fresh = [replica for replica in wanted if not needs_restart(replica.spec, crew.spec)]
+    return len(wanted) - (old > 0 and any(replica.state is not READY for replica in fresh))
 
 
 def watch_load(crew: Crew, lane: Lane, seats: dict[str, Seat], now_ns: int) -> None:

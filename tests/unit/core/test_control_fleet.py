@@ -236,6 +236,33 @@ def test_changed_engine_settings_replace_replicas_one_by_one(stage: Any) -> None
     assert all(entry.outcome is Outcome.OK for entry in stage.entries())
 
 
+def test_the_old_go_on_serving_while_the_new_fail(stage: Any) -> None:
+    (old,) = stage.put(spec(1, 2))
+    stage.ready(old)
+    stage.tell(ModelPut(spec(1, 2, source="/broken")))
+    for _ in range(5):
+        (broken,) = [name for name, state in states(stage).items() if state is ReplicaState.STARTING]
+        stage.exit(broken, 1, "no config.json")
+        request_id = stage.ask()
+        assert stage.dispatched() == [(request_id, old)]
+        stage.tell(RequestFinished(request_id, Outcome.REJECTED, None, TokenCounts()))
+        stage.wait(61)
+    assert "no config.json" in stage.model().last_error
+    assert stage.model().crashes == 5
+
+
+def test_a_remote_model_moves_without_a_gap(stage: Any) -> None:
+    stage.put(spec(source="http://10.0.0.1"))
+    running = stage.ask()
+    ((_, old),) = stage.dispatched()
+    stage.tell(ModelPut(spec(source="http://10.0.0.2")))
+    stage.ask()
+    ((_, new),) = stage.dispatched()
+    assert new != old
+    stage.answer(running)
+    assert list(states(stage)) == [new]
+
+
 def test_changed_scaling_or_price_restarts_nothing(stage: Any) -> None:
     (replica_id,) = stage.put(spec(1, 1))
     stage.ready(replica_id)
