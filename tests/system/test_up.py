@@ -11,7 +11,9 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +248,95 @@ def test_kill_9_loses_nothing_and_counts_nothing_twice(start: Callable[..., Up],
     with contextlib.closing(sqlite3.connect(tmp_path / "data" / "baseload.db")) as db:
         subjects = [row[0] for row in db.execute("SELECT subject FROM entry WHERE kind = 'request'")]
     assert len(subjects) == len(set(subjects)) == 4
+
+
+class SlowWorker(BaseHTTPRequestHandler):
+    """Somebody else's worker: it streams one piece, and the rest only when it may."""
+
+    may_finish: threading.Event
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("connection", "close")
+        self.end_headers()
+        with contextlib.suppress(OSError):  # the gateway may have gone
+            self.wfile.write(b'data: {"choices": [{"index": 0, "delta": {"content": "half"}}]}\n\n')
+            if self.may_finish.wait(60):
+                self.wfile.write(
+                    b'data: {"choices": [{"index": 0, "delta": {"content": " and half"}}]}\n\ndata: [DONE]\n\n'
+                )
+        self.close_connection = True
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("content-length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def slow_worker() -> Iterator[tuple[str, threading.Event]]:
+    SlowWorker.may_finish = threading.Event()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), SlowWorker)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", SlowWorker.may_finish
+    SlowWorker.may_finish.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@contextlib.contextmanager
+def slow_answer(up: Up, upstream: str) -> Iterator[http.client.HTTPResponse]:
+    """Ask the slow worker through the gateway, and stop the gateway once the first piece of the answer came."""
+    up.json("models", "add", "slow", upstream)
+    connection = http.client.HTTPConnection(up.url.removeprefix("http://"), timeout=60)
+    body = json.dumps({"model": "slow", "messages": QUESTION, "stream": True})
+    connection.request("POST", "/v1/chat/completions", body, {"authorization": f"Bearer {up.key}"})
+    answer = connection.getresponse()
+    assert b"half" in answer.readline()
+    up.process.send_signal(signal.SIGINT)
+    assert up.process.stderr is not None
+    assert any("Stopping: 1 running" in line for line in iter(up.process.stderr.readline, ""))
+    yield answer
+    answer.close()
+    connection.close()
+
+
+def test_ctrl_c_lets_a_running_request_finish_and_takes_no_new_one(
+    start: Callable[..., Up], slow_worker: tuple[str, threading.Event]
+) -> None:
+    upstream, may_finish = slow_worker
+    up = start()
+    with slow_answer(up, upstream) as answer:
+        with up.client() as client, pytest.raises(openai.APIStatusError) as refused:
+            client.chat.completions.create(model="slow", messages=QUESTION)  # type: ignore[arg-type]
+        assert refused.value.status_code == 503
+        may_finish.set()
+        rest = answer.read()
+    assert b"and half" in rest
+    assert rest.endswith(b"data: [DONE]\n\n")
+    assert up.rest()[0] == ""
+    assert up.process.returncode == 0
+
+
+def test_a_second_ctrl_c_ends_running_requests(
+    start: Callable[..., Up], slow_worker: tuple[str, threading.Event]
+) -> None:
+    up = start("--set", "drain_s=600")
+    with slow_answer(up, slow_worker[0]) as answer:
+        up.process.send_signal(signal.SIGINT)
+        with contextlib.suppress(http.client.IncompleteRead, ConnectionError):
+            assert b"[DONE]" not in answer.read(), "a cut answer must not look whole"
+    assert up.rest()[0] == ""
+    assert up.process.returncode == 0
 
 
 def test_a_second_one_on_the_same_folder_is_refused(start: Callable[..., Up]) -> None:

@@ -69,7 +69,7 @@ async def _serve(settings: Settings, data_dir: Path, cache_dir: Path, show_key: 
                 _say_ready(url, data_dir / KEY_FILE, control.models(), show_key=show_key)
                 await _until_asked_to_stop(control, signals)
                 front.leave_pages()
-                await _stop(control, settings.drain_ns, signals)
+                await _stop(control, front.server, settings.drain_ns, signals)
         finally:
             await control.stop(0.0)
     failure = control.ended.exception() if control.ended.done() else None
@@ -140,22 +140,21 @@ async def _until_asked_to_stop(control: LiveControl, signals: _Signals) -> None:
         asked.cancel()
 
 
-async def _stop(control: LiveControl, drain_ns: int, signals: _Signals) -> None:
-    """Let running requests finish, and be quicker about it at the second signal."""
-    running = control.status().in_flight
+async def _stop(control: LiveControl, server: HttpServer, drain_ns: int, signals: _Signals) -> None:
+    """Let running requests finish; at the end of the grace, or at the second signal, cut those that are left."""
+    running, drain_s = control.status().in_flight, drain_ns / NS_PER_S
     if running:
         _log.warning(
-            "Stopping: %d running requests may finish within %.0f s. Ctrl-C again ends them.",
-            running,
-            drain_ns / NS_PER_S,
+            "Stopping: %d running requests may finish within %.0f s. Ctrl-C again ends them.", running, drain_s
         )
-    stopping = asyncio.ensure_future(control.stop(drain_ns / NS_PER_S))
+    stopping = asyncio.ensure_future(control.stop(drain_s))
     hurried = asyncio.ensure_future(signals.second.wait())
     either: tuple[asyncio.Future[Any], ...] = (stopping, hurried)
-    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait(either, timeout=drain_s + LAST_ANSWERS_S, return_when=asyncio.FIRST_COMPLETED)
+    hurried.cancel()
     if not stopping.done():
         control.tell(ShutdownAsked(0))
-    hurried.cancel()
+        await server.close(0.0)
     if not await stopping:
         _log.warning("Some workers did not end in time and were killed.")
 
