@@ -106,7 +106,12 @@ class Forward:
         """Hand the request to the router."""
         self._office.in_flight += 1
         self._exchange.on_disconnect = self._client_gone
-        self._office.control.open(self._request, self)
+        try:
+            self._office.control.open(self._request, self)
+        except Exception:
+            if not self._is_over:
+                self._over(Outcome.FAILED, None, TokenCounts())
+            raise
 
     # -- what the router says ---------------------------------------------------------------------------------------
 
@@ -285,6 +290,8 @@ class Forward:
         assert not self._is_over
         self._is_over = True
         self._exchange.on_disconnect = self._exchange.on_writable = None
+        if self._call is not None and self._call.paused:
+            self._call.resume()  # nobody would later
         self._office.in_flight -= 1
         now_s = perf_counter()
         self._office.metrics.ended(

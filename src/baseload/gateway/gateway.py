@@ -96,7 +96,11 @@ class Gateway:
         unsent, self._unsent = self._unsent, []
         self.control.settle()
         for send in unsent:
-            send()
+            try:
+                send()
+            except Exception as error:  # a defect with one answer must not hold back the others
+                context = {"message": "an answer could not be sent", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(context)
 
     async def close(self) -> None:
         """End administration that is still under way."""

@@ -129,6 +129,7 @@ class Connection(asyncio.Protocol):
     """One connection; at most one call at a time."""
 
     __slots__ = (
+        "_body_began",
         "_chunks",
         "_client",
         "_complete",
@@ -202,7 +203,7 @@ class Connection(asyncio.Protocol):
                 self.transport.pause_reading()
             else:
                 self.transport.resume_reading()
-                if self.call is not None:
+                if self.call is not None and self._body_began:
                     self._deadline = self._client.loop.time() + self.call.idle_timeout_s
 
     def check_time(self, now: float) -> None:
@@ -214,7 +215,7 @@ class Connection(asyncio.Protocol):
             if self in self._host.idle:
                 self._host.idle.remove(self)
             self.transport.close()
-        elif self._got_byte:
+        elif self._body_began:
             self._fail(Fault.IDLE_TIMEOUT, f"nothing came for {call.idle_timeout_s:g} s")
         else:
             self._fail(Fault.FIRST_BYTE_TIMEOUT, f"no answer within {call.first_byte_timeout_s:g} s")
@@ -243,7 +244,10 @@ class Connection(asyncio.Protocol):
             if self._header_bytes > self._client.max_header_bytes:
                 self._fail(Fault.PROTOCOL, f"the answer's headers are over {self._client.max_header_bytes} bytes")
                 return
-        self._deadline = self._client.loop.time() + call.idle_timeout_s
+        if self._chunks:
+            self._body_began = True
+        if self._body_began:  # until then the time to the first byte counts, as heads may come long before
+            self._deadline = self._client.loop.time() + call.idle_timeout_s
         self._tell(call)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -325,6 +329,7 @@ class Connection(asyncio.Protocol):
         self._headers = {}
         self._header_bytes = 0
         self._headers_done = self._headers_told = self._complete = self._got_byte = False
+        self._body_began = False
         self._until_eof = self._keep_alive = False
         self._status = 0
         self._chunks = []

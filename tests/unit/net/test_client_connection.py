@@ -209,6 +209,12 @@ def test_time_bounds():
     assert silent.heard.faults == []
     silent.sweep(2)
     assert silent.heard.faults == [Fault.FIRST_BYTE_TIMEOUT]
+    head_only = End()
+    head_only.feed(CHUNKED[:40])
+    head_only.sweep(9)
+    assert head_only.heard.faults == []
+    head_only.sweep(2)
+    assert head_only.heard.faults == [Fault.FIRST_BYTE_TIMEOUT]
     stalled = End()
     stalled.feed(CHUNKED[:60])
     stalled.sweep(4)

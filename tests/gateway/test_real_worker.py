@@ -1,0 +1,124 @@
+"""The official client → the gateway → a real worker process with a tiny random model."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from baseload.domain.work import Outcome
+
+pytestmark = pytest.mark.system
+
+SPEC = {"dtype": "float32", "max_seqs": 4, "max_step_tokens": 64, "max_waiting": 8, "kv_cache_bytes": 1 << 20}
+USER = [{"role": "user", "content": "the quick brown fox jumps over the dog"}]
+
+
+@pytest.fixture(scope="module")
+def tiny_url(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    command = [sys.executable, "-m", "baseload.worker", "--model", str(tiny_model), "--name", "tiny"]
+    command += ["--cache-dir", str(tmp_path_factory.mktemp("cache")), "--replica-id", "r1"]
+    process = subprocess.Popen(
+        [*command, "--spec-json", json.dumps(SPEC)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, process.communicate()[1]
+    yield json.loads(line)["ready"]
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture
+def tiny(house, tiny_url):
+    house.gateway.idle_timeout_s = 60
+    house.put("tiny", tiny_url)
+    return house
+
+
+async def test_chat_whole_and_streamed_are_the_same(tiny):
+    fixed = {"model": "tiny", "messages": USER, "seed": 3, "max_tokens": 12, "extra_body": {"ignore_eos": True}}
+    whole = await tiny.openai.chat.completions.create(**fixed)
+    stream = await tiny.openai.chat.completions.create(**fixed, stream=True, stream_options={"include_usage": True})
+    chunks = [chunk async for chunk in stream]
+    text = "".join([chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices])
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens == 12
+    assert chunks[-1].usage.prompt_tokens == whole.usage.prompt_tokens
+    silent = await tiny.openai.chat.completions.create(**fixed, stream=True)
+    assert all(chunk.choices for chunk in [chunk async for chunk in silent])
+    entries = tiny.control.entries()
+    assert [entry.tokens.completion for entry in entries] == [12, 12, 12]
+    assert {entry.tokens.prompt for entry in entries} == {whole.usage.prompt_tokens}
+    assert all(entry.phases.decode_ns > 0 and entry.outcome is Outcome.OK for entry in entries)
+    assert entries[2].tokens.cached_in > 0
+
+
+async def test_n_logprobs_and_stop(tiny):
+    answer = await tiny.openai.chat.completions.create(
+        model="tiny", messages=USER, n=2, seed=1, max_tokens=4, logprobs=True, top_logprobs=3,
+        extra_body={"ignore_eos": True},
+    )  # fmt: skip
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    assert all(len(choice.logprobs.content) == 4 for choice in answer.choices)
+    assert all(len(token.top_logprobs) == 3 for token in answer.choices[0].logprobs.content)
+    text = await tiny.openai.completions.create(
+        model="tiny", prompt="the dog", max_tokens=3, logprobs=2, extra_body={"ignore_eos": True}
+    )
+    assert len(text.choices[0].logprobs.tokens) == 3
+    assert text.choices[0].finish_reason == "length"
+
+
+async def test_structured_output(tiny):
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
+    answer = await tiny.openai.chat.completions.create(
+        model="tiny",
+        messages=USER,
+        max_tokens=60,
+        seed=1,
+        response_format={"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}},
+    )
+    assert isinstance(json.loads(answer.choices[0].message.content)["ok"], bool)
+    with pytest.raises(openai.BadRequestError):
+        await tiny.openai.chat.completions.create(
+            model="tiny", messages=USER, extra_body={"guided_regex": "(unclosed"}
+        )
+
+
+async def test_too_long_for_the_context(tiny):
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as caught:
+            await tiny.openai.chat.completions.create(
+                model="tiny", messages=[{"role": "user", "content": "the dog " * 2000}], stream=stream
+            )
+        assert caught.value.code == "context_length_exceeded"
+    assert [entry.outcome for entry in tiny.control.entries()] == [Outcome.REJECTED] * 2
+
+
+async def test_client_that_goes_frees_the_slot(tiny, tiny_url):
+    async def running() -> int:
+        return json.loads((await tiny.client.request("GET", f"{tiny_url}/stats")).body)["running"]
+
+    stream = await tiny.openai.chat.completions.create(
+        model="tiny", messages=USER, stream=True, max_tokens=400, extra_body={"ignore_eos": True}
+    )
+    async for chunk in stream:
+        if chunk.choices[0].delta.content:
+            break
+    assert await running() == 1
+    await stream.close()
+    async with asyncio.timeout(10):
+        while await running() or not tiny.control.entries():
+            pass
+    (entry,) = tiny.control.entries()
+    assert entry.outcome is Outcome.CANCELLED
+    assert 0 < entry.tokens.completion < 400
