@@ -1,6 +1,7 @@
 """`baseload status`, `usage` and `events`: what is, what was spent, what happened and why."""
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Annotated
@@ -14,11 +15,13 @@ from baseload.cli.reach import Place, with_desk
 from baseload.cli.screen import dollars, joules, out, print_json, print_table, say, seconds, when
 from baseload.cli.words import sentence
 from baseload.core.ports import JournalRow, UsageRow
+from baseload.domain.errors import SettingsError
 from baseload.domain.status import ControlStatus
 from baseload.domain.units import NUSD_PER_USD, UJ_PER_J
 from baseload.web.snapshot import headline, model_says, span
 
 FOLLOW_EVERY_S = 1.0
+DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 WIDE = 130  # columns of a terminal in which all figures of usage stand beside each other
 FIGURES = ["requests", "tokens in", "cached", "out"]
 FIGURES += ["useful s", "idle s", "cold s", "cost", "joules", "$/M tokens", "tokens/J"]
@@ -110,6 +113,9 @@ def usage(
     as_json: AsJson = False,
 ) -> None:
     """What was asked and what it cost: by key, model and day; idle and cold time stands in rows of its own."""
+    for flag, day in (("--from", from_day), ("--to", to_day)):
+        if day and not DAY.fullmatch(day):
+            raise SettingsError(f"{flag} {day}: not a day.", hint="Write it like 2026-11-20.")
 
     async def show(desk: Desk) -> None:
         rows = summed(await desk.usage(from_day=from_day, to_day=to_day), by or list(By))

@@ -61,6 +61,7 @@ def test_wrong_flags_are_settings_errors(cli: CliRunner) -> None:
     wrong = cli.invoke(app, ["up", "--set", "prot=1"])
     assert isinstance(wrong.exception, SettingsError)
     assert "Did you mean port?" in str(wrong.exception)
+    assert isinstance(cli.invoke(app, ["usage", "--from", "tomorrow"]).exception, SettingsError)
 
 
 def test_simulate_gives_the_same_figures_for_the_same_seed(cli: CliRunner, tmp_path: Path) -> None:
