@@ -188,7 +188,10 @@ def _model_card(
 def model_says(model: ModelStatus, spec: ModelSpec | None, *, now_ns: int, wake_ns: int = 0) -> str:
     """One sentence for a newcomer: how the model is, and what happens next."""
     waiting = f"{_count(model.queued, 'request')} {'waits' if model.queued == 1 else 'wait'} for it"
+    failed = "once" if model.crashes <= 1 else f"{model.crashes} times in a row"
     match model.state:
+        case "asleep" if model.crashes:
+            return f"Asleep after its worker failed {failed}. The next request tries again."
         case "asleep":
             last = f" (the last time in {span(wake_ns)})" if wake_ns else ""
             return f"Asleep: it costs nothing. Send it a request and it wakes{last}."
@@ -196,8 +199,7 @@ def model_says(model: ModelStatus, spec: ModelSpec | None, *, now_ns: int, wake_
             return f"Waking: a worker loads its weights. {waiting if model.queued else 'Nothing waits for it'}."
         case "backing off":
             retry = max(0, model.retry_at_ns - now_ns)
-            crashes = "once" if model.crashes <= 1 else f"{model.crashes} times in a row"
-            return f"Its worker failed {crashes}. Next try in {span(retry)}; {waiting}."
+            return f"Its worker failed {failed}. Next try in {span(retry)}; {waiting}."
         case "draining":
             return f"Going to sleep: {_count(model.in_flight, 'running request')} may finish first."
         case "remote":
@@ -254,7 +256,7 @@ def today(rows: Sequence[UsageRow]) -> Today:
         cold_s=sum(row.cold_ns for row in rows) / NS_PER_S,
         basis=_basis([row.energy_basis for row in rows if row.energy_uj]),
         usd_per_million_tokens=usd / tokens * 1e6 if tokens else None,
-        tokens_per_joule=tokens / joules if joules else None,
+        tokens_per_joule=tokens / joules if tokens and joules else None,
     )
 
 

@@ -61,6 +61,7 @@ def test_headline(given: ControlStatus, words: str) -> None:
             "failed 2 times in a row. Next try in 4 s;",
         ),
         (model("draining", in_flight=1), "Going to sleep: one running request may finish first."),
+        (model("asleep", crashes=1), "Asleep after its worker failed once. The next request tries again."),
         (model("remote"), "somebody else's worker"),
     ],
 )
