@@ -6,6 +6,7 @@ or that does not load, is compiled anew and replaced. Executables are code: the 
 and entries that belong to somebody else are not read.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ import jaxlib.version
 from jax.experimental import serialize_executable
 
 Program = Callable[..., Any]
+MAX_ENTRIES = 1024  # about 25 per model and mode, of 30 to 300 KB
 _MAGIC = "baseload-program-1"
 # The modules whose code is traced into programs: a change in one of them makes every entry stale.
 _SOURCES = ("attention", "config", "decoder", "kv_cache", "layers", "llama", "moe", "qwen", "rope", "runner", "steps")
@@ -28,8 +30,9 @@ _SOURCES = ("attention", "config", "decoder", "kv_cache", "layers", "llama", "mo
 class ProgramCache:
     """Programs by name: in memory, else on disk, else compiled. Safe to use from several threads."""
 
-    def __init__(self, directory: Path | None, key: Mapping[str, Any]) -> None:
+    def __init__(self, directory: Path | None, key: Mapping[str, Any], *, max_entries: int = MAX_ENTRIES) -> None:
         self._directory = directory
+        self._max_entries = max_entries
         self._key = dict(key)
         self._programs: dict[str, Program] = {}
         self._locks: dict[str, threading.Lock] = {}
@@ -73,6 +76,7 @@ class ProgramCache:
             if header != self._header(name, payload):
                 return None
             program: Program = serialize_executable.deserialize_and_load(*pickle.loads(payload))  # noqa: S301 - own file
+            path.touch()  # recently used: the last to be dropped
         except FileNotFoundError:
             return None
         except Exception:  # whatever is wrong with a cache entry, compiling anew is the remedy
@@ -91,7 +95,17 @@ class ProgramCache:
             partial = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.partial")
             partial.write_bytes(head + b"\n" + payload)
             partial.replace(path)
+            self._drop_oldest(self._directory)
         return program
+
+    def _drop_oldest(self, directory: Path) -> None:
+        """Keeps the directory within its bound; another process may be doing the same."""
+        aged = []
+        for path in directory.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                aged.append((path.stat().st_mtime_ns, path))
+        for _, path in sorted(aged)[: -self._max_entries]:
+            path.unlink(missing_ok=True)
 
     def _header(self, name: str, payload: bytes) -> dict[str, Any]:
         digest = hashlib.sha256(payload).hexdigest()

@@ -1,5 +1,8 @@
 """Compiled programs on disk: loaded when they fit exactly, compiled anew in every other case."""
 
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -53,6 +56,29 @@ def test_a_damaged_or_foreign_entry_is_rebuilt(tmp_path, damage):
     entry.write_bytes(broken)
     assert use(tmp_path) == (0, 1)
     assert use(tmp_path) == (1, 0)
+
+
+def test_the_directory_keeps_within_its_bound(tmp_path):
+    cache = ProgramCache(tmp_path, {"version": 1}, max_entries=3)
+    for index in range(5):
+        cache.get(f"program {index}", double)
+    assert len(list(tmp_path.iterdir())) == 3
+    assert use(tmp_path, name="program 4") == (1, 0)
+    assert use(tmp_path, name="program 0") == (0, 1)
+
+
+def test_threads_are_bounded_in_a_fresh_process():
+    code = (
+        "import os\n"
+        "from baseload.engine.device import configure\n"
+        "configure(threads=3)\n"
+        "import jax\n"
+        "jax.devices()\n"
+        "names = [open(f'/proc/self/task/{task}/comm').read().strip() for task in os.listdir('/proc/self/task')]\n"
+        "print(names.count('tf_XLAEigen'))\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert found.stdout.strip() == "3"
 
 
 def test_the_environment_names_what_programs_depend_on():
