@@ -1,4 +1,8 @@
-"""What hunts have found, as the shortest story that shows it: each failed before its fix, whatever a swarm draws."""
+"""What hunts have found, each as the shortest story that shows it.
+
+A seed draws another run whenever the swarm learns something new, so a failing seed is pinned as the events that
+mattered in it. Each of these failed before its fix.
+"""
 
 from baseload.core.control import ControlMachine
 from baseload.domain.actions import Action, Dispatch, StopWorker

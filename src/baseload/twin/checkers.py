@@ -10,11 +10,13 @@ from typing import NoReturn, Protocol
 
 from baseload.core.control import ControlMachine
 from baseload.domain.actions import Action, Dispatch, Record, Refuse, SetTimer, Shutdown, StartWorker, StopWorker
+from baseload.domain.errors import Reason
 from baseload.domain.events import (
     ControlStarted,
     DispatchFailed,
     Event,
     FirstByteSent,
+    KeyCreated,
     ModelPut,
     RequestArrived,
     RequestFinished,
@@ -25,10 +27,12 @@ from baseload.domain.events import (
 from baseload.domain.fleet import ReplicaState
 from baseload.domain.model import ModelSpec
 from baseload.domain.status import ControlStatus
+from baseload.domain.units import NS_PER_S
 from baseload.domain.work import Entry, Outcome, ReplicaEntry, RequestEntry
 from baseload.twin.shadow import Shadow, Shadows
 
 MOST_EVENTS_AT_ONE_INSTANT = 20_000
+LATEST_NS = 10 * NS_PER_S  # how long a deadline may be overrun: the wall clock may have stood still meanwhile
 
 
 class Violation(AssertionError):
@@ -72,6 +76,8 @@ class Checkers:
         self._arrived = ""  # the request that this step brought
         self.refused = 0
         self._doubtful: list[str] = []
+        self._retry_at_ns: dict[str, int] = {}  # models that back off
+        self._limits: dict[str, int] = {}  # key → most in flight; 0: no limit
         self._last_ns = 0
         self._at_once = 0
 
@@ -86,7 +92,8 @@ class Checkers:
             match action:
                 case Dispatch():
                     self._dispatched(action)
-                case Refuse(request_id=request_id):
+                case Refuse(request_id=request_id, reason=reason):
+                    self._check_key_limit(request_id, reason)
                     shadow = self._shadow(request_id, "refused")
                     _must(
                         shadow.replica_id not in self.started,
@@ -97,6 +104,11 @@ class Checkers:
                     self.refused += 1
                 case StartWorker(replica_id=replica_id, spec=spec):
                     self._starts(replica_id, spec)
+                    is_changed = isinstance(event, ModelPut)  # which may end a backing off
+                    early_ns = self._retry_at_ns.get(spec.name, 0) - at_ns
+                    _must(
+                        is_changed or early_ns <= 0, f"{replica_id} starts {early_ns} ns before the backing off ends"
+                    )
                 case StopWorker(replica_id=replica_id):
                     self._stops(at_ns, replica_id)
                 case SetTimer(timer=timer, at_ns=due_ns):
@@ -111,6 +123,9 @@ class Checkers:
         """The machine's own view must agree with the shadow, and keep its bounds."""
         status = control.status(at_ns)
         self._check_totals(status)
+        self._retry_at_ns = {model.name: model.retry_at_ns for model in status.models}
+        late = self.open.oldest_due(at_ns - LATEST_NS)
+        _must(late == "", f"{late} waits {LATEST_NS} ns beyond its deadline, and longer")
         self._check_queue()
         live: dict[str, int] = {}
         for replica in status.replicas:
@@ -124,7 +139,7 @@ class Checkers:
                 self.draining_since_ns.setdefault(replica.replica_id, at_ns)
             elif replica.state is ReplicaState.READY:
                 self.draining_since_ns.pop(replica.replica_id, None)
-            if replica.state is not ReplicaState.GONE:
+            if replica.state is not ReplicaState.GONE and replica.url not in self.remote_urls:
                 live[replica.model] = live.get(replica.model, 0) + 1
         self._doubtful.clear()
         for model, count in live.items():
@@ -136,6 +151,7 @@ class Checkers:
         """The observer of a control process that died with only this much journaled: what it lost never was."""
         observer = cls()
         observer.draining_since_ns = dict(before.draining_since_ns)
+        observer.excused = dict(before.excused)
         for item in journal:
             observer.stepped(item.at_ns, item.event, item.actions)
         observer._doubtful.clear()
@@ -198,12 +214,16 @@ class Checkers:
                     self.most_specs[spec.name] = max(1, self.most_specs[spec.name])
             case RequestArrived(request=request):
                 _must(self.open.get(request.request_id) is None, f"{request.request_id} arrived twice")
-                self.open.arrive(request)
+                max_wait_ns = self.specs[request.model].admission.max_wait_ns if request.model in self.specs else 0
+                due_ns = at_ns + max_wait_ns
+                self.open.arrive(request, min(due_ns, request.deadline_ns) if request.deadline_ns else due_ns)
                 self._arrived = request.request_id
             case (
                 FirstByteSent(request_id=name) | RequestFinished(request_id=name) | DispatchFailed(request_id=name)
             ) if name in self.given_up:
                 pass
+            case KeyCreated(key=key):
+                self._limits[key.key_id] = key.limits.max_in_flight
             case FirstByteSent(request_id=request_id):
                 self._shadow(request_id, "begun").first_byte = True
             case RequestFinished(request_id=request_id):
@@ -269,6 +289,7 @@ class Checkers:
         )
         if drained_out or (self.shutdown_ns and at_ns >= self.shutdown_ns + self.grace_ns):
             self.excused[replica_id] = None
+        if replica_id in self.excused:
             return
         _must(not running, f"{replica_id} is stopped while it runs {running}")
 
@@ -316,6 +337,13 @@ class Checkers:
                 _break(f"negative: {model}")
             if model.queued != self.open.waiting(model.name):
                 _break(f"{model.name}: {model.queued} queued by status, {self.open.waiting(model.name)} are")
+
+    def _check_key_limit(self, request_id: str, reason: Reason) -> None:
+        """A key is only told that it has too many in flight when it has."""
+        shadow = self.open.get(request_id)
+        if shadow is not None and reason is Reason.TOO_MANY_IN_FLIGHT:
+            others, limit = self.open.of_key(shadow.request.key_id) - 1, self._limits[shadow.request.key_id]
+            _must(others >= limit > 0, f"{request_id} is refused for {others} others in flight, the limit is {limit}")
 
     def _check_queue(self) -> None:
         """What just came may wait only where the queue had room; what waits after a failed attempt is beyond it."""

@@ -6,10 +6,11 @@ from baseload.domain.work import Request
 class Shadow:
     """One open request."""
 
-    __slots__ = ("attempts", "first_byte", "replica_id", "request", "requeued")
+    __slots__ = ("attempts", "due_ns", "first_byte", "replica_id", "request", "requeued")
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, due_ns: int) -> None:
         self.request = request
+        self.due_ns = due_ns  # it must not wait beyond this
         self.replica_id = ""  # "": waits in the router
         self.attempts = 0
         self.first_byte = False
@@ -24,6 +25,7 @@ class Shadows:
         self._waiting: dict[str, int] = {}  # model → requests that wait
         self._fresh: dict[str, int] = {}  # of those, the ones never dispatched
         self._running: dict[str, dict[str, None]] = {}  # replica → request ids
+        self._next_due_ns = 0  # none that waits is due before this
         self.waiting_total = 0
 
     def __len__(self) -> int:
@@ -58,9 +60,23 @@ class Shadows:
         """Which run on a replica."""
         return list(self._running.get(replica_id, ()))
 
-    def arrive(self, request: Request) -> None:
-        """It waits."""
-        self._open[request.request_id] = shadow = Shadow(request)
+    def of_key(self, key_id: str) -> int:
+        """How many a key has open."""
+        return sum(1 for shadow in self._open.values() if shadow.request.key_id == key_id)
+
+    def oldest_due(self, before_ns: int) -> str:
+        """A request that waits and was due before this; "" when there is none."""
+        if before_ns < self._next_due_ns or not self.waiting_total:
+            return ""
+        waiting = [shadow for shadow in self._open.values() if not shadow.replica_id]
+        oldest = min(waiting, key=lambda shadow: shadow.due_ns)
+        self._next_due_ns = oldest.due_ns
+        return oldest.request.request_id if oldest.due_ns < before_ns else ""
+
+    def arrive(self, request: Request, due_ns: int) -> None:
+        """It waits, until `due_ns` at the latest."""
+        self._open[request.request_id] = shadow = Shadow(request, due_ns)
+        self._next_due_ns = min(self._next_due_ns, due_ns)
         self._wait(shadow, 1)
 
     def dispatch(self, shadow: Shadow, replica_id: str) -> None:
@@ -74,6 +90,7 @@ class Shadows:
         """It waits again."""
         del self._running[shadow.replica_id][shadow.request.request_id]
         shadow.replica_id, shadow.requeued = "", True
+        self._next_due_ns = min(self._next_due_ns, shadow.due_ns)
         self._wait(shadow, 1)
 
     def end(self, request_id: str) -> Shadow:

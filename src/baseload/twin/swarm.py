@@ -123,7 +123,7 @@ def _physics(rng: Rng) -> Physics:
         sample_ms=100 + rng.below(1_000),
         meter_ms=50 + rng.below(2_000) if rng.below(4) == 0 else 0,
         detect_ms=1 + rng.below(200),
-        unresponsive_ms=1_000 + rng.below(20_000),
+        unresponsive_ms=1_000 + rng.below(20_000) * (1 + 5 * rng.below(2)),
         dispatch_timeout_ms=100 + rng.below(3_000),
         kv_tokens=512 << rng.below(5),
         step_time=_step_time(1 << rng.below(6)),

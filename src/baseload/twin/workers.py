@@ -249,6 +249,9 @@ class Worker:
 
     def _step(self) -> None:
         """Begin the next engine step, unless one runs or there is nothing to do."""
+        if not self.batcher.busy:
+            assert not self._exchanges, f"the batcher lost {list(self._exchanges)}"
+            assert self.batcher.kv_usage == 0, "the batcher holds blocks for nobody"
         if self._stepping or not self.batcher.busy or self.life is not Life.READY or self.is_hung:
             return
         plan = self.batcher.plan(self.host.agenda.now_ns)

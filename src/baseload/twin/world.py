@@ -258,6 +258,8 @@ class World:
     def _hang(self, worker: Worker) -> None:
         if self.faults.hang_every_s > 0:
             worker.hang()
+            if self.checkers:
+                self.checkers.excused[worker.replica_id] = None  # ending it heals
 
     def _new_worker(self, replica_id: str, spec: ModelSpec, *, born_ready: bool) -> Worker:
         self._pids += 1
