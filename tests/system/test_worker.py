@@ -299,3 +299,26 @@ def test_a_model_that_cannot_be_served_ends_the_worker(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "OddForCausalLM" in done.stderr
     assert done.stdout == ""
+
+
+def test_an_engine_that_fails_for_good_ends_the_worker_and_says_why(tiny_model: Path) -> None:
+    code = (
+        "import os, sys\n"
+        "from baseload.engine.runner import Runner\n"
+        "from baseload.worker.__main__ import main\n"
+        "def broken(self, spans):\n"
+        "    raise RuntimeError('the accelerator is gone')\n"
+        "Runner.run = broken\n"
+        "Runner.warm = lambda self: None\n"
+        f"os._exit(main(['--model', {str(tiny_model)!r}, '--name', 'tiny']))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    worker = Worker(process, int(json.loads(process.stdout.readline())["ready"].rpartition(":")[2]))
+    for _ in range(3):
+        status, body = worker.ask("POST", "/v1/completions", {"model": "tiny", "prompt": "a"})
+        assert (status, body["error"]["code"]) == (502, "worker_error")
+    assert process.wait(WAIT_S) == 1
+    assert "the accelerator is gone" in process.communicate()[1]
