@@ -1,7 +1,6 @@
 """A client's bytes to what the router needs: counts and hashes, and the bytes that go on to the worker."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 
 import msgspec
@@ -17,8 +16,7 @@ PREFIX_LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)  # in bytes; a
 _INCLUDE_USAGE = b'"stream_options":{"include_usage":true},'
 
 
-@dataclass(frozen=True, slots=True)
-class Intake:
+class Intake(msgspec.Struct, frozen=True):
     """A parsed request. `body` goes to the worker; `withhold_usage`: the client did not ask for the usage chunk."""
 
     model: str

@@ -153,6 +153,7 @@ class _Connection(asyncio.Protocol):
         "_deadline",
         "_deaf",
         "_final",
+        "_first_bytes",
         "_head_bytes",
         "_headers",
         "_keep_alive",
@@ -161,6 +162,7 @@ class _Connection(asyncio.Protocol):
         "_pending",
         "_phase",
         "_pumping",
+        "_read_bytes",
         "_reading_paused",
         "_stalled_since",
         "_url",
@@ -211,6 +213,7 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
+        self._read_bytes = len(data)
         if self._phase is _Phase.HEAD:
             self._head_bytes += len(data)
         try:
@@ -220,7 +223,7 @@ class _Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             if not self._deaf:
                 self._refuse(Reason.BAD_REQUEST, f"This is not a valid HTTP/1.1 request: {error}.", 400)
-        if self._phase is _Phase.HEAD and self._head_bytes > self.server.bounds.header_bytes:
+        if self._phase is _Phase.HEAD and self._head_bytes - self._first_bytes > self.server.bounds.header_bytes:
             self._refuse_headers()
         if self._pending or self._final is not None:
             self._pump()
@@ -277,7 +280,7 @@ class _Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._phase = _Phase.HEAD
         self._deadline = self.server.loop.time() + self.server.bounds.header_timeout_s
-        self._head_bytes = 0  # of whole reads after the one in which the request began
+        self._head_bytes = self._first_bytes = self._read_bytes  # of whole reads, so perhaps of other requests too
         self._url = b""
         self._headers: dict[str, str] = {}
         self._body: list[bytes] = []
@@ -304,10 +307,7 @@ class _Connection(asyncio.Protocol):
         self._body_since = server.loop.time()
         self._version = self._parser.get_http_version()
         self._keep_alive = self._version == "1.1" and self._parser.should_keep_alive()
-        size = len(self._url)
-        for name, value in headers.items():
-            size += len(name) + len(value) + 4
-        if size > server.bounds.header_bytes:
+        if self._head_bytes > server.bounds.header_bytes and self._is_head_long():
             self._refuse_headers()
         elif "host" not in headers and self._version == "1.1":
             self._refuse(Reason.BAD_REQUEST, "The Host header is missing.", 400)
@@ -412,6 +412,10 @@ class _Connection(asyncio.Protocol):
         self.ending = True
         if self.current is None and self._phase is _Phase.IDLE and self._final is None:
             self.transport.close()
+
+    def _is_head_long(self) -> bool:
+        size = len(self._url) + sum([len(name) + len(value) + 4 for name, value in self._headers.items()])
+        return size > self.server.bounds.header_bytes
 
     # -- refusals and time -------------------------------------------------------------------------------------------
 

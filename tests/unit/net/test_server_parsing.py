@@ -248,6 +248,15 @@ def test_bounds_of_headers_and_body():
     assert status(start + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n") == b"400"
 
 
+def test_a_long_head_is_refused_wherever_it_is_cut():
+    data = b"GET / HTTP/1.1\r\nHost: h\r\nX-Long: " + b"x" * 500 + b"\r\n\r\n"
+    for cut in (1, 20, 100, len(data) // 2, len(data) - 2, len(data)):
+        end = End(bounds=Bounds(header_bytes=500))
+        end.feed(GET + data[:cut], data[cut:] or b"\r\n")
+        assert b"HTTP/1.1 431" in end.pipe.sent
+        assert len(end.exchanges) == 1
+
+
 def test_a_refusal_waits_for_the_answers_before_it():
     end = End(at_once=False)
     end.feed(GET + b"NONSENSE\r\n\r\n")
