@@ -151,14 +151,16 @@ def test_choices_and_logprobs(worker: Worker) -> None:
             assert len(token["top_logprobs"]) == 4
             assert token["logprob"] <= token["top_logprobs"][0]["logprob"] <= 0
     assert body["usage"]["completion_tokens"] == 18
-    asked = {"model": "tiny", "prompt": ["the dog", "a fox"], "max_tokens": 4, "logprobs": 2, "temperature": 0}
+    asked = {"model": "tiny", "prompt": ["the dog", "a fox"], "max_tokens": 4, "logprobs": 2, "seed": 0}
     status, body = worker.ask("POST", "/v1/completions", {**asked, "ignore_eos": True})
     assert status == 200
     assert len(body["choices"]) == 2
     for choice in body["choices"]:
         logprobs = choice["logprobs"]
         assert len(logprobs["tokens"]) == len(logprobs["token_logprobs"]) == len(logprobs["text_offset"]) == 4
-        assert all(1 <= len(top) <= 2 for top in logprobs["top_logprobs"])
+        for token, top in zip(logprobs["tokens"], logprobs["top_logprobs"], strict=True):
+            assert 1 <= len(top) <= 3
+            assert token in top
 
 
 def test_stop_strings(worker: Worker) -> None:
@@ -217,6 +219,7 @@ def test_structured_output(worker: Worker) -> None:
             "structured_outputs.regex",
         ),
         ("/nowhere", {}, 404, "unknown_url", None),
+        ("/health", {}, 405, "method_not_allowed", None),
     ],
 )
 def test_refusals(worker: Worker, path: str, body: object, status: int, code: str | None, param: str | None) -> None:

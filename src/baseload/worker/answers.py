@@ -182,7 +182,10 @@ class Answer:
         for delta in deltas:
             offsets.append(offset)
             offset += len(delta.text)
-        tops = [{tokenizer.token_text(token): logprob for token, logprob in delta.top} for delta in deltas]
+        tops = [  # the chosen token is always among them
+            {tokenizer.token_text(token): logprob for token, logprob in (*delta.top, (delta.token, delta.logprob))}
+            for delta in deltas
+        ]
         return CompletionLogprobs(
             tokens=[tokenizer.token_text(delta.token) for delta in deltas],
             token_logprobs=[delta.logprob for delta in deltas],

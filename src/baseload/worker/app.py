@@ -25,6 +25,7 @@ from baseload.wire.openai import (
     parse_chat,
     parse_completion,
 )
+from baseload.wire.openai_errors import method_not_allowed_body
 from baseload.worker.answers import Answer
 from baseload.worker.metrics import Metrics
 from baseload.worker.prepare import Served, chat_tokens, prepare
@@ -77,6 +78,11 @@ class WorkerApp:
         """The server's handler."""
         routes = self._posts if exchange.method == "POST" else self._gets
         route = routes.get(exchange.path)
+        if route is None and exchange.path in {**self._gets, **self._posts}:
+            allowed = "POST" if exchange.path in self._posts else "GET"
+            body = method_not_allowed_body(exchange.method, exchange.path, allowed)
+            exchange.respond(405, body, headers=[("allow", allowed)])
+            return
         if route is None:
             message = f"{exchange.method} {exchange.path} is not served here."
             _refuse(exchange, Refusal(Reason.UNKNOWN_ROUTE, message))
