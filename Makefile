@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 .DEFAULT_GOAL := help
 .SHELLFLAGS := -eu -c
-.PHONY: help up setup test setup-dev check format guide bench-gateway clean
+.PHONY: help up setup test setup-dev check format guide bench-gateway bench-engine bench-core bench-twin clean
 
 up: setup $(VENV)/.warm  ## start Baseload in the foreground; Ctrl-C stops it
 	@exec $(BIN)/baseload up --port $(PORT) --data-dir $(DATA_DIR) --show-key
@@ -31,8 +31,18 @@ format: setup-dev  ## format the code
 guide: setup  ## train the shipped model `guide` from scratch (about half an hour on 2 cores)
 	$(BIN)/baseload train --config configs/guide.toml --fresh
 
-bench-gateway: setup-dev  ## added latency and requests per second of the gateway
+bench-gateway: setup-dev  ## the gateway's added latency and requests per second (needs wrk and a C compiler)
 	$(BIN)/python bench/gateway/run.py
+
+bench-engine: setup-dev  ## the engine's prefill and decode on a 386 M-parameter shape
+	$(BIN)/python bench/engine/spine.py
+
+bench-core: setup-dev  ## events per second of the control machine, and of the journal under it
+	$(BIN)/python bench/core/machines.py
+	$(BIN)/python bench/journal.py
+
+bench-twin: setup-dev  ## events per second of the twin
+	$(BIN)/python bench/twin/run.py
 
 setup: $(VENV)/.ready
 setup-dev: $(VENV)/.ready-dev
