@@ -63,6 +63,7 @@ class Figures:
     cpu_us_per_request: float  # processor time, which hardly depends on what else the machine does
     added_p50_ms: float
     added_p99_ms: float
+    probed_per_s: float  # below PER_SECOND: the system was too slow for the rate, and its latencies flatter it
     direct_p50_ms: float
     direct_p99_ms: float
     stream_chunks_per_s: float
@@ -143,7 +144,7 @@ def measure(system: System, mock_port: int, options: argparse.Namespace, folder:
     streams, bad_streams = wrk(system, core=core, seconds=seconds, stream=True, folder=folder)
     direct = Target("mock", mock_port, request("none"))
     through = Target(system.name, system.port, request(system.secret))
-    probe([direct, through], per_second=PER_SECOND, seconds=seconds)
+    probed = probe([direct, through], per_second=PER_SECOND, seconds=seconds)
     p50, p99 = [(quantile(through.latencies, q) - quantile(direct.latencies, q)) * 1e3 for q in (0.5, 0.99)]
     return Figures(
         name=system.name,
@@ -151,6 +152,7 @@ def measure(system: System, mock_port: int, options: argparse.Namespace, folder:
         cpu_us_per_request=cpu_s / (rate * seconds) * 1e6,
         added_p50_ms=p50,
         added_p99_ms=p99,
+        probed_per_s=probed,
         direct_p50_ms=quantile(direct.latencies, 0.5) * 1e3,
         direct_p99_ms=quantile(direct.latencies, 0.99) * 1e3,
         stream_chunks_per_s=streams * CHUNKS,
@@ -275,7 +277,7 @@ def stop(process: subprocess.Popen[str]) -> None:
 def show(all_figures: list[Figures]) -> None:
     """A table, and the ratios to ours."""
     ours = all_figures[0]
-    heads = ("requests/s", "CPU each", "added p50", "added p99", "chunks/s", "memory", "failed")
+    heads = ("requests/s", "CPU each", "added p50", "added p99", "probed at", "chunks/s", "memory", "failed")
     print(" " * 10 + "".join([f"{head:>13}" for head in heads]))
     for one in all_figures:
         cells = (
@@ -283,6 +285,7 @@ def show(all_figures: list[Figures]) -> None:
             f"{one.cpu_us_per_request:.1f} µs",
             f"{one.added_p50_ms:.2f} ms",
             f"{one.added_p99_ms:.2f} ms",
+            f"{one.probed_per_s:.0f}/s",
             f"{one.stream_chunks_per_s:,.0f}",
             f"{one.memory_mb:.0f} MB",
             f"{one.failures}",
