@@ -46,16 +46,15 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Serve until told to end; the exit code. Raises ModelError where the model cannot be served."""
+    """Serve until told to end; the exit code, with which the caller ends the process. Raises ModelError where the model cannot be served."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     with ThreadPoolExecutor(1) as pool:
         opening = pool.submit(TextTokenizer.open, options.model_dir)
         runner = Runner.open(options.model_dir, spec=options.spec, cache_dir=options.cache_dir)
         tokenizer = opening.result()
-    try:
-        return uvloop.run(_serve(options, runner, tokenizer))
-    finally:
-        runner.close()
+    return uvloop.run(
+        _serve(options, runner, tokenizer)
+    )  # the process ends next: nobody waits for the warming thread
 
 
 async def _serve(options: Options, runner: Runner, tokenizer: TextTokenizer) -> int:
