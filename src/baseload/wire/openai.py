@@ -70,6 +70,7 @@ __all__ = [
     "usage",
 ]
 
+MOST_COMPLETIONS = 128  # of one request
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 
 _TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -276,9 +277,11 @@ def parse_completion(body: bytes) -> CompletionRequest:
     _check_common(request)
     if not isinstance(request.prompt, str):
         kinds = {type(item) for item in request.prompt}
-        bound = 128 if kinds != {int} else len(request.prompt)
+        bound = MOST_COMPLETIONS if kinds != {int} else len(request.prompt)
         if len(kinds) != 1 or len(request.prompt) > bound or [] in request.prompt:
             raise _bad("prompt", f"'prompt' must be {_ALLOWED['prompt']}.")
+        if len(request.prompts) * (request.n or 1) > MOST_COMPLETIONS:
+            raise _bad("n", f"Prompts times 'n' must be at most {MOST_COMPLETIONS}.")
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise _bad("best_of", "'best_of' other than 'n' is not supported.")
     if request.echo:

@@ -125,6 +125,7 @@ def test_refusals_name_field_and_range(fields, param, allowed):
         ({"prompt": [1, "a"]}, "prompt"),
         ({"prompt": [[1], []]}, "prompt"),
         ({"prompt": ["a"] * 129}, "prompt"),
+        ({"prompt": ["a"] * 65, "n": 2}, "n"),
         ({"prompt": [-1]}, "prompt[0]"),
         ({"prompt": None}, "prompt"),
         ({"logprobs": 6}, "logprobs"),
