@@ -7,6 +7,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 
@@ -32,6 +33,9 @@ from baseload.worker.prepare import Served, chat_tokens, prepare
 
 _INLINE_BYTES = 32 << 10  # a larger body is prepared in a thread, so that others are not held up
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+
+
+_Part = TypeVar("_Part")
 
 
 class _TokenizeRequest(msgspec.Struct):
@@ -208,28 +212,43 @@ class WorkerApp:
     def _take(self, outputs: list[Output]) -> None:
         """One step's outputs, on the event loop. Those of requests whose client is gone are dropped."""
         deltas: dict[str, list[Delta]] = {}
+        ends: list[Ended | Failed] = []
         for output in outputs:
             if isinstance(output, Delta):
                 deltas.setdefault(output.request_id, []).append(output)
+            else:
+                ends.append(output)
         for request_id, group in deltas.items():
-            answer = self._answers.get(request_id)
-            if answer is not None:
-                if not answer.first_ns:
-                    self.metrics.ttft.observe((time.monotonic_ns() - answer.arrived_ns) / 1e9)
-                answer.take(group)
-        for output in outputs:
-            if isinstance(output, Delta):
-                continue
-            answer = self._answers.pop(output.request_id, None)
-            if answer is None:
-                continue
-            match output:
-                case Ended():
-                    self._count_end(answer, output)
-                    answer.end(output.tokens, output.phases)
-                case Failed():
-                    self.metrics.finished["error"] += 1
-                    answer.fail(output.refusal)
+            self._guarded(request_id, self._extend, group)
+        for end in ends:
+            self._guarded(end.request_id, self._finish, end)
+            self._answers.pop(end.request_id, None)
+
+    def _guarded(self, request_id: str, act: Callable[[Answer, _Part], None], part: _Part) -> None:
+        """A defect while answering one client is reported and cuts that client off, not those after it."""
+        answer = self._answers.get(request_id)
+        if answer is None:
+            return
+        try:
+            act(answer, part)
+        except Exception as error:
+            self._loop.call_exception_handler({"message": "answering a request failed", "exception": error})
+            self._client_gone(request_id)
+            answer.exchange.abort()
+
+    def _extend(self, answer: Answer, deltas: list[Delta]) -> None:
+        if not answer.first_ns:
+            self.metrics.ttft.observe((time.monotonic_ns() - answer.arrived_ns) / 1e9)
+        answer.take(deltas)
+
+    def _finish(self, answer: Answer, end: Ended | Failed) -> None:
+        match end:
+            case Ended():
+                self._count_end(answer, end)
+                answer.end(end.tokens, end.phases)
+            case Failed():
+                self.metrics.finished["error"] += 1
+                answer.fail(end.refusal)
 
     def _count_end(self, answer: Answer, ended: Ended) -> None:
         now = time.monotonic_ns()

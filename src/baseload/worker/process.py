@@ -46,7 +46,10 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Serve until told to end; the exit code, with which the caller ends the process. Raises ModelError where the model cannot be served."""
+    """Serve until told to end; the exit code, with which the caller ends the process.
+
+    Raises ModelError where the model cannot be served.
+    """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     with ThreadPoolExecutor(1) as pool:
         opening = pool.submit(TextTokenizer.open, options.model_dir)
