@@ -27,6 +27,7 @@ def alone(runner, tokens, blocks):
 @pytest.mark.parametrize(("family", "dtype"), CASES)
 def test_bits_do_not_depend_on_chunks_or_batch(runner_of, block_table, family, dtype):
     runner = runner_of(family, dtype)
+    runner.warm(background=False)
     rng = np.random.default_rng(7)
     tokens = [rng.integers(0, runner.vocab_size, LENGTH).astype(np.int32) for _ in range(8)]
     blocks = block_table(runner, 8, LENGTH)
@@ -50,6 +51,7 @@ def test_bits_do_not_depend_on_chunks_or_batch(runner_of, block_table, family, d
 @pytest.mark.parametrize(("family", "dtype"), [("llama3-sharded", "float32"), ("mixtral", "bfloat16")])
 def test_bits_do_not_depend_on_the_bucket(runner_of, block_table, monkeypatch, family, dtype):
     runner = runner_of(family, dtype)
+    runner.warm(background=False)
     rng = np.random.default_rng(3)
     tokens = rng.integers(0, runner.vocab_size, 21).astype(np.int32)
     (blocks,) = block_table(runner, 1, 32)
