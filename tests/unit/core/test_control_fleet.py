@@ -111,6 +111,24 @@ def test_grows_on_delay_within_bounds_and_cooldown_and_gives_back(stage: Any) ->
     assert stage.decisions("scale_down")
 
 
+def test_one_scale_up_follows_another_only_after_the_cooldown(stage: Any) -> None:
+    stage.put(spec(0, 4, scale_up_cooldown_ns=30 * NS_PER_S))
+    for _ in range(3):
+        stage.ask()
+        stage.ready(*stage.started())
+    stage.wait(29)
+    assert not stage.started()
+    stage.wait(2)
+    (second,) = stage.started()
+    stage.ready(second)
+    for _ in range(4):
+        stage.ask()
+    stage.wait(28)
+    assert not stage.started()
+    stage.wait(3)
+    assert len(stage.started()) >= 1
+
+
 def test_grows_when_the_cache_stays_full(stage: Any) -> None:
     stage.put(spec(1, 2))
     (replica_id,) = list(states(stage))

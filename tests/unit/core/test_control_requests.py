@@ -12,6 +12,8 @@ from baseload.domain.events import (
     KeyRevoked,
     ModelRemoved,
     RequestFinished,
+    ShutdownAsked,
+    TimerFired,
     WorkerSampled,
 )
 from baseload.domain.fleet import WorkerSample
@@ -243,3 +245,43 @@ def test_load_spreads_over_replicas(stage: Any) -> None:
         assert stage.dispatched(), "nothing waits while any replica has room"
     in_flight = {replica.replica_id: replica.in_flight for replica in stage.machine.status(stage.now).replicas}
     assert in_flight == dict.fromkeys(names, 8)
+
+
+def test_the_first_byte_counts_once(stage: Any) -> None:
+    awake(stage)
+    request_id = stage.ask()
+    stage.tell(FirstByteSent(request_id), after_s=1)
+    stage.tell(FirstByteSent(request_id), after_s=1)
+    stage.answer(request_id)
+    entry = stage.entry(request_id)
+    assert entry.first_byte_ns - entry.arrived_ns == NS_PER_S
+
+
+def test_what_left_the_queue_leaves_nothing_behind(stage: Any) -> None:
+    stage.put(spec())
+    sizes = []
+    for _ in range(2):
+        for _ in range(300):
+            request_id = stage.ask()
+            stage.tell(RequestFinished(request_id, Outcome.CANCELLED, Reason.CLIENT_GONE, TokenCounts()))
+        sizes.append(len(stage.machine.snapshot()))
+    assert sizes[1] - sizes[0] < 2_500, "at most some 64 stale deadlines, however many came and went"
+
+
+def test_a_timer_that_fires_early_does_nothing(stage: Any) -> None:
+    stage.put(spec())
+    stage.ask(deadline_s=5)
+    (timer,) = [name for name in stage.timers if name.startswith("queue:")]
+    stage.tell(TimerFired(timer), after_s=1)
+    assert not stage.actions
+    stage.wait(5)
+    assert [refusal.reason for refusal in stage.refused()] == [Reason.DEADLINE], "and is still set"
+
+
+def test_nothing_is_tried_again_during_an_orderly_end(stage: Any) -> None:
+    awake(stage, 2)
+    request_id, _keeps_the_other_busy = stage.ask(), stage.ask()
+    replica_id = next(action.replica_id for action in stage.all if getattr(action, "request_id", "") == request_id)
+    stage.tell(ShutdownAsked(60 * NS_PER_S))
+    stage.tell(DispatchFailed(request_id, replica_id, Reason.WORKER_LOST))
+    assert [refusal.reason for refusal in stage.refused()] == [Reason.SHUTTING_DOWN]
