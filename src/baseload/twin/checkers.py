@@ -113,11 +113,11 @@ class Checkers:
                     self._stops(at_ns, replica_id)
                 case SetTimer(timer=timer, at_ns=due_ns):
                     _must(due_ns > 0 and timer != "", f"timer {timer!r} is set to {due_ns}")
-                case Shutdown():
-                    _must(len(self.open) == 0 and not self.started, "Shutdown while requests or workers are left")
                 case _:
                     pass
         self._take_entries(entries, over)
+        if any(isinstance(action, Shutdown) for action in actions):
+            _must(len(self.open) == 0 and not self.started, "Shutdown while requests or workers are left")
 
     def check(self, at_ns: int, control: ControlMachine) -> None:
         """The machine's own view must agree with the shadow, and keep its bounds."""
