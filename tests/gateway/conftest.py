@@ -170,7 +170,6 @@ class Worker:
     seen: list[Exchange] = field(default_factory=list)
     hanging: list[Exchange] = field(default_factory=list)
     disconnects: int = 0
-    written: int = 0
     fails_left: int = 0  # so many requests are aborted before their first byte
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -253,11 +252,11 @@ class Worker:
         exchange.start(200, content_type=wire.SSE)
         if chat:
             exchange.write(event([wire.ChatChoice(0, delta=wire.ChatDelta(role="assistant", content=""))]))
+        chunks = []
         for word in words:
             delta = wire.ChatChoice(0, delta=wire.ChatDelta(content=word)) if chat else wire.CompletionChoice(0, word)
-            chunk = event([delta])
-            self.written += len(chunk)
-            exchange.write(chunk)
+            chunks.append(event([delta]))
+        exchange.write(b"".join(chunks))
         if end == "die":
             asyncio.get_running_loop().call_later(0.01, exchange.abort)
             return
