@@ -172,6 +172,18 @@ def test_from_the_first_start_to_ctrl_c(start: Callable[..., Up], tmp_path: Path
     assert up.json("usage")["total"]["requests"] == 3, "the folder can be read without a process"
 
 
+def test_a_fresh_folder_comes_with_a_guide_that_answers(tmp_path: Path, cache: Path) -> None:
+    up = Up(tmp_path / "data", "--set", f"cache_dir={cache}")
+    try:
+        assert [(model["name"], model["state"]) for model in up.json("status")["models"]] == [("guide", "asleep")]
+        said = up.json("chat", "How do I scale a model to zero?")
+        assert "min_replicas" in said["text"]
+        assert said["model"] == "guide"
+    finally:
+        assert up.end(signal.SIGTERM) == 0
+    assert workers(tmp_path / "data") == []
+
+
 def test_keys_and_models_are_managed_from_the_command_line(start: Callable[..., Up], tmp_path: Path) -> None:
     up = start()
     made = up.json("keys", "create", "shop", "--model", "tiny", "--rpm", "100")

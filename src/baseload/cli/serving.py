@@ -209,7 +209,9 @@ def _say_ready(url: str, key_file: Path, models: Sequence[ModelSpec], *, show_ke
     shown = escape(os.path.relpath(key_file))
     page = f"{url}/#key={secret}" if secret else f"{url}  (it asks for the key in {shown})"
     name = escape(models[0].name if models else "NAME")
-    body = f'{{"model": "{name}", "messages": \\[{{"role": "user", "content": "What is Baseload?"}}]}}'
+    body = (
+        f'{{"model": "{name}", "temperature": 0, "messages": \\[{{"role": "user", "content": "What is Baseload?"}}]}}'
+    )
     # No frame around it: the lines are there to be copied.
     console.print(
         f"\n[bold]Dashboard[/]  {page}\n[bold]Chat[/]       baseload chat\n[bold]API[/]        "

@@ -16,6 +16,7 @@ from baseload.web.snapshot import History, Snapshot, power_w, take, usd_per_hour
 
 _log = logging.getLogger("baseload.web")
 STEP_S = 1.0
+MINUTE_NS = 60 * NS_PER_S
 KEPT = 300  # samples: five minutes
 RATE_WINDOW = 5  # samples over which tokens per second are averaged
 USAGE_EVERY = 5  # ticks between two readings of the ledger, and only while a page is open
@@ -32,6 +33,7 @@ class Feed:
         self._step_s = step_s
         self._samples: deque[tuple[float, int, int, float, float]] = deque(maxlen=KEPT)
         self._tokens: deque[tuple[int, int]] = deque(maxlen=RATE_WINDOW + 1)  # (now_ns, tokens ever seen)
+        self._asked: deque[tuple[int, int]] = deque(maxlen=KEPT)  # (now_ns, requests ever asked)
         self._seen: dict[str, int] = {}  # replica → tokens at the last sample
         self._tokens_ever = 0
         self._wake_ns: dict[str, int] = {}
@@ -67,6 +69,7 @@ class Feed:
             self._control.models(),
             version=self._version,
             history=history,
+            requests_last_minute=self._asked[-1][1] - self._asked[0][1] if self._asked else 0,
             wake_ns=self._wake_ns,
             usage=self._usage,
             decisions=self._decisions,
@@ -101,6 +104,9 @@ class Feed:
             if replica.state is ReplicaState.READY and replica.cold_ns:
                 self._wake_ns[replica.model] = replica.cold_ns
         self._seen = seen
+        self._asked.append((status.now_ns, status.requests_total))
+        while status.now_ns - self._asked[0][0] > MINUTE_NS:
+            self._asked.popleft()
         self._tokens.append((status.now_ns, self._tokens_ever))
         (then_ns, then_tokens), (now_ns, now_tokens) = self._tokens[0], self._tokens[-1]
         elapsed_s = (now_ns - then_ns) / NS_PER_S

@@ -90,6 +90,7 @@ class Snapshot(Struct, frozen=True):
     queued: int
     oldest_wait_s: float
     requests_total: int
+    requests_last_minute: int
     refused_total: int
     tokens_per_s: float
     power_w: float
@@ -108,6 +109,7 @@ def take(
     *,
     version: str,
     history: History,
+    requests_last_minute: int,
     wake_ns: Mapping[str, int],
     usage: Sequence[UsageRow] | None,
     decisions: Sequence[JournalRow],
@@ -125,6 +127,7 @@ def take(
         queued=status.queued,
         oldest_wait_s=max((model.oldest_wait_ns for model in status.models), default=0) / NS_PER_S,
         requests_total=status.requests_total,
+        requests_last_minute=requests_last_minute,
         refused_total=status.refused_total,
         tokens_per_s=history.tokens_per_s[-1] if history.tokens_per_s else 0.0,
         power_w=power_w(status),

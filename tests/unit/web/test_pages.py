@@ -73,7 +73,7 @@ class FakeControl:
         sample = WorkerSample(completion_tokens=10 * self.seconds)
         state = ReplicaState.READY
         replica = ReplicaStatus("r1", "guide", state, "", 1, 0, 0, 1, sample, 7, 0, 0, 30.0, "modelled")
-        return ControlStatus(self.now_ns(), 0, 1, "p", (), (replica,), 0, 1, 1, 0, 0, False)
+        return ControlStatus(self.now_ns(), 0, 1, "p", (), (replica,), 0, 1, 1, 2 * self.seconds, 0, False)
 
     async def usage(self, *, from_day: str = "", to_day: str = "") -> list[UsageRow]:
         if self.broken:
@@ -139,6 +139,7 @@ async def test_the_feed_streams_figures_until_it_is_closed() -> None:
         seen.append(json.loads((await exchange.chunks.get()).removeprefix(b"data: ")))
     assert feed.watchers == 1
     assert seen[-1]["tokens_per_s"] == 10.0
+    assert 0 < seen[-1]["requests_last_minute"] <= 120, "two a second, over a minute at most"
     assert (seen[-1]["power_w"], seen[-1]["usd_per_hour"]) == (30.0, 0.5)
     await dashboard.close()
     await feed.close()

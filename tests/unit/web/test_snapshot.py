@@ -80,6 +80,7 @@ def test_only_living_replicas_cost_and_draw() -> None:
         [SPEC],
         version="1",
         history=History(1.0, (1.0, 2.5), (0, 1), (0, 0), (0.0, 30.0), (0.0, 0.5)),
+        requests_last_minute=7,
         wake_ns={},
         usage=None,
         decisions=[

@@ -87,7 +87,8 @@ function drawFigures(now) {
   text($("n-tokens"), peak > 0 ? `written by models; peak ${number(peak)} in ${minutes}` : `no token written in ${minutes}`);
   spark($("s-tokens"), past.tokens_per_s, `Tokens per second over ${minutes}, peak ${number(peak)}`);
   figure($("f-running"), number(now.in_flight), now.queued ? ` + ${number(now.queued)} waiting` : "");
-  text($("n-running"), now.queued ? `the oldest waits ${duration(now.oldest_wait_s)}` : "none waiting");
+  const asked = `${number(now.requests_last_minute)} asked in the last minute`;
+  text($("n-running"), now.queued ? `the oldest waits ${duration(now.oldest_wait_s)}; ${asked}` : asked);
   spark($("s-running"), past.in_flight, `Requests running over ${minutes}`);
   figure($("f-cost"), dollars(now.usd_per_hour), " / h");
   text($("n-cost"), now.today ? `${dollars(now.today.usd)} since midnight` : "");
@@ -226,7 +227,7 @@ function drawTry() {
     return button;
   }));
   text($("curl"), `curl ${place}/v1/chat/completions \\\n  -H "Authorization: Bearer $(cat baseload-data/first-key)" \\\n` +
-    `  -H "Content-Type: application/json" \\\n  -d '{"model": "${model}", "messages": [{"role": "user", "content": "Hello"}]}'`);
+    `  -H "Content-Type: application/json" \\\n  -d '{"model": "${model}", "temperature": 0, "messages": [{"role": "user", "content": "Hello"}]}'`);
 }
 
 async function ask(event) {
@@ -238,6 +239,7 @@ async function ask(event) {
   answer.className = "answer";
   answer.textContent = "";
   $("try-stop").hidden = false;
+  text($("try-state"), "Sending…");
   const began = performance.now();
   const state = (latest?.models.find((m) => m.name === model) || {}).state;
   const waiting = setInterval(() => text($("try-state"),
@@ -247,7 +249,7 @@ async function ask(event) {
     const reply = await fetch("/v1/chat/completions", {
       method: "POST", signal: chat.signal,
       headers: { authorization: `Bearer ${sessionStorage.getItem(SECRET)}`, "content-type": "application/json" },
-      body: JSON.stringify({ model, stream: true, max_tokens: 256, messages: [{ role: "user", content: question }] }),
+      body: JSON.stringify({ model, stream: true, max_tokens: 256, temperature: 0, messages: [{ role: "user", content: question }] }),
     });
     if (!reply.ok) throw new Error(await refusal(reply));
     for await (const data of events(reply)) {
@@ -262,7 +264,7 @@ async function ask(event) {
     }
     const seconds = (performance.now() - first) / 1000;
     text($("try-state"), first ? `First word after ${((first - began) / 1000).toFixed(2)} s` +
-      (pieces > 1 && seconds > 0 ? `, then ${plain.format((pieces - 1) / seconds)} a second` : "") : "The model gave an empty answer.");
+      (pieces > 1 && seconds > 0.05 ? `, then ${plain.format((pieces - 1) / seconds)} a second` : "") : "The model gave an empty answer.");
   } catch (error) {
     const stopped = error.name === "AbortError";
     text($("try-state"), stopped ? "Stopped." : "");
