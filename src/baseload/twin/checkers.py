@@ -74,7 +74,6 @@ class Checkers:
         self.grace_ns = 0
         self.excused: dict[str, None] = {}  # replicas that may cut what they run
         self._arrived = ""  # the request that this step brought
-        self.refused = 0
         self._doubtful: list[str] = []
         self._retry_at_ns: dict[str, int] = {}  # models that back off
         self._limits: dict[str, int] = {}  # key → most in flight; 0: no limit
@@ -101,7 +100,6 @@ class Checkers:
                     )
                     _must(not shadow.first_byte, f"{request_id} was refused after its first byte")
                     over[request_id] = self.open.end(request_id)
-                    self.refused += 1
                 case StartWorker(replica_id=replica_id, spec=spec):
                     self._starts(replica_id, spec)
                     is_changed = isinstance(event, ModelPut)  # which may end a backing off

@@ -120,7 +120,8 @@ class Client:
         if exchange is not self.exchange:
             return
         self._send_first_byte()
-        self._finish(Outcome.OK, None, exchange.tokens(), exchange.phases)
+        if self.outcome is None:  # else control died of the news
+            self._finish(Outcome.OK, None, exchange.tokens(), exchange.phases)
 
     def rejected(self, exchange: Exchange, reason: Reason) -> None:
         """The worker refused it with a proper error, which the client gets."""

@@ -68,7 +68,8 @@ class FaultMaker:
         self._world.agenda.after(exponential_ns(self._rng, mean_s), occur)
 
     def _kill_control(self) -> None:
-        self._world.kill_control(down_ns=exponential_ns(self._rng, 0.5))
+        kill = self._world.kill_control if self._rng.below(2) else self._world.kill_control_in_step
+        kill(down_ns=exponential_ns(self._rng, 0.5))
 
     def _stop_clock(self) -> None:
         self._world.stop_clock(exponential_ns(self._rng, 0.5))

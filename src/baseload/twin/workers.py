@@ -16,6 +16,7 @@ from baseload.twin.agenda import Agenda, Happening
 from baseload.twin.clients import Exchange
 from baseload.twin.spec import Faults, Physics
 
+LOCAL = ".simulated"  # ends the URL of each worker that is ours
 SIGKILLED, SIGTERMED, START_FAILED = -9, -15, 1
 
 
@@ -71,7 +72,7 @@ class Worker:
         self.replica_id = replica_id
         self.spec = spec
         self.pid = pid
-        self.url = f"http://{replica_id}.simulated"
+        self.url = f"http://{replica_id}{LOCAL}"
         self.life = Life.READY if born_ready else Life.FORKING
         self.orphan = False  # unknown to the present control process
         self.stopping = False

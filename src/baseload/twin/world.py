@@ -36,14 +36,14 @@ from baseload.domain.events import (
 from baseload.domain.model import ModelSpec
 from baseload.domain.rng import Rng
 from baseload.domain.units import NS_PER_MS, NS_PER_S, NS_PER_US
-from baseload.domain.work import Decision, Entry
+from baseload.domain.work import Entry
 from baseload.limits.step_time import StepTimeTable
 from baseload.twin.agenda import Agenda
 from baseload.twin.chance import exponential_ns
 from baseload.twin.checkers import Checkers
 from baseload.twin.clients import Client, Exchange, request_of
 from baseload.twin.spec import Faults, Physics
-from baseload.twin.workers import SIGKILLED, Life, Worker
+from baseload.twin.workers import LOCAL, SIGKILLED, Life, Worker
 from baseload.twin.workload import Arrival
 
 START_NS = 1_767_225_600 * NS_PER_S  # 2026-01-01 00:00 UTC: any wall time would do
@@ -94,7 +94,6 @@ class World:
         self.epoch = 0
         self.restarts = 0
         self.events = 0
-        self.decisions: list[Decision] = []
         self.journal: list[JournalItem] = []  # since the beginning; what a restart loses is cut off
         self.tail: deque[tuple[int, Event]] = deque(maxlen=40)  # the last events, for people
         self.snapshot_every = 0  # events between snapshots; 0: never
@@ -111,6 +110,7 @@ class World:
         self._requests = 0
         self._doomed_models: dict[str, bool] = {}  # models whose starts fail until the faults end
         self._stepping = False
+        self._dies_for_ns = 0  # control dies in its next step
 
     # -- time and chance ---------------------------------------------------------------------------------------
 
@@ -155,6 +155,11 @@ class World:
         self._journal(at_ns, event, actions)
         if self.checkers:
             self.checkers.stepped(at_ns, event, actions)
+        if self._dies_for_ns:
+            self.settle()
+            self._stepping = False
+            self.kill_control(down_ns=self._dies_for_ns)
+            return
         for action in actions:
             self._perform(action)
         if self.checkers:
@@ -198,9 +203,8 @@ class World:
                 self._timers[timer] = self.agenda.at(at_ns, lambda: self._fire(timer, at_ns))
             case CancelTimer(timer=timer):
                 self._cancel(timer)
-            case Record(entry=entry):
-                if isinstance(entry, Decision):
-                    self.decisions.append(entry)
+            case Record():
+                pass  # journaled with its event
             case Shutdown():
                 self.is_shut_down = True
             case _:
@@ -330,10 +334,15 @@ class World:
 
     # -- kill -9 of control, and recovery ----------------------------------------------------------------------
 
+    def kill_control_in_step(self, *, down_ns: int) -> None:
+        """The control process dies in its next step: what it decides is journaled and never performed."""
+        self._dies_for_ns = down_ns
+
     def kill_control(self, *, down_ns: int) -> None:
         """The control process dies at this instant; after `down_ns` it is started again."""
         if self.control is None or self.is_shut_down:
             return
+        self._dies_for_ns = 0
         self._verify_replay()
         self.control = None
         self.epoch += 1
@@ -358,9 +367,8 @@ class World:
         replicas = {replica.replica_id: replica for replica in control.status(self.stamp_ns()).replicas}
         orphans = [w for w in self.workers.values() if w.replica_id not in replicas and w.life is not Life.DEAD]
         for replica_id, replica in replicas.items():
-            worker = self.workers.get(replica_id)
-            if (worker is not None and not worker.spec.is_remote) or (worker is None and replica.pid):
-                self._report_known(replica_id, worker)
+            if not replica.url or replica.url.endswith(LOCAL):
+                self._report_known(replica_id, self.workers.get(replica_id))
         for worker in orphans:
             self._end_orphan(worker)
         self.settle()
@@ -376,11 +384,12 @@ class World:
         worker.die(SIGKILLED)
 
     def _report_known(self, replica_id: str, worker: Worker | None) -> None:
-        if worker is None or worker.life is Life.DEAD or worker.stopping:
-            if worker is not None:
-                worker.orphan = True
-                worker.die(SIGKILLED)
+        if worker is None or worker.life is Life.DEAD:
             self.tell(WorkerExited(replica_id, SIGKILLED, "gone while control was down"))
+        elif worker.stopping and self._luck.below(2):
+            worker.orphan = True
+            worker.die(SIGKILLED)
+            self.tell(WorkerExited(replica_id, SIGKILLED, "killed, for it was to end"))
         elif worker.life is Life.READY:
             self.tell(WorkerReady(replica_id, worker.url))
         elif worker.life is Life.STARTING:
