@@ -262,6 +262,45 @@ def test_kill_9_loses_nothing_and_counts_nothing_twice(start: Callable[..., Up],
     assert len(subjects) == len(set(subjects)) == 4
 
 
+def test_kill_9_in_the_middle_of_work_loses_no_answered_request(start: Callable[..., Up], tmp_path: Path) -> None:
+    answered: list[str] = []
+
+    def ask_on(up: Up, enough: threading.Event, count: int) -> None:
+        """Ask until the system is gone; everything answered whole is noted."""
+        before = len(answered)
+        body = json.dumps({"model": "tiny", "messages": QUESTION, "max_tokens": 20})
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            while True:
+                connection = http.client.HTTPConnection(up.url.removeprefix("http://"), timeout=60)
+                with contextlib.closing(connection):
+                    connection.request("POST", "/v1/chat/completions", body, {"authorization": f"Bearer {up.key}"})
+                    answer = connection.getresponse()
+                    if json.loads(answer.read())["usage"]["completion_tokens"]:
+                        answered.append(answer.headers["x-request-id"])
+                if len(answered) >= before + count:
+                    enough.set()
+
+    for count in (1, 7, 30):
+        up, enough = start(), threading.Event()
+        threads = [threading.Thread(target=ask_on, args=(up, enough, count)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        assert enough.wait(60)
+        up.process.kill()
+        up.rest()
+        for thread in threads:
+            thread.join()
+    up = start()
+    assert up.json("usage")["total"]["requests"] >= len(answered)
+    assert up.end(signal.SIGINT) == 0
+    with contextlib.closing(sqlite3.connect(tmp_path / "data" / "baseload.db")) as db:
+        rows = db.execute(
+            "SELECT subject, json_extract(body, '$.outcome') FROM entry WHERE kind = 'request'"
+        ).fetchall()
+    assert len(rows) == len(dict(rows)), "a request was counted twice"
+    assert [one for one in answered if dict(rows).get(one) != "ok"] == [], "an answered request is not in the ledger"
+
+
 class SlowWorker(BaseHTTPRequestHandler):
     """Somebody else's worker: it streams one piece, and the rest only when it may."""
 
