@@ -50,7 +50,7 @@ setup-dev: $(VENV)/.ready-dev
 # Stamps: setting up again costs nothing until a lock file or pyproject.toml changes.
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Baseload needs Python 3.11 or later; try make PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@touch $@
 
 $(VENV)/.ready: $(VENV)/.python requirements.lock pyproject.toml
