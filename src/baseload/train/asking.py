@@ -1,4 +1,8 @@
-"""How people type: other openings, synonyms, greetings, missing words and marks, slips of the fingers."""
+"""How people type: other openings, synonyms, greetings, missing words and marks, slips of the fingers.
+
+Some words are also replaced by stray ones and some sentences turned, so that no single word or place in the sentence
+decides: what a model learns from a few dozen phrasings must hold for those it never saw.
+"""
 
 from baseload.domain.rng import Rng
 
@@ -117,6 +121,28 @@ _SYNONYMS: tuple[tuple[str, ...], ...] = (
     ("connect", "attach", "hook up"),
     ("explain", "describe", "clarify"),
 )
+_FILLERS = (
+    "really", "just", "actually", "maybe", "somehow", "please", "now", "also", "ever", "even", "simply", "exactly",
+    "quickly", "thing", "stuff", "own", "new", "old", "this", "that", "all", "again", "still", "already", "some",
+    "properly", "easily", "best", "way", "things", "here", "currently", "other", "always", "only", "much", "whole",
+)  # fmt: skip
+_STRAY = (
+    "time", "people", "year", "day", "man", "world", "life", "hand", "part", "child", "eye", "woman", "place",
+    "work", "week", "case", "point", "company", "number", "group", "problem", "fact", "first", "last", "long",
+    "great", "little", "right", "high", "next", "early", "young", "important", "few", "public", "same", "able",
+    "red", "blue", "seven", "twenty", "house", "water", "room", "mother", "area", "money", "story", "month",
+    "lot", "study", "book", "word", "business", "issue", "side", "kind", "head", "friend", "father", "power",
+    "hour", "game", "line", "member", "law", "car", "city", "name", "team", "minute", "idea", "body", "back",
+    "parent", "face", "level", "office", "door", "health", "art", "war", "party", "result", "change", "morning",
+    "reason", "research", "girl", "guy", "moment", "air", "teacher", "force", "education", "foot", "boy", "age",
+    "policy", "music", "plan", "market", "sense", "college", "death", "effect", "use", "class", "field",
+    "think", "want", "give", "find", "ask", "seem", "feel", "try", "leave", "call", "need", "become", "put",
+    "mean", "keep", "let", "begin", "help", "talk", "turn", "start", "show", "hear", "play", "run", "move",
+    "like", "live", "believe", "hold", "bring", "happen", "write", "provide", "sit", "stand", "lose", "pay",
+    "meet", "include", "continue", "set", "learn", "change", "lead", "understand", "watch", "follow",
+    "together", "often", "later", "never", "once", "almost", "enough", "far", "perhaps", "soon", "today",
+    "yesterday",
+)  # fmt: skip
 _CONTEXTS = (
     "we run two servers. ", "my boss wants to know: ", "i am an operator. ", "i read the readme but ",
     "for a project at work, ", "i tried everything. ", "a colleague asked me: ", "we have many users, ",
@@ -156,12 +182,19 @@ def vary(question: str, rng: Rng) -> str:
     if rng.below(100) < 45:
         words = _exchange(words, rng)
     die = rng.below(100)
-    if die < 12:
+    if die < 18:
         words = [word for word in words if word not in _EMPTY] or words  # keywords, as one types into a search box
-    elif die < 30:
+    elif die < 34:
         words = [word for word in words if word not in _DROPPED or rng.below(2)] or words
-    if rng.below(100) < 10 and len(words) > 3:
+    if rng.below(100) < 12 and len(words) > 3:
         del words[rng.below(len(words))]
+    if rng.below(100) < 12:
+        words.insert(rng.below(len(words) + 1), _FILLERS[rng.below(len(_FILLERS))])
+    if rng.below(100) < 30:
+        words = [_STRAY[rng.below(len(_STRAY))] if rng.below(9) == 0 else word for word in words]
+    if rng.below(100) < 10:
+        at = rng.below(len(words))
+        words = words[at:] + words[:at]
     if rng.below(100) < 25:
         words = _slip(words, rng)
     text = " ".join(words)

@@ -16,7 +16,7 @@ from baseload.train.asking import vary
 from baseload.train.data import Document, Message
 
 _CHOICE = re.compile(r"\(([^()]*\|[^()]*)\)")
-_PATTERNS, _MORE_PATTERNS = 10, 3  # beyond so many, every so many more have a question drawn once more an epoch
+_PATTERNS, _MORE_PATTERNS = 20, 2  # beyond so many, every so many more have a question drawn once more an epoch
 _EXPANSIONS = 4096
 
 _SYSTEMS = (
@@ -29,9 +29,9 @@ _SYSTEMS = (
     "Answer the user's question.",
     "You are an expert on AI infrastructure and you help operators of a small cluster.",
 )
-_MORE_TURNS = (76, 14, 6, 4)  # of 100 conversations, how many have 0, 1, 2, 3 earlier turns
+_MORE_TURNS = (85, 9, 4, 2)  # of 100 conversations, how many have 0, 1, 2, 3 earlier turns
 _WITH_SYSTEM = 25  # of 100
-_CUT_SHORT, _CUT_TOKENS = 70, 10  # of 100, how many end after so many tokens: what to say is harder than to say it
+_CUT_SHORT, _CUT_TOKENS = 80, 8  # of 100, how many end after so many tokens: what to say is harder than to say it
 
 
 class Pair(Struct, frozen=True):
