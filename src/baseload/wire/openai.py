@@ -291,18 +291,21 @@ def parse_completion(body: bytes) -> CompletionRequest:
     return request
 
 
-def to_sampling(request: ChatRequest | CompletionRequest) -> Sampling:
-    """How the engine shall sample for this request."""
+_OPENAI = Sampling()
+
+
+def to_sampling(request: ChatRequest | CompletionRequest, *, defaults: Sampling = _OPENAI) -> Sampling:
+    """How the engine shall sample for this request; `defaults` says it where the request does not."""
     if isinstance(request, ChatRequest):
         logprobs, top_logprobs = bool(request.logprobs), request.top_logprobs or 0
     else:
         logprobs, top_logprobs = request.logprobs is not None, request.logprobs or 0
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     return Sampling(
-        temperature=1.0 if request.temperature is None else float(request.temperature),
-        top_p=1.0 if request.top_p is None else float(request.top_p),
-        top_k=max(0, request.top_k or 0),
-        min_p=float(request.min_p or 0.0),
+        temperature=defaults.temperature if request.temperature is None else float(request.temperature),
+        top_p=defaults.top_p if request.top_p is None else float(request.top_p),
+        top_k=defaults.top_k if request.top_k is None else max(0, request.top_k),
+        min_p=defaults.min_p if request.min_p is None else float(request.min_p),
         seed=request.seed,
         stop=tuple([text for text in stop if text]),
         stop_token_ids=tuple(request.stop_token_ids or ()),

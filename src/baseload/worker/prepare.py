@@ -23,11 +23,12 @@ class Served:
     vocab_size: int
     max_context: int
     capacity: int  # sequences that can be in the engine at once
+    defaults: Sampling  # of requests that say nothing of sampling
 
 
 def prepare(request: ChatRequest | CompletionRequest, *, served: Served, request_id: str, seed: int) -> Job:
     """The job. Raises Refusal. Takes time in proportion to the prompt, and to the grammar if there is one."""
-    sampling = to_sampling(request)
+    sampling = to_sampling(request, defaults=served.defaults)
     _check_ids(sampling, served.vocab_size)
     if isinstance(request, ChatRequest):
         prompts = [chat_tokens(request.messages, served)]

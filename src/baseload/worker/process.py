@@ -16,6 +16,7 @@ from pathlib import Path
 import uvloop
 
 from baseload.domain.model import EngineSpec
+from baseload.engine.generation import read_defaults
 from baseload.engine.loop import EngineLoop
 from baseload.engine.runner import Runner
 from baseload.engine.structured import GrammarCompiler
@@ -102,6 +103,7 @@ def _served(options: Options, runner: Runner, tokenizer: TextTokenizer) -> Serve
         vocab_size=runner.vocab_size,
         max_context=min(runner.max_context, runner.num_blocks * runner.block_tokens),
         capacity=options.spec.max_seqs + options.spec.max_waiting,
+        defaults=read_defaults(options.model_dir),
     )
 
 

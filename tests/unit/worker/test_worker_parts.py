@@ -7,6 +7,7 @@ import pytest
 
 from baseload.core.batcher import BatcherTotals
 from baseload.domain.errors import Reason, Refusal
+from baseload.domain.sampling import Sampling
 from baseload.engine.structured import GrammarCompiler
 from baseload.engine.tokenizer import TextTokenizer
 from baseload.wire.openai import parse_chat, parse_completion
@@ -19,7 +20,16 @@ from baseload.worker.prepare import Served, prepare
 def served(tiny_model: Path) -> Served:
     tokenizer = TextTokenizer.open(tiny_model)
     grammars = GrammarCompiler(tokenizer.to_json, vocab_size=tokenizer.vocab_size, eos_token_ids=(1,))
-    return Served("tiny", "r1", tokenizer, grammars, vocab_size=tokenizer.vocab_size, max_context=64, capacity=10)
+    return Served(
+        "tiny",
+        "r1",
+        tokenizer,
+        grammars,
+        vocab_size=tokenizer.vocab_size,
+        max_context=64,
+        capacity=10,
+        defaults=Sampling(),
+    )
 
 
 def test_text_parts_are_joined_and_the_template_has_the_last_word_on_special_tokens(served: Served) -> None:
