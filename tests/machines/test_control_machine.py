@@ -39,7 +39,7 @@ from baseload.domain.events import (
 from baseload.domain.fleet import WorkerSample
 from baseload.domain.model import Admission, EngineSpec, ModelSpec, Price, Scaling
 from baseload.domain.tenant import Key, KeyLimits
-from baseload.domain.units import NS_PER_HOUR, NS_PER_S
+from baseload.domain.units import NS_PER_DAY, NS_PER_HOUR, NS_PER_S
 from baseload.domain.work import Endpoint, Outcome, ReplicaEntry, Request, RequestEntry, TokenCounts
 
 T0 = 1_790_000_000 * NS_PER_S
@@ -75,6 +75,8 @@ class World(RuleBasedStateMachine):
         self.timers: dict[str, int] = {}
         self.workers: dict[str, str] = {}  # told to start and not yet reported gone -> "", "ready" or "stopping"
         self.launched: set[str] = set()
+        self.last_known: dict[str, int] = {}  # replicas nothing was heard of since a restart -> until when
+        self.stepped_ns = T0
         self.open: dict[str, str] = {}  # request -> replica ("" while it waits)
         self.failed: dict[str, list[str]] = {}
         self.bytes_out: set[str] = set()
@@ -94,6 +96,9 @@ class World(RuleBasedStateMachine):
 
     def tell(self, event: Event) -> None:
         actions = self.machine.step(self.now, event)
+        self.stepped_ns = self.now
+        if isinstance(event, WorkerStarted | WorkerReady):
+            self.last_known.pop(event.replica_id, None)
         if self.shadow is not None:
             assert self.shadow.step(self.now, event) == actions
         for action in actions:
@@ -137,6 +142,7 @@ class World(RuleBasedStateMachine):
                 spans = self.spans.setdefault(entry.replica_id, [])
                 assert not spans or (spans[-1].to_ns == entry.from_ns and not spans[-1].final)
                 assert entry.to_ns - entry.from_ns == entry.cold_ns + entry.idle_ns + entry.useful_ns
+                assert entry.to_ns == self.last_known.get(entry.replica_id, entry.to_ns)
                 spans.append(entry)
                 if entry.final:
                     self.workers.pop(entry.replica_id, None)
@@ -315,9 +321,14 @@ class World(RuleBasedStateMachine):
         self.shadow = ControlMachine.restore(self.machine.snapshot())
         assert self.shadow.snapshot() == self.machine.snapshot()
 
-    @rule(down_ns=st.integers(0, 3 * NS_PER_S), reports=st.lists(st.sampled_from("rsx-"), min_size=8, max_size=8))
+    @rule(
+        down_ns=st.integers(0, 3 * NS_PER_S) | st.integers(0, 2 * NS_PER_DAY),
+        reports=st.lists(st.sampled_from("rsx-"), min_size=8, max_size=8),
+    )
     def restart(self, down_ns: int, reports: list[str]) -> None:
         """kill -9 of the control process; its workers live on, or not."""
+        for replica_id in self.local():
+            self.last_known.setdefault(replica_id, self.stepped_ns)
         self.now += down_ns
         self.timers.clear()
         self.open.clear()
@@ -358,7 +369,8 @@ class World(RuleBasedStateMachine):
             spec = self.specs.get(model.name)
             assert model.queued == 0 or spec is not None
         for replica in status.replicas:
-            assert replica.cold_ns + replica.idle_ns + replica.useful_ns == self.now - replica.started_ns
+            until = self.last_known.get(replica.replica_id, self.now)
+            assert replica.cold_ns + replica.idle_ns + replica.useful_ns == until - replica.started_ns
         assert set(self.entries) | set(self.open) == set(self.arrived)
         assert not set(self.entries) & set(self.open)
 

@@ -155,10 +155,10 @@ class Fleet(RuleBasedStateMachine):
         assert model.ready == len(status.replicas) == self.spec.scaling.min_replicas, "idle: down to the minimum"
         assert all(replica.state is ReplicaState.READY for replica in status.replicas)
         self.arrive(1)
-        for _ in range(5):
+        for _ in range(30):
             self.behave()
-            self.wait(1)
-        assert self.machine.status(self.now).models[0].crashes == 0
+            self.wait(3)
+        assert self.machine.status(self.now).models[0].crashes == 0, "it served on, or slept in order"
         assert not self.waiting, "and it still serves"
         assert not [
             timer for timer in self.timers if timer.startswith(("start:", "stop:", "drain:", "lost:", "suspect:"))

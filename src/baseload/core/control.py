@@ -51,7 +51,7 @@ from baseload.domain.units import NS_PER_S
 from baseload.domain.work import Entry, Outcome, Request
 
 LAST_SLACK_NS = 30 * NS_PER_S  # after the forced stop, longest the workers' exits are waited for
-POLICY_VERSION = "1"
+POLICY_VERSION = "2"
 
 
 class ControlMachine:
@@ -91,6 +91,7 @@ class ControlMachine:
         state = self._state
         if isinstance(event, ControlStarted):
             self._end_all(state.now_ns)
+            self._fleet.hold_all(state.now_ns)
         now_ns = max(now_ns, state.now_ns)
         if now_ns >= state.span_due_ns:
             self._close_spans(now_ns)
@@ -258,12 +259,12 @@ class ControlMachine:
             self._fleet.timer(kind, subject, now_ns)
 
     def _close_spans(self, now_ns: int) -> None:
-        """End all spans at the boundaries that have passed, exactly there."""
+        """End all spans at the boundaries that have passed, exactly there (held ones do when they are released)."""
         state = self._state
         points = boundaries(state.span_due_ns, now_ns) if state.span_due_ns else []
         accounts = [replica.account for crew in self._fleet.state.crews.values() for replica in crew.replicas]
         for account in accounts:
-            for point in points:
+            for point in points if not account.is_held else ():
                 if point > account.span_from_ns:
                     self._outbox.actions.append(Record(close_span(account, point)))
         state.span_due_ns = next_boundary(now_ns)

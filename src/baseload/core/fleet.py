@@ -19,7 +19,16 @@ from baseload.core.lifecycle import (
     Lifecycle,
     Replica,
 )
-from baseload.core.load import by_worth, count_wanted, most_replicas, needs_restart, scaling_view, watch_load
+from baseload.core.load import (
+    by_worth,
+    count_wanted,
+    crashes_in_a_row,
+    most_replicas,
+    needs_restart,
+    proves_well,
+    scaling_view,
+    watch_load,
+)
 from baseload.core.outbox import Outbox
 from baseload.core.router import RouterMachine
 from baseload.domain.errors import Reason
@@ -103,6 +112,7 @@ class FleetMachine:
 
     def rescale(self, crew: Crew, now_ns: int) -> None:
         """Bring the number of replicas to what is desired, and set the time of the next look."""
+        crew.crashes = crashes_in_a_row(crew, now_ns)
         watch_load(crew, self._lane(crew), self._router.state.seats, now_ns)
         choice = self._choose(crew, now_ns)
         crew.desired = choice.desired
@@ -142,6 +152,7 @@ class FleetMachine:
             return
         replica.pid = pid
         replica.url = url or replica.url
+        self._life.lived_on(replica, now_ns)
         if replica.confirmed:
             return
         self._life.confirm(replica)
@@ -165,6 +176,7 @@ class FleetMachine:
             return
         adopted = not replica.confirmed
         replica.url = url
+        self._life.lived_on(replica, now_ns)
         if adopted:
             self._life.confirm(replica)
             if replica.state in (DRAINING, STOPPING):
@@ -192,6 +204,8 @@ class FleetMachine:
         elif not replica.confirmed:
             why = "it ended while the control process was down"
             self._outbox.decide(now_ns, "stop", subject=replica_id, model=crew.spec.name, why=why)
+        elif proves_well(crew, replica, now_ns, ended_in_order=exit_code == 0):
+            crew.crashes = 0
         self._gone(crew, replica, now_ns)
 
     def worker_sampled(self, replica_id: str, now_ns: int, sample: WorkerSample) -> None:
@@ -226,14 +240,16 @@ class FleetMachine:
             self.look_soon(crew, now_ns)
 
     def served(self, replica_id: str, now_ns: int) -> None:
-        """A replica answered a request well: a sign of life, and the row of crashes is over."""
+        """A replica answered a request well: a sign of life, and perhaps the end of a row of crashes."""
         crew, replica = self._life.index.get(replica_id, (None, None))
         if crew is None or replica is None:
             return
-        crew.crashes = 0
+        replica.answered_ns = now_ns
         if replica.suspect:
             self._life.trust(replica, self._router.state.seats[replica_id], now_ns)
             self._refuse_hopeless(crew, now_ns)
+        if crew.crashes:
+            crew.crashes = crashes_in_a_row(crew, now_ns)
 
     def emptied(self, seat: Seat, now_ns: int) -> None:
         """A replica that takes nothing new runs nothing any more."""
@@ -278,8 +294,12 @@ class FleetMachine:
 
     # -- the control process ------------------------------------------------------------------------------------
 
+    def hold_all(self, known_ns: int) -> None:
+        """Before a (re)start is taken in: spans end and accounts stand still at the last instant the machine knew."""
+        self._life.hold_all(known_ns)
+
     def control_started(self, now_ns: int) -> None:
-        """After a (re)start: no request runs; replicas are unconfirmed until reported; spans end."""
+        """After a (re)start: no request runs; replicas are unconfirmed until reported."""
         self.state.halted = False
         self._life.doubt_all(now_ns)
         for crew in list(self.state.crews.values()):
@@ -393,8 +413,8 @@ class FleetMachine:
             self._outbox.cancel_timer(timer)
 
     def _crashed(self, crew: Crew, replica: Replica, now_ns: int, why: str) -> None:
-        crew.crashes += 1
-        crew.last_error = why
+        crew.crashes = crashes_in_a_row(crew, now_ns) + 1
+        crew.crashed_ns, crew.last_error = now_ns, why
         self._decide(crew, now_ns, "crash", replica.replica_id, why)
         wait_ns = backoff_ns(crew.crashes, was_ready=replica.was_ready, jitter=self._rng.unit())
         if wait_ns:

@@ -9,6 +9,9 @@ evenly waits in `carry_ns` and goes to the last request that leaves. Hence, to t
 
 Measured energy goes into a pot from which time draws its part when it is recorded; time not yet covered by a reading
 draws on the last reading's mean power, and the next reading settles the difference.
+
+While nothing is known of a replica (the control process was down, no report on it came yet) its account is *held*:
+time stands still in it. If the replica is gone, that is where its account ends; if it lived on, `release` catches up.
 """
 
 from msgspec import Struct
@@ -50,6 +53,7 @@ class Account(Struct):
     pot_uj: int = 0  # measured and not yet drawn; below zero: drawn ahead of the next reading
     read_ns: int = 0  # the last reading
     read_uw: int = 0  # mean power then
+    is_held: bool = False  # nothing is known after at_ns
 
 
 class Bill(Struct):
@@ -84,7 +88,7 @@ def open_account(replica_id: str, *, model: str, price: Price, now_ns: int, is_c
 def advance(account: Account, now_ns: int) -> None:
     """Account for the time until `now_ns`."""
     passed = now_ns - account.at_ns
-    if passed <= 0:
+    if passed <= 0 or account.is_held:
         return
     account.at_ns = now_ns
     if account.running:
@@ -132,6 +136,26 @@ def become_cold(account: Account, now_ns: int) -> None:
     account.is_cold = True
 
 
+def hold(account: Account, known_ns: int) -> None:
+    """Nothing is known of the replica after `known_ns`; nothing runs on it."""
+    assert not account.running
+    advance(account, known_ns)
+    account.is_held = True
+
+
+def release(account: Account, now_ns: int) -> list[ReplicaEntry]:
+    """The replica lived on: the time since is accounted for, in spans that end where all do, the last one now.
+
+    No meter was read meanwhile: with one, that time stands at the last reading's power, and no reading settles it.
+    """
+    account.is_held = False
+    due_ns = next_boundary(account.span_from_ns)
+    points = [*(boundaries(due_ns, now_ns) if due_ns <= now_ns else []), now_ns]
+    spans = [close_span(account, point) for point in points if point > account.span_from_ns]
+    account.pot_uj, account.read_ns = max(0, account.pot_uj), now_ns
+    return spans
+
+
 def set_price(account: Account, price: Price) -> None:
     """From now on time costs and draws this; spans and bills of the time before must be closed."""
     account.usd_per_hour = price.usd_per_hour
@@ -140,7 +164,12 @@ def set_price(account: Account, price: Price) -> None:
 
 
 def read_meter(account: Account, *, now_ns: int, measured_uj: int, basis: str) -> None:
-    """A meter was read: `measured_uj` since the reading before (the first covers all that is not yet recorded)."""
+    """A meter was read: `measured_uj` since the reading before (the first covers all that is not yet recorded).
+
+    Of a held account's time nothing is known, so neither is what a reading is for.
+    """
+    if account.is_held:
+        return
     advance(account, now_ns)
     account.basis = basis
     account.pot_uj += measured_uj

@@ -8,7 +8,16 @@ import re
 from msgspec import Struct
 
 from baseload.core.lanes import Seat
-from baseload.core.ledger import Account, become_cold, become_ready, close_span, open_account
+from baseload.core.ledger import (
+    Account,
+    become_cold,
+    become_ready,
+    close_span,
+    hold,
+    open_account,
+    release,
+    set_price,
+)
 from baseload.core.outbox import Outbox
 from baseload.core.router import RouterMachine
 from baseload.domain.actions import Record, StartWorker, StopWorker
@@ -44,6 +53,8 @@ class Replica(Struct):
     was_ready: bool = False
     stops: int = 0  # how often it was told to end
     sample: WorkerSample = WorkerSample()
+    ready_ns: int = 0  # when it became ready
+    answered_ns: int = 0  # when it last answered a request well
 
 
 class Crew(Struct):
@@ -53,7 +64,8 @@ class Crew(Struct):
     replicas: list[Replica] = []  # oldest first
     removed: bool = False
     desired: int = 0
-    crashes: int = 0
+    crashes: int = 0  # in a row, as of the last look; `load.crashes_in_a_row` looks
+    crashed_ns: int = 0
     retry_at_ns: int = 0
     last_error: str = ""
     scaled_up_ns: int = -(1 << 62)
@@ -108,7 +120,7 @@ class Lifecycle:
         """It is ready: it takes requests."""
         self._outbox.cancel_timer(f"start:{replica.replica_id}")
         become_ready(replica.account, now_ns)
-        replica.was_ready = True
+        replica.was_ready, replica.ready_ns = True, now_ns
         self._enter(replica, READY, now_ns)
         self._router.add_seat(
             replica.replica_id, model=replica.spec.name, url=replica.url, account=replica.account, now_ns=now_ns
@@ -193,11 +205,17 @@ class Lifecycle:
         crew, _ = self.index.pop(replica_id)
         crew.replicas.remove(replica)
 
+    def hold_all(self, known_ns: int) -> None:
+        """The control process was down: what is known of replicas ends at `known_ns`. Remote ones are always on."""
+        for replica in self.everyone():
+            self._close_span(replica, known_ns)
+            if not (replica.spec.is_remote and replica.state is READY):
+                hold(replica.account, known_ns)
+
     def doubt_all(self, now_ns: int) -> None:
         """The control process restarted: nothing is sent to a replica until the driver has reported on it."""
         for replica in self.everyone():
             replica_id = replica.replica_id
-            self._close_span(replica, now_ns)
             seat = self._router.state.seats.get(replica_id)
             if replica.spec.is_remote:
                 if seat is not None and replica.state is READY:
@@ -212,8 +230,14 @@ class Lifecycle:
                 self._router.set_accepting(seat, False, now_ns)
             self._outbox.set_timer(f"confirm:{replica_id}", now_ns + CONFIRM_NS)
 
+    def lived_on(self, replica: Replica, now_ns: int) -> None:
+        """The driver reported it alive after a restart: the time since what was last known is its own too."""
+        if replica.account.is_held:
+            self._outbox.actions += [Record(entry) for entry in release(replica.account, now_ns)]
+            set_price(replica.account, replica.spec.price)  # which may have changed meanwhile
+
     def confirm(self, replica: Replica) -> None:
-        """The driver reported on it after a restart."""
+        """After a restart, the driver reported on it or will not any more."""
         replica.confirmed = True
         self._outbox.cancel_timer(f"confirm:{replica.replica_id}")
 
@@ -233,12 +257,14 @@ class Lifecycle:
 
     def reprice(self, replica: Replica, spec: ModelSpec, now_ns: int) -> None:
         """Its price changed: time until now is billed at the old one."""
+        if replica.account.is_held:
+            return  # what is not known to have passed has no price yet
         seat = self._router.state.seats.get(replica.replica_id)
         self._close_span(replica, now_ns)
         self._router.reprice(seat, replica.account, spec.price, now_ns)
 
     def _close_span(self, replica: Replica, now_ns: int) -> None:
-        if replica.account.span_from_ns < now_ns:
+        if replica.account.span_from_ns < now_ns and not replica.account.is_held:
             self._outbox.actions.append(Record(close_span(replica.account, now_ns)))
 
     def _enter(self, replica: Replica, state: ReplicaState, now_ns: int) -> None:

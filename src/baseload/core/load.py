@@ -1,8 +1,9 @@
-"""What the fleet looks at before it scales: a crew's load, its view for the policy, and whom it could spare."""
+"""What the fleet looks at before it scales: a crew's load, crashes, view for the policy, and whom it can spare."""
 
 from baseload.core.lanes import Lane, Seat
-from baseload.core.lifecycle import READY, Crew, Replica
+from baseload.core.lifecycle import DRAINING, READY, Crew, Replica
 from baseload.domain.model import ModelSpec
+from baseload.policy.healing import ends_crash_row
 from baseload.policy.scaling import ScalingView, has_slack, is_pressed
 
 
@@ -48,6 +49,25 @@ def watch_load(crew: Crew, lane: Lane, seats: dict[str, Seat], now_ns: int) -> N
     )
     crew.pressed_since_ns = _since(crew.pressed_since_ns, pressed, now_ns)
     crew.slack_since_ns = _since(crew.slack_since_ns, slack, now_ns)
+
+
+def crashes_in_a_row(crew: Crew, now_ns: int) -> int:
+    """How many crashes, unless a replica has proved since the last one that the model works."""
+    if crew.crashes and any(
+        replica.state in (READY, DRAINING) and proves_well(crew, replica, now_ns) for replica in crew.replicas
+    ):
+        return 0
+    return crew.crashes
+
+
+def proves_well(crew: Crew, replica: Replica, now_ns: int, *, ended_in_order: bool = False) -> bool:
+    """Whether this replica's time since the last crash, and the backing off after it, ends the row."""
+    if not replica.was_ready or not replica.confirmed or replica.suspect:
+        return False
+    since_ns = max(replica.ready_ns, crew.crashed_ns, crew.retry_at_ns)
+    return ends_crash_row(
+        served_ns=now_ns - since_ns, answered=replica.answered_ns >= since_ns, ended_in_order=ended_in_order
+    )
 
 
 def by_worth(replicas: list[Replica], spec: ModelSpec, seats: dict[str, Seat]) -> list[Replica]:

@@ -6,6 +6,7 @@ from baseload.core.admission import AdmissionState
 from baseload.core.fleet import FleetState
 from baseload.core.ledger import advance, close_span, leave, power_w
 from baseload.core.lifecycle import Crew, Replica
+from baseload.core.load import crashes_in_a_row
 from baseload.core.router import RouterState, request_entry
 from baseload.core.snapshot import ControlState
 from baseload.domain.fleet import ReplicaState
@@ -82,7 +83,7 @@ def _model_status(crew: Crew, now_ns: int, router: RouterState) -> ModelStatus:
         queued=waiting,
         oldest_wait_ns=now_ns - router.tickets[first].arrived_ns if first is not None else 0,
         in_flight=lane.in_flight - waiting,
-        crashes=crew.crashes,
+        crashes=crashes_in_a_row(crew, now_ns),
         retry_at_ns=crew.retry_at_ns if now_ns < crew.retry_at_ns else 0,
         last_error=crew.last_error,
         requests_total=lane.requests_total,
@@ -144,6 +145,9 @@ def check(*, control: ControlState, admission: AdmissionState, router: RouterSta
             assert seat.account is replica.account
         if not seat.gone:
             assert seat.account.running == len(seat.running)
+    for replica in replicas.values():
+        assert replica.confirmed or replica.account.is_held
+        assert not (replica.account.is_held and replica.account.running)
     for crew in fleet.crews.values():
         assert crew.spec.name in router.lanes
         assert crew.removed == (crew.spec.name not in control.specs)

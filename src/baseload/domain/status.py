@@ -36,7 +36,7 @@ class ModelStatus(Struct, frozen=True):
     queued: int
     oldest_wait_ns: int
     in_flight: int
-    crashes: int  # in a row; 0 once a start succeeds and serves
+    crashes: int  # in a row; 0 once a replica has answered and served on for a minute, or ended in order
     retry_at_ns: int  # when backing off: the next start; else 0
     last_error: str  # why the last worker ended badly, in words
     requests_total: int

@@ -6,6 +6,7 @@ FIRST_BACKOFF_NS = 500 * NS_PER_MS
 LONGEST_BACKOFF_NS = 60 * NS_PER_S
 PATIENCE = 3  # after so many crashes in a row, requests are no longer held while backing off
 SUSPECT_NS = 30 * NS_PER_S  # a replica that failed a dispatch and gives no sign of life for so long is ended
+STEADY_NS = 60 * NS_PER_S  # a replica that serves for so long after a crash ends the row
 REMOTE_REST_NS = 2 * NS_PER_S  # a remote replica that failed a dispatch is left alone for so long
 
 _SIGNALS = {
@@ -32,6 +33,16 @@ def backoff_ns(crashes: int, *, was_ready: bool, jitter: float) -> int:
 def refuses_while_backing_off(crashes: int) -> bool:
     """Whether requests are refused rather than held while a model without a ready replica backs off."""
     return crashes >= PATIENCE
+
+
+def ends_crash_row(*, served_ns: int, answered: bool, ended_in_order: bool) -> bool:
+    """Whether a replica shows that the model works again after crashes in a row.
+
+    `served_ns`: how long it has been ready since the last crash and the backing off that followed; `answered`:
+    whether it answered a request in that time; `ended_in_order`: it was told to end and did. One answer alone shows
+    nothing: a worker may crash after each.
+    """
+    return answered and (ended_in_order or served_ns >= STEADY_NS)
 
 
 def why_it_ended(exit_code: int, detail: str, *, was_ready: bool) -> str:

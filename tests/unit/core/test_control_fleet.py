@@ -25,12 +25,19 @@ from baseload.domain.work import Outcome, TokenCounts
 
 
 def spec(
-    low: int = 0, high: int = 1, *, source: str = "/m", threads: int = 0, price: float = 0.1, **scaling: Any
+    low: int = 0,
+    high: int = 1,
+    *,
+    source: str = "/m",
+    threads: int = 0,
+    price: float = 0.1,
+    idle: int = 60,
+    **scaling: Any,
 ) -> ModelSpec:
     return ModelSpec(
         "m",
         source,
-        scaling=Scaling(min_replicas=low, max_replicas=high, idle_ns=60 * NS_PER_S, **scaling),
+        scaling=Scaling(min_replicas=low, max_replicas=high, idle_ns=idle * NS_PER_S, **scaling),
         admission=Admission(max_concurrency_per_replica=2),
         engine=EngineSpec(threads=threads),
         price=Price(usd_per_hour=price),
@@ -220,6 +227,69 @@ def test_a_crash_loop_backs_off_says_why_and_refuses_from_the_third(stage: Any) 
     (replica_id,) = stage.started()
     stage.ready(replica_id)
     stage.answer(request_id)
+    assert stage.model().crashes == 3, "one answer shows nothing yet"
+    stage.wait(59)
+    assert stage.model().crashes == 3
+    stage.wait(1)
+    assert stage.model().crashes == 0
+
+
+def test_a_worker_that_crashes_after_each_answer_backs_off(stage: Any) -> None:
+    stage.put(spec())
+    starts, refusals = 0, []
+    for _ in range(1_200):  # ten minutes, a request each half second
+        request_id = stage.ask()
+        starts += len(stage.started())
+        refusals += stage.refused()
+        fresh = [name for name, state in states(stage).items() if state is ReplicaState.STARTING]
+        stage.ready(*fresh)
+        if request_id in [name for name, _ in stage.dispatched()]:
+            stage.answer(request_id)
+            stage.exit(fresh[0], -11)
+            starts += len(stage.started())
+        stage.wait(0.5)
+        starts += len(stage.started())
+    assert 10 < starts < 25, "0.5 s doubling to 60 s, up to half of it taken off"
+    assert stage.model().crashes >= 10
+    assert {refusal.reason for refusal in refusals} == {Reason.MODEL_UNAVAILABLE}
+    assert all(0 < refusal.retry_after_ns <= 60 * NS_PER_S for refusal in refusals)
+    assert len(refusals) > 1_000
+    assert "SIGSEGV" in refusals[-1].message
+
+
+@pytest.mark.parametrize(("code", "left"), [(0, 0), (-9, 1)])
+def test_a_short_life_that_ends_in_order_ends_the_row(stage: Any, code: int, left: int) -> None:
+    stage.put(spec(idle=5))
+    stage.ask()
+    stage.exit(stage.started()[0], 1)
+    stage.wait(1)
+    (replica_id,) = list(states(stage))
+    stage.ready(replica_id)
+    stage.answer("req_1")
+    stage.wait(6)
+    assert stage.stopped() == [replica_id]
+    assert stage.model().crashes == 1
+    stage.exit(replica_id, code)
+    assert stage.model().crashes == left
+
+
+def test_a_good_replica_does_not_hide_a_bad_one(stage: Any) -> None:
+    good, bad = stage.put(spec(2, 2))
+    stage.ready(good)
+    for _ in range(12):
+        stage.exit(bad, 1)
+        for _ in range(140):  # longer than the longest backing off; the good one answers all the while
+            request_id = stage.ask()
+            stage.answer(request_id)
+            stage.wait(0.5)
+            if stage.started():
+                break
+        (bad,) = [name for name, state in states(stage).items() if state is ReplicaState.STARTING]
+    assert stage.model().crashes == 12
+    stage.ready(bad)
+    stage.wait(61)
+    assert stage.model().crashes == 12, "steady, but nobody asked"
+    stage.answer(stage.ask())
     assert stage.model().crashes == 0
 
 

@@ -1,5 +1,6 @@
 """The control process goes down and comes back: what was known stays, what ran has ended, workers are adopted."""
 
+import itertools
 from typing import Any
 
 import msgspec
@@ -9,7 +10,9 @@ from baseload.core.control import ControlMachine
 from baseload.domain.errors import JournalError, Reason
 from baseload.domain.events import (
     ControlStarted,
+    EnergyMeasured,
     FirstByteSent,
+    KeyRevoked,
     ModelPut,
     ModelRemoved,
     RequestFinished,
@@ -19,10 +22,12 @@ from baseload.domain.events import (
     WorkerStarted,
 )
 from baseload.domain.fleet import ReplicaState
-from baseload.domain.model import ModelSpec, Scaling
+from baseload.domain.model import ModelSpec, Price, Scaling
 from baseload.domain.units import NS_PER_DAY, NS_PER_S
-from baseload.domain.work import Outcome, TokenCounts
+from baseload.domain.work import Outcome, ReplicaEntry, TokenCounts
 
+T0 = 1_790_000_000 * NS_PER_S
+DEAR = ModelSpec("m", "/m", scaling=Scaling(min_replicas=1), price=Price(usd_per_hour=3.6, busy_w=100, idle_w=10))
 TWO = ModelSpec("m", "/m", scaling=Scaling(min_replicas=2, max_replicas=2))
 
 
@@ -44,9 +49,10 @@ def test_requests_in_flight_ended_with_the_process_at_the_last_instant_it_knew(s
         assert (entry.outcome, entry.reason) == (Outcome.FAILED, Reason.CONTROL_RESTARTED)
         assert entry.ended_ns == stage.now - 50 * NS_PER_S
         assert entry.useful_ns <= 3 * NS_PER_S
+    stage.ready(*names)
     spans = stage.spans()
     assert sum(span.useful_ns for span in spans) == sum(entry.useful_ns for entry in stage.entries())
-    assert sum(span.idle_ns for span in spans) >= 100 * NS_PER_S, "the gap was idle"
+    assert sum(span.idle_ns for span in spans) == 2 * 50 * NS_PER_S, "they lived on: the gap was idle"
     stage.tell(RequestFinished(begun, Outcome.OK, None, TokenCounts(1, 0, 1)))
     assert not stage.actions
 
@@ -139,15 +145,141 @@ def test_timers_are_set_again(stage: Any) -> None:
     assert before.keys() <= stage.timers.keys()
 
 
+def spans_of(stage: Any, replica_id: str) -> list[ReplicaEntry]:
+    """A replica's spans, which must tile."""
+    spans = [span for span in stage.spans() if span.replica_id == replica_id]
+    assert all(before.to_ns == after.from_ns for before, after in itertools.pairwise(spans))
+    return spans
+
+
 def test_days_are_split_at_midnight_even_while_down(stage: Any) -> None:
     names = stage.put(TWO)
     stage.ready(*names)
+    stage.tell(ControlStarted("1", 1))
     crash_and_start(stage, down_s=3 * 86_400)
-    spans = [span for span in stage.spans() if span.replica_id == names[0]]
+    assert not stage.spans(), "nothing is known of that time yet"
+    stage.ready(names[0])
+    spans = spans_of(stage, names[0])
     assert len(spans) >= 4
     for span in spans:
         assert span.from_ns // NS_PER_DAY == (span.to_ns - 1) // NS_PER_DAY
+        assert (span.idle_ns, span.final) == (span.to_ns - span.from_ns, False)
     assert sum(span.to_ns - span.from_ns for span in spans) == 3 * NS_PER_DAY
+    stage.exit(names[1], -9)
+    (last,) = spans_of(stage, names[1])
+    assert (last.from_ns, last.to_ns, last.final) == (T0, T0, True)
+
+
+@pytest.mark.parametrize("end", ["reported gone", "never heard of", "ended as unusable"])
+def test_a_power_loss_overnight_is_nobodys_bill(stage: Any, end: str) -> None:
+    (replica_id,) = stage.put(DEAR)
+    stage.tell(ControlStarted("1", 1))
+    stage.ready(replica_id)
+    asked = stage.ask()
+    stage.now += 10 * NS_PER_S
+    stage.answer(asked)
+    stage.wait(30)
+    stage.tell(KeyRevoked("nobody"))  # the last that was journaled
+    known_ns = stage.now
+    crash_and_start(stage, down_s=8 * 3_600)
+    before = stage.machine.status(stage.now).replicas[0]
+    assert before.idle_ns + before.useful_ns == 40 * NS_PER_S
+    stage.wait(20)
+    if end == "never heard of":
+        stage.wait(41)
+        assert stage.stopped() == [replica_id]
+        stage.wait(600)  # a grid point or two, and nobody reports its exit
+    if end == "ended as unusable":
+        stage.tell(EnergyMeasured(replica_id, 10**12, "rapl"))
+    stage.exit(replica_id, -9)
+    spans = spans_of(stage, replica_id)
+    assert spans[-1].final
+    assert spans[-1].to_ns == known_ns
+    assert sum(span.idle_ns for span in spans) == 30 * NS_PER_S
+    assert sum(span.idle_cost_nusd for span in spans) == 30_000_000, "a thousandth of a dollar a second"
+    assert sum(span.idle_energy_uj for span in spans) == 300_000_000, "ten watts for half a minute"
+    shares = stage.entry(asked).useful_ns
+    assert shares + sum(span.idle_ns + span.cold_ns for span in spans) == known_ns - T0
+    assert stage.model().crashes == 0
+
+
+def test_one_that_lived_on_is_accounted_for_over_the_gap(stage: Any) -> None:
+    (replica_id,) = stage.put(DEAR)
+    stage.ready(replica_id)
+    crash_and_start(stage, down_s=1_000)
+    stage.tell(ModelPut(msgspec.structs.replace(DEAR, price=Price(usd_per_hour=36.0, idle_w=10))))
+    assert not stage.spans(), "what is not known to have passed has no price yet"
+    stage.ready(replica_id)
+    spans = spans_of(stage, replica_id)
+    assert sum(span.idle_ns for span in spans) == 1_000 * NS_PER_S == stage.now - T0
+    assert [span.to_ns % (300 * NS_PER_S) for span in spans[:-1]] == [0] * (len(spans) - 1)
+    assert spans[-1].to_ns == stage.now
+    assert sum(span.idle_cost_nusd for span in spans) == 1_000_000_000, "the gap at the price it began with"
+    asked = stage.ask()
+    stage.now += NS_PER_S
+    stage.answer(asked)
+    assert stage.entry(asked).cost_nusd == 10_000_000, "and from then on at the new one"
+
+
+def test_energy_of_the_gap_is_estimated_and_not_taken_from_later_requests(stage: Any) -> None:
+    (replica_id,) = stage.put(DEAR)
+    stage.ready(replica_id)
+    stage.now += 10 * NS_PER_S
+    stage.tell(EnergyMeasured(replica_id, 200_000_000, "rapl"))
+    crash_and_start(stage, down_s=100)
+    stage.ready(replica_id)
+    assert sum(span.idle_energy_uj for span in stage.spans()) == 2_200_000_000, "twenty watts, as last measured"
+    asked = stage.ask()
+    stage.now += 10 * NS_PER_S
+    stage.tell(EnergyMeasured(replica_id, 500_000_000, "rapl"))
+    stage.answer(asked)
+    assert stage.entry(asked).energy_uj == 500_000_000
+
+
+def test_killed_again_while_unconfirmed_the_first_last_instant_counts(stage: Any) -> None:
+    first, second = stage.put(TWO)
+    stage.ready(first, second)
+    stage.now += 5 * NS_PER_S
+    stage.tell(KeyRevoked("nobody"))
+    crash_and_start(stage, down_s=3_600)
+    stage.wait(7)
+    crash_and_start(stage, down_s=3_600)
+    stage.ready(first)
+    stage.exit(second, -9)
+    assert sum(span.idle_ns for span in spans_of(stage, first)) == stage.now - T0 == (5 + 7 + 7_200) * NS_PER_S
+    (*_, last) = spans_of(stage, second)
+    assert (last.to_ns, last.final) == (T0 + 5 * NS_PER_S, True)
+
+
+def test_midnight_and_the_grid_pass_by_an_unconfirmed_account(stage: Any) -> None:
+    stage.now = T0 // NS_PER_DAY * NS_PER_DAY + NS_PER_DAY - 30 * NS_PER_S
+    stage.tell(ControlStarted("1", 1))
+    first, second = stage.put(TWO)
+    stage.ready(first, second)
+    known_ns = stage.now
+    crash_and_start(stage, down_s=20)
+    stage.wait(30)  # over midnight, all the while unconfirmed
+    copy = ControlMachine.restore(stage.machine.snapshot())
+    assert not stage.spans()
+    assert [entry.to_ns for entry in stage.machine.open_entries(stage.now)] == [known_ns] * 2
+    for event in (WorkerReady(first, "http://w"), WorkerExited(second, -9)):
+        assert copy.step(stage.now, event) == stage.tell(event), "restored while unconfirmed, it goes on alike"
+    lived, ended = spans_of(stage, first), spans_of(stage, second)
+    assert [span.to_ns for span in lived] == [known_ns + 30 * NS_PER_S, stage.now]
+    assert lived[0].to_ns % NS_PER_DAY == 0
+    assert [(span.to_ns, span.final) for span in ended] == [(known_ns, True)]
+
+
+def test_a_sign_of_life_after_it_was_given_up_counts(stage: Any) -> None:
+    (replica_id,) = stage.put(DEAR)
+    stage.ready(replica_id)
+    crash_and_start(stage, down_s=1)
+    stage.wait(61)
+    assert stage.stopped() == [replica_id]
+    stage.tell(WorkerReady(replica_id, "http://w"))
+    stage.now += NS_PER_S
+    stage.exit(replica_id, 0)
+    assert sum(span.idle_ns for span in spans_of(stage, replica_id)) == stage.now - T0
 
 
 def test_a_foreign_or_damaged_snapshot_is_refused(stage: Any) -> None:

@@ -5,7 +5,14 @@ import itertools
 import pytest
 
 from baseload.domain.units import NS_PER_S
-from baseload.policy.healing import LONGEST_BACKOFF_NS, backoff_ns, refuses_while_backing_off, why_it_ended
+from baseload.policy.healing import (
+    LONGEST_BACKOFF_NS,
+    STEADY_NS,
+    backoff_ns,
+    ends_crash_row,
+    refuses_while_backing_off,
+    why_it_ended,
+)
 
 
 def test_backoff_doubles_to_a_cap_with_jitter_downwards() -> None:
@@ -24,6 +31,22 @@ def test_a_replica_that_served_is_replaced_at_once_the_first_time() -> None:
 
 def test_requests_are_held_through_the_first_crashes() -> None:
     assert [refuses_while_backing_off(crashes) for crashes in range(5)] == [False, False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("served_ns", "answered", "ended_in_order", "over"),
+    [
+        (STEADY_NS, True, False, True),
+        (STEADY_NS - 1, True, False, False),
+        (100 * STEADY_NS, False, False, False),
+        (1, True, True, True),
+        (STEADY_NS, False, True, False),
+    ],
+)
+def test_a_row_of_crashes_ends_by_serving_on(
+    served_ns: int, answered: bool, ended_in_order: bool, over: bool
+) -> None:
+    assert ends_crash_row(served_ns=served_ns, answered=answered, ended_in_order=ended_in_order) is over
 
 
 @pytest.mark.parametrize(
