@@ -192,7 +192,7 @@ def vary(question: str, rng: Rng) -> str:
         words.insert(rng.below(len(words) + 1), _FILLERS[rng.below(len(_FILLERS))])
     if rng.below(100) < 30:
         words = [_STRAY[rng.below(len(_STRAY))] if rng.below(9) == 0 else word for word in words]
-    if rng.below(100) < 10:
+    if words and rng.below(100) < 10:
         at = rng.below(len(words))
         words = words[at:] + words[:at]
     if rng.below(100) < 25:

@@ -25,11 +25,13 @@ class Message(Struct, frozen=True):
 class Document(Struct, frozen=True):
     """One example: running text, or a conversation of which the assistant's words are learnt.
 
-    `last_tokens` > 0 keeps only so many tokens of the last answer: a cheap lesson in what to begin to say.
+    `last_only`: only the last answer is learnt. `last_tokens` > 0 keeps only so many of its tokens: a cheap lesson in
+    what to begin to say.
     """
 
     text: str = ""
     messages: tuple[Message, ...] = ()
+    last_only: bool = False
     last_tokens: int = 0
 
 
@@ -44,6 +46,9 @@ class Source(Protocol):
 
     def texts(self) -> Iterator[str]:
         """All text once, to train a tokenizer on."""
+
+    def special_tokens(self) -> Sequence[str]:
+        """Tokens of their own that this source's documents contain; they never show in decoded text."""
 
 
 class Piece(Struct, frozen=True):

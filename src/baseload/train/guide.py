@@ -2,6 +2,9 @@
 
 A file of docs/guide is a list of sections. A `##` heading is a question and the paragraph below it the answer; a
 list after the line `Also asked:` holds other ways to ask, in which `(a|b|)` stands for any one of its alternatives.
+
+An answer begins with a special token of its own, its topic: the model decides in one step what to say, and then says
+it without wavering between two answers. Special tokens do not show in text, so clients never see it.
 """
 
 import re
@@ -29,9 +32,9 @@ _SYSTEMS = (
     "Answer the user's question.",
     "You are an expert on AI infrastructure and you help operators of a small cluster.",
 )
-_MORE_TURNS = (85, 9, 4, 2)  # of 100 conversations, how many have 0, 1, 2, 3 earlier turns
+_MORE_TURNS = (93, 4, 2, 1)  # of 100 conversations, how many have 0, 1, 2, 3 earlier turns
 _WITH_SYSTEM = 25  # of 100
-_CUT_SHORT, _CUT_TOKENS = 80, 8  # of 100, how many end after so many tokens: what to say is harder than to say it
+_CUT_SHORT = 85  # of 100, how many end with the topic: what to say is harder to learn than to say it
 
 
 class Pair(Struct, frozen=True):
@@ -63,6 +66,11 @@ def _parse_section(section: str, path: Path, line: int) -> Pair:
     if marker and not patterns:
         raise DataError(f"{path}, line {line}: nothing is listed under `Also asked:`.", hint="List ways to ask.")
     return Pair(title=title.strip(), patterns=(title.strip(), *patterns), answer=answer)
+
+
+def topic(index: int) -> str:
+    """The special token that begins the answer of pair `index`."""
+    return f"<|topic-{index}|>"
 
 
 def expand(pattern: str) -> list[str]:
@@ -104,17 +112,26 @@ class GuideSource:
 
     def document(self, index: int, rng: Rng) -> Document:
         """A conversation that ends with pair `index`, sometimes after a system message and earlier turns."""
+        last = self._draws[index]
         earlier = _chosen(rng.below(100), _MORE_TURNS)
-        asked = [self._pairs[self._draws[rng.below(len(self._draws))]] for _ in range(earlier)]
-        asked.append(self._pairs[self._draws[index]])
         messages = []
         if rng.below(100) < _WITH_SYSTEM:
             messages.append(Message("system", _SYSTEMS[rng.below(len(_SYSTEMS))]))
-        for pair in asked:
-            question = choose(pair.patterns[rng.below(len(pair.patterns))], rng)
-            messages.append(Message("user", vary(question, rng)))
-            messages.append(Message("assistant", pair.answer))
-        return Document(messages=tuple(messages), last_tokens=_CUT_TOKENS if rng.below(100) < _CUT_SHORT else 0)
+        for _ in range(earlier):  # as clients send them back: without their topics
+            pair = self._pairs[self._draws[rng.below(len(self._draws))]]
+            messages += [self._asked(pair, rng), Message("assistant", pair.answer)]
+        pair = self._pairs[last]
+        messages += [self._asked(pair, rng), Message("assistant", topic(last) + pair.answer)]
+        cut = rng.below(100) < _CUT_SHORT
+        return Document(messages=tuple(messages), last_only=True, last_tokens=1 if cut else 0)
+
+    def _asked(self, pair: Pair, rng: Rng) -> Message:
+        """The pair's question, in somebody's words."""
+        return Message("user", vary(choose(pair.patterns[rng.below(len(pair.patterns))], rng), rng))
+
+    def special_tokens(self) -> Sequence[str]:
+        """The topics."""
+        return [topic(index) for index in range(len(self._pairs))]
 
     def texts(self) -> Iterator[str]:
         """Questions as listed and, because answers are what is written, each answer several times."""

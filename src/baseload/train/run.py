@@ -182,7 +182,8 @@ def _tokenizer(
         tokenizer = Tokenizer.from_str(str(saved.state["tokenizer"]))
     else:
         texts = (text for source in sources for text in source.texts())
-        tokenizer = train_tokenizer(texts, vocab_size=config.tokenizer.vocab_size)
+        special = [token for source in sources for token in source.special_tokens()]
+        tokenizer = train_tokenizer(texts, vocab_size=config.tokenizer.vocab_size, special=special)
     template = chat_template(lowercase_user=config.tokenizer.lowercase_user)
     return tokenizer, ChatEncoder(
         tokenizer, template=template, bos=BOS, eos=END, prompt_weight=config.prompt_loss_weight

@@ -20,7 +20,7 @@ from baseload.domain.errors import DataError
 from baseload.engine.registry import forward_full
 from baseload.engine.weights import load_params
 from baseload.train.data import Document, Message
-from baseload.train.guide import parse_guide
+from baseload.train.guide import parse_guide, topic
 from baseload.train.tokens import open_encoder
 
 _ROWS, _ROW_TOKENS, _SHOWN_TOKENS = 16, 128, 10
@@ -40,7 +40,8 @@ def score(model_dir: Path, guide_dir: Path, questions: Path) -> list[Score]:
     params = jax.tree.map(jnp.array, host)
     tokenizer, encoder = open_encoder(model_dir, prompt_weight=0.0)
     best = jax.jit(lambda tokens: jnp.argmax(forward_full(config, params, tokens), axis=-1))
-    answers = {pair.title: pair.answer for path in sorted(guide_dir.glob("*.md")) for pair in parse_guide(path)}
+    pairs = [pair for path in sorted(guide_dir.glob("*.md")) for pair in parse_guide(path)]
+    answers = {pair.title: topic(index) + pair.answer for index, pair in enumerate(pairs)}
     results = []
     for batch in _batches(_read(questions, answers), _ROWS):
         rows = np.zeros((_ROWS, _ROW_TOKENS), np.int32)

@@ -56,6 +56,10 @@ class TextSource:
         for index in range(len(self)):
             yield self.document(index, Rng(0)).text
 
+    def special_tokens(self) -> Sequence[str]:
+        """None."""
+        return ()
+
 
 def _line_start(at: int, path: Path) -> int:
     """The beginning of the first line at or after byte `at`; the file's end where there is none."""
@@ -113,6 +117,10 @@ class JsonlSource:
         for index in range(len(self)):
             document = self.document(index, Rng(0))
             yield document.text or "\n".join(message.content for message in document.messages)
+
+    def special_tokens(self) -> Sequence[str]:
+        """None."""
+        return ()
 
 
 def _files(pattern: str, suffixes: tuple[str, ...]) -> list[Path]:

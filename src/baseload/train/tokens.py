@@ -1,6 +1,6 @@
 """Text to tokens for training: a byte-level BPE tokenizer of our own, and documents encoded with loss weights."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -26,8 +26,8 @@ def chat_template(*, lowercase_user: bool) -> str:
     )
 
 
-def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
-    """A byte-level BPE tokenizer: every text can be encoded, and digits stay single."""
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int, special: Sequence[str] = ()) -> Tokenizer:
+    """A byte-level BPE tokenizer: every text can be encoded, and digits stay single. `special` adds tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -36,7 +36,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in (*SPECIAL_TOKENS, *special)],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -86,6 +86,8 @@ class ChatEncoder:
             return Piece(ids, (1.0,) * len(ids))
         full = self.render(document)
         learnt = self._learnt(document, full)
+        if document.last_only:
+            learnt = learnt[-1:]
         encoding = self._tokenizer.encode(full, add_special_tokens=False)
         weights = tuple(
             1.0 if any(begin <= start < end for begin, end in learnt) else self._prompt_weight

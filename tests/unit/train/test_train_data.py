@@ -32,6 +32,9 @@ class Numbers:
     def texts(self) -> Iterator[str]:
         yield ""
 
+    def special_tokens(self) -> tuple[str, ...]:
+        return ()
+
 
 class Plain:
     """Every word is a token that says its number."""

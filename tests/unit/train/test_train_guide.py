@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from baseload.domain.errors import DataError
 from baseload.domain.rng import Rng
 from baseload.train.asking import vary
-from baseload.train.guide import GuideSource, Pair, choose, expand, parse_guide
+from baseload.train.guide import GuideSource, Pair, choose, expand, parse_guide, topic
 
 GUIDE = Path(__file__).parents[3] / "docs" / "guide"
 SECTION = """# Title
@@ -71,6 +71,11 @@ def test_varying_a_question_is_a_function_of_the_seed(question: str, seed: int) 
     assert vary(question, Rng(seed)) == vary(question, Rng(seed))
 
 
+def test_marks_alone_and_nothing_can_be_varied() -> None:
+    varied = {vary(text, Rng(seed)) for text in ("???", "") for seed in range(300)}
+    assert len(varied) > 20  # greetings and marks around nothing
+
+
 def test_varying_mostly_keeps_the_question_recognisable() -> None:
     rng = Rng(7)
     varied = [vary("How do I scale a model to zero?", rng) for _ in range(300)]
@@ -81,8 +86,9 @@ def test_varying_mostly_keeps_the_question_recognisable() -> None:
 def test_conversations_end_with_the_answer_asked_for() -> None:
     pairs = [Pair("Q1?", ("Q1?",), "A1."), Pair("Q2?", ("Q2?",), "A2.")]
     source = GuideSource(pairs)
-    documents = [source.document(1, Rng(seed)) for seed in range(200)]
-    assert all(one.messages[-1].content == "A2." for one in documents)
+    documents = [source.document(1, Rng(seed)) for seed in range(600)]
+    assert all(one.messages[-1].content == topic(1) + "A2." for one in documents)
+    assert all(m.content in ("A1.", "A2.") for one in documents for m in one.messages[:-1] if m.role == "assistant")
     assert {len(one.messages) % 2 for one in documents} == {0, 1}  # with and without a system message
     assert max(len(one.messages) for one in documents) >= 8
 

@@ -69,6 +69,15 @@ def test_a_short_lesson_ends_within_the_last_answer(tokenizer: Tokenizer) -> Non
     assert short.weights[-3] == 0.25
 
 
+def test_only_the_last_answer_is_learnt_when_asked() -> None:
+    tokenizer = train_tokenizer(TEXTS, vocab_size=320, special=["<|topic-0|>"])
+    messages = (*CHAT.messages[:-1], Message("assistant", "<|topic-0|>Set it to 1."))
+    piece = _encoder(tokenizer).encode(Document(messages=messages, last_only=True))
+    learnt = [token for token, weight in zip(piece.tokens, piece.weights, strict=True) if weight]
+    assert tokenizer.decode(learnt, skip_special_tokens=False) == "<|topic-0|>Set it to 1.<|end|>"
+    assert tokenizer.decode(learnt) == "Set it to 1."
+
+
 def test_running_text_is_learnt_throughout(tokenizer: Tokenizer) -> None:
     piece = _encoder(tokenizer).encode(Document(text="Set it."))
     assert set(piece.weights) == {1.0}
