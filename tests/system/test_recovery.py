@@ -113,9 +113,11 @@ async def main():
     folder = Path({folder!r})
     options = ControlOptions(launcher=LauncherOptions(cache_dir=folder, command=command), metered=False)
     control = await start_control(folder, options=options)
-    await control.acknowledge(ModelPut(ModelSpec(name="m", source="ok", scaling=Scaling(min_replicas=1))))
+    await control.acknowledge(ModelPut(ModelSpec(name="m", source={source!r}, scaling=Scaling(min_replicas=1))))
     while not control.status().models[0].ready:
         await asyncio.sleep(0.001)
+    if {moved_to!r}:
+        await control.acknowledge(ModelPut(ModelSpec(name="m", source={moved_to!r})))
     control.settle()
     print("up", flush=True)
     await asyncio.Event().wait()
@@ -124,9 +126,27 @@ asyncio.run(main())
 """
 
 
+def _control_with_worker(folder: Path, *, source: str, moved_to: str = "") -> str:
+    script = str(CHILD.with_name("tiny_worker.py"))
+    return CONTROL_WITH_WORKER.format(script=script, folder=str(folder), source=source, moved_to=moved_to)
+
+
+async def test_a_local_worker_of_a_model_that_moved_away_is_ended_after_the_kill(tmp_path):
+    folder = tmp_path / "data"
+    code = _control_with_worker(folder, source="stubborn", moved_to="http://127.0.0.1:9")
+    start_and_kill(["-c", code], b"up\n", 0.0)
+    control = await start_control(folder, options=ControlOptions(launcher=LauncherOptions(cache_dir=folder)))
+    stubborn = [replica for replica in control.status().replicas if replica.pid]
+    told = [row.subject for row in await control.events(limit=1000) if row.kind in ("worker_ready", "worker_exited")]
+    assert stubborn
+    assert told.count(stubborn[0].replica_id) == 2, "once when it began, once when control came back"
+    assert await control.stop(1.0)
+    assert all(identify(replica.pid) is None for replica in stubborn)
+
+
 async def test_a_worker_is_adopted_and_its_time_tiles_over_the_kill(tmp_path):
     folder = tmp_path / "data"
-    code = CONTROL_WITH_WORKER.format(script=str(CHILD.with_name("tiny_worker.py")), folder=str(folder))
+    code = _control_with_worker(folder, source="ok")
     start_and_kill(["-c", code], b"up\n", 0.0)
     options = ControlOptions(launcher=LauncherOptions(cache_dir=folder), metered=False)
     control = await start_control(folder, options=options)

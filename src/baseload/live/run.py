@@ -60,8 +60,9 @@ async def start_control(data_dir: Path, *, options: ControlOptions) -> LiveContr
         stack.push_async_callback(_leave, launcher, control)
         control.attach(launcher, on_failed_dispatch=launcher.look_at)
         control.tell(ControlStarted(POLICY_VERSION, recovered.machine.seed))
-        remote = {spec.name for spec in control.models() if spec.is_remote}
-        await launcher.reconcile([one for one in control.status().replicas if one.model not in remote])
+        # By address, not by model: a local replica may have outlived its model's move to a remote source.
+        remote = {(spec.name, spec.source) for spec in control.models() if spec.is_remote}
+        await launcher.reconcile([one for one in control.status().replicas if (one.model, one.url) not in remote])
         control.take_snapshot()
         await control.sync()
         if options.metered:
