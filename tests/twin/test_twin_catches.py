@@ -7,7 +7,7 @@ import pytest
 
 from baseload.core.control import ControlMachine
 from baseload.domain.actions import Action, Dispatch, Record, Refuse, SetTimer, StartWorker, StopWorker
-from baseload.domain.events import Event, RequestFinished, WorkerStarted
+from baseload.domain.events import ControlStarted, Event, RequestFinished, TimerFired, WorkerStarted
 from baseload.domain.model import Admission, ModelSpec, Scaling
 from baseload.domain.units import NS_PER_S
 from baseload.domain.work import ReplicaEntry, RequestEntry
@@ -121,6 +121,15 @@ class Forgetful(Tampered):
         return [SetTimer(a.timer, a.at_ns + self.count) if isinstance(a, SetTimer) else a for a in actions]
 
 
+class BillsThePowerLoss(ControlMachine):
+    """Takes the time of a restart for the last it knew of its replicas."""
+
+    def step(self, now_ns: int, event: Event) -> list[Action]:
+        if isinstance(event, ControlStarted):
+            super().step(now_ns, TimerFired("none"))
+        return super().step(now_ns, event)
+
+
 def run(machine: type[ControlMachine], faults: Faults | None = None) -> SimulateReport:
     workload = Workload(requests=60, rate_per_s=3.0, prompt_tokens=100, output_tokens=20, spread=0.3)
     return Simulation(
@@ -158,6 +167,14 @@ def test_a_machine_that_does_not_replay_is_caught() -> None:
     failure = run(Forgetful, Faults(control_restart_every_s=3.0)).failure
     assert failure is not None
     assert "replay" in failure.message
+
+
+def test_time_without_power_that_is_billed_is_caught() -> None:
+    faults = Faults(power_loss_every_s=5.0)
+    failure = run(BillsThePowerLoss, faults).failure
+    assert failure is not None
+    assert "was last known of at" in failure.message
+    assert run(ControlMachine, faults).failure is None
 
 
 def test_the_real_machine_passes_the_same_run() -> None:

@@ -1,8 +1,13 @@
 """The twin's physics: what a run of a few requests must come to, worked out by hand."""
 
+import itertools
+
+from baseload.domain.actions import Refuse
+from baseload.domain.errors import Reason
+from baseload.domain.events import ControlStarted
 from baseload.domain.model import Admission, EngineSpec, ModelSpec, Price, Scaling
 from baseload.domain.units import NS_PER_MS, NS_PER_S
-from baseload.domain.work import Outcome, RequestEntry
+from baseload.domain.work import Outcome, ReplicaEntry, RequestEntry
 from baseload.limits.step_time import StepTimeSpec, StepTimeTable
 from baseload.twin.report import SimulateReport
 from baseload.twin.run import Simulation, simulate
@@ -105,6 +110,51 @@ def test_faults_do_what_they_say() -> None:
     assert with_(Faults(slow_starts=1.0, slow_factor=30)).queue.max_ms > 20 * with_(Faults()).queue.max_ms
     assert with_(Faults(admin_every_s=1.0)).digest != with_(Faults()).digest
     assert with_(Faults(clock_stands_every_s=1.0)).digest != with_(Faults()).digest
+
+
+def test_a_worker_that_crashes_after_each_answer_backs_off_while_clients_are_told_when_to_come_back() -> None:
+    run = Simulation(
+        config(
+            Workload(requests=600, rate_per_s=1.0, prompt_tokens=60, output_tokens=5, stream=0.0),
+            Faults(crash_after_answer=1.0),
+        )
+    )
+    report = run.run()
+    assert report.failure is None
+    assert 8 < report.cold_starts < 30, "ten minutes at full speed would be hundreds"
+    assert report.outcomes["ok"] >= 5, "it does answer between two crashes"
+    assert report.reasons["model_unavailable"] > 400
+    refusals = [
+        action
+        for item in run.world.journal
+        for action in item.actions
+        if isinstance(action, Refuse) and action.reason is Reason.MODEL_UNAVAILABLE
+    ]
+    assert all(0 < refusal.retry_after_ns <= 60 * NS_PER_S for refusal in refusals)
+    assert "SIGSEGV" in refusals[-1].message
+
+
+def test_a_power_loss_is_billed_to_nobody() -> None:
+    run = Simulation(
+        config(
+            Workload(requests=600, rate_per_s=1.0, prompt_tokens=60, output_tokens=20),
+            Faults(power_loss_every_s=30.0),
+        )
+    )
+    report = run.run()
+    assert report.failure is None
+    journal = run.world.journal
+    gaps = [
+        (before.at_ns, after.at_ns)
+        for before, after in itertools.pairwise(journal)
+        if isinstance(after.event, ControlStarted)
+    ]
+    spans = [entry for item in journal for entry in item.entries() if isinstance(entry, ReplicaEntry)]
+    assert len(gaps) == report.restarts > 3
+    assert sum(end_ns - start_ns for start_ns, end_ns in gaps) > 120 * NS_PER_S
+    assert any(span.final and span.to_ns in dict(gaps) for span in spans), "some ended with the power"
+    for start_ns, end_ns in gaps:
+        assert not [span for span in spans if span.from_ns < end_ns and span.to_ns > start_ns]
 
 
 def test_the_swarm_crashes_workers_at_every_moment_of_their_lives() -> None:

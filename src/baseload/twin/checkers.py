@@ -23,6 +23,7 @@ from baseload.domain.events import (
     ShutdownAsked,
     WorkerExited,
     WorkerReady,
+    WorkerStarted,
 )
 from baseload.domain.fleet import ReplicaState
 from baseload.domain.model import ModelSpec
@@ -78,13 +79,17 @@ class Checkers:
         self._retry_at_ns: dict[str, int] = {}  # models that back off
         self._limits: dict[str, int] = {}  # key → most in flight; 0: no limit
         self._last_ns = 0
+        self._unheard: dict[str, int] = {}  # replicas without a report since control was down → last known until
         self._at_once = 0
 
     # -- after each step -------------------------------------------------------------------------------------------
 
     def stepped(self, at_ns: int, event: Event, actions: Sequence[Action]) -> None:
         """The machine answered this event with these actions; none is performed yet."""
+        known_ns = self._last_ns
         self._progress(at_ns)
+        if isinstance(event, ControlStarted):
+            self._unheard = dict.fromkeys(self.started, known_ns) | self._unheard
         entries = [action.entry for action in actions if isinstance(action, Record)]
         over = self._take_event(at_ns, event)
         for action in actions:
@@ -231,7 +236,10 @@ class Checkers:
                 shadow = self._shadow(request_id, "given back")
                 _must(shadow.replica_id != "", f"{request_id} is given back, but runs nowhere")
                 self.open.give_back(shadow)
+            case WorkerStarted(replica_id=replica_id):
+                self._unheard.pop(replica_id, None)
             case WorkerReady(replica_id=replica_id):
+                self._unheard.pop(replica_id, None)
                 if replica_id in self.started:
                     self.ready[replica_id] = self.started[replica_id]
             case WorkerExited(replica_id=replica_id):
@@ -302,6 +310,9 @@ class Checkers:
                     _break(f"the span's parts do not add up: {entry}")
                 if min(parts) < 0:
                     _break(f"negative: {entry}")
+                known_ns = self._unheard.get(entry.replica_id, entry.to_ns)
+                if entry.to_ns != known_ns:
+                    _break(f"{entry.replica_id} is billed until {entry.to_ns}, but was last known of at {known_ns}")
                 self.spans.setdefault(entry.replica_id, []).append(entry)
         _must(not owed, f"ended without a ledger entry: {list(owed)}")
 

@@ -35,6 +35,7 @@ class FaultMaker:
         self._active = True
         faults = self._world.faults
         self._repeat(faults.control_restart_every_s, self._kill_control)
+        self._repeat(faults.power_loss_every_s, self._lose_power)
         self._repeat(faults.admin_every_s, self._administrate)
         self._repeat(faults.clock_stands_every_s, self._stop_clock)
 
@@ -70,6 +71,9 @@ class FaultMaker:
     def _kill_control(self) -> None:
         kill = self._world.kill_control if self._rng.below(2) else self._world.kill_control_in_step
         kill(down_ns=exponential_ns(self._rng, 0.5))
+
+    def _lose_power(self) -> None:
+        self._world.lose_power(down_ns=exponential_ns(self._rng, 120.0))
 
     def _stop_clock(self) -> None:
         self._world.stop_clock(exponential_ns(self._rng, 0.5))

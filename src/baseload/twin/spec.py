@@ -54,6 +54,7 @@ class Faults(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What goes wrong, and how often. Shares are per occasion; `…_every_s` is a mean time between, 0: never."""
 
     crash_every_s: float = 0.0  # of each worker, at any moment of its life
+    crash_after_answer: float = 0.0  # share of answers right after which the worker crashes
     start_fails: float = 0.0  # share of starts that end with an error
     start_loop: float = 0.0  # share of models whose starts all fail until the faults end
     slow_starts: float = 0.0  # share of starts that take `slow_factor` times as long
@@ -66,6 +67,7 @@ class Faults(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     lost_dispatches: float = 0.0  # share of dispatches that never reach the worker
     slow_dispatches: float = 0.0  # share of dispatches that take a thousand times the network's time
     control_restart_every_s: float = 0.0  # kill -9 of control; snapshot and replay
+    power_loss_every_s: float = 0.0  # control and all workers end at one instant, for minutes
     admin_every_s: float = 0.0  # a model is removed, put back or changed; a key is revoked
     clock_stands_every_s: float = 0.0  # the wall clock stands still for a while
 

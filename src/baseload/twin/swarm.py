@@ -55,6 +55,8 @@ def _faults(rng: Rng) -> Faults:
         control_restart_every_s=every_s(1.0, 20.0),
         admin_every_s=every_s(0.5, 10.0),
         clock_stands_every_s=every_s(0.5, 5.0),
+        power_loss_every_s=every_s(5.0, 60.0) if rng.below(2) else 0.0,
+        crash_after_answer=share(1.0) ** 2 if rng.below(3) == 0 else 0.0,
     )
 
 

@@ -17,7 +17,7 @@ from baseload.twin.clients import Exchange
 from baseload.twin.spec import Faults, Physics
 
 LOCAL = ".simulated"  # ends the URL of each worker that is ours
-SIGKILLED, SIGTERMED, START_FAILED = -9, -15, 1
+SIGKILLED, SIGSEGV, SIGTERMED, START_FAILED = -9, -11, -15, 1
 
 
 class Life(StrEnum):
@@ -290,7 +290,10 @@ class Worker:
             assert finished.tokens.completion == exchange.emitted, "the batcher lost or invented a token"
             exchange.worker = None
             exchange.cached, exchange.phases = finished.tokens.cached_in, finished.phases
-            host.agenda.after(host.network_ns(), _later(exchange.client.finished, exchange))
+            answer_ns = host.network_ns()
+            host.agenda.after(answer_ns, _later(exchange.client.finished, exchange))
+            if host.happens(host.faults.crash_after_answer):
+                host.agenda.after(2 * answer_ns, lambda: self.die(SIGSEGV))
         self._step()
         self._end_if_drained()
 

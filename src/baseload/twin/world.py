@@ -357,6 +357,13 @@ class World:
             self.checkers = Checkers.after_kill(self.journal, self.checkers)
         self.agenda.after(down_ns, self._recover)
 
+    def lose_power(self, *, down_ns: int) -> None:
+        """Control and every worker here end at this instant; after `down_ns` control is started again."""
+        self.kill_control(down_ns=down_ns)
+        for worker in self.workers.values():
+            if not worker.spec.is_remote and self.control is None:
+                worker.die(SIGKILLED)
+
     def _recover(self) -> None:
         control = self._machine.restore(self._snapshot)
         for item in self.journal[self._snapshot_at :]:

@@ -7,6 +7,7 @@ import pytest
 from baseload.domain.actions import Shutdown, StopWorker
 from baseload.domain.errors import Reason
 from baseload.domain.events import (
+    ControlStarted,
     DispatchFailed,
     FirstByteSent,
     ModelPut,
@@ -255,6 +256,33 @@ def test_a_worker_that_crashes_after_each_answer_backs_off(stage: Any) -> None:
     assert all(0 < refusal.retry_after_ns <= 60 * NS_PER_S for refusal in refusals)
     assert len(refusals) > 1_000
     assert "SIGSEGV" in refusals[-1].message
+
+
+def test_a_crash_after_a_long_quiet_time_is_the_first_of_its_row(stage: Any) -> None:
+    (replica_id,) = stage.put(spec(1, 1))
+    stage.exit(replica_id, 1)
+    stage.wait(1)
+    (replica_id,) = list(states(stage))
+    stage.ready(replica_id)
+    stage.answer(stage.ask())
+    stage.wait(3_600)
+    stage.exit(replica_id, -9)
+    assert stage.model().crashes == 1
+    assert stage.started(), "it had served well: replaced at once"
+
+
+def test_what_may_have_died_while_control_was_down_proves_nothing(stage: Any) -> None:
+    (replica_id,) = stage.put(spec(1, 1))
+    stage.exit(replica_id, 1)
+    stage.wait(1)
+    (replica_id,) = list(states(stage))
+    stage.ready(replica_id)
+    stage.answer(stage.ask())
+    stage.timers.clear()
+    stage.tell(ControlStarted("2", 1), after_s=3_600)
+    assert stage.model().crashes == 1
+    stage.exit(replica_id, -9)
+    assert stage.model().crashes == 1
 
 
 @pytest.mark.parametrize(("code", "left"), [(0, 0), (-9, 1)])
