@@ -51,56 +51,29 @@ class Office(Protocol):
         """Call `send`, which lets the last byte of an answer leave, once everything told so far is settled."""
 
 
-class Forward:
-    """One open client request. Every way out goes through `_over`, exactly once."""
+class Forward(msgspec.Struct, eq=False):
+    """One open client request. Every way out goes through `_over`, exactly once.
 
-    __slots__ = (
-        "_began_s",
-        "_begun",
-        "_body",
-        "_call",
-        "_chunks",
-        "_content_type",
-        "_exchange",
-        "_headers",
-        "_is_over",
-        "_office",
-        "_opened_s",
-        "_replica_id",
-        "_request",
-        "_size",
-        "_status",
-        "_stream",
-        "_withhold_usage",
-    )
+    (A Struct because one is made per request, and its constructor costs an eighth of one in Python.)
+    """
 
-    def __init__(
-        self,
-        office: Office,
-        exchange: Exchange,
-        request: Request,
-        *,
-        body: bytes,
-        withhold_usage: bool,
-        headers: list[tuple[str, str]],
-    ) -> None:
-        self._office = office
-        self._exchange = exchange
-        self._request = request
-        self._body = body
-        self._withhold_usage = withhold_usage
-        self._headers = headers  # of the answer
-        self._opened_s = perf_counter()
-        self._began_s = 0.0
-        self._call: Call | None = None
-        self._replica_id = ""
-        self._begun = False
-        self._is_over = False
-        self._status = 0  # of the attempt under way, as is what follows
-        self._content_type = JSON
-        self._chunks: list[bytes] = []
-        self._size = 0
-        self._stream: EventStream | None = None
+    _office: Office
+    _exchange: Exchange
+    _request: Request
+    _body: bytes
+    _withhold_usage: bool
+    _lines: str  # headers of the answer, as they go out
+    _opened_s: float
+    _began_s: float = 0.0
+    _call: Call | None = None
+    _replica_id: str = ""
+    _begun: bool = False
+    _is_over: bool = False
+    _status: int = 0  # of the attempt under way, as is what follows
+    _content_type: str = JSON
+    _chunks: list[bytes] = []
+    _size: int = 0
+    _stream: EventStream | None = None
 
     def open(self) -> None:
         """Hand the request to the router."""
@@ -128,7 +101,7 @@ class Forward:
                 request.endpoint.value,
                 self._body,
                 self,
-                headers=(("content-type", JSON), ("x-request-id", request.request_id)),
+                lines=f"content-type: application/json\r\nx-request-id: {request.request_id}\r\n",
                 repeatable=True,  # a completion changes nothing: asking twice costs time only
                 first_byte_timeout_s=office.first_byte_timeout_s,
                 idle_timeout_s=office.idle_timeout_s,
@@ -147,7 +120,7 @@ class Forward:
             self._exchange.end(error_event(refusal))
         else:
             status, headers, body = error_body(refusal)
-            self._exchange.respond(status, body, headers=[*headers, *self._headers])
+            self._exchange.respond(status, body, headers=headers, lines=self._lines)
 
     # -- what the worker says ---------------------------------------------------------------------------------------
 
@@ -224,7 +197,7 @@ class Forward:
         self._began_s = perf_counter()
         self._office.control.tell(FirstByteSent(self._request.request_id))
         self._exchange.on_writable = self._client_takes
-        self._exchange.start(200, content_type=self._content_type, headers=self._headers)
+        self._exchange.start(200, content_type=self._content_type, lines=self._lines)
 
     def _stream_ended(self, stream: EventStream) -> None:
         """The HTTP answer ended, but the stream did not say [DONE]."""
@@ -243,13 +216,13 @@ class Forward:
             return
         self._began_s = perf_counter()
         self._finish(Outcome.OK, None, tokens, phases)
-        answer = partial(self._exchange.respond, 200, body, content_type=self._content_type, headers=self._headers)
+        answer = partial(self._exchange.respond, 200, body, content_type=self._content_type, lines=self._lines)
         self._office.after_settling(answer)
 
     def _rejected(self, status: int, body: bytes) -> None:
         reason, body = error_of_worker(body)
         self._finish(Outcome.REJECTED, reason, TokenCounts(), PhaseTimes())
-        self._office.after_settling(partial(self._exchange.respond, status, body, headers=self._headers))
+        self._office.after_settling(partial(self._exchange.respond, status, body, lines=self._lines))
 
     def _attempt_failed(self, reason: Reason, detail: str) -> None:
         """Before the first byte the router decides; after it, the client gets an error event and no [DONE]."""

@@ -11,6 +11,7 @@ import asyncio
 import os
 import re
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import Protocol
 from urllib.parse import unquote
 
@@ -129,18 +130,11 @@ class Gateway:
             n=intake.n,
             prefix_hashes=intake.prefix_hashes,
         )
-        answer_headers = _ids(request_id, headers)
+        lines = _ids(request_id, headers)
         limits = key.limits
         if limits.requests_per_minute or limits.tokens_per_minute:
-            answer_headers += self._limits_left(key, intake.prompt_tokens_estimate + intake.max_tokens)
-        Forward(
-            self,
-            exchange,
-            request,
-            body=intake.body,
-            withhold_usage=intake.withhold_usage,
-            headers=answer_headers,
-        ).open()
+            lines += self._limits_left(key, intake.prompt_tokens_estimate + intake.max_tokens)
+        Forward(self, exchange, request, intake.body, intake.withhold_usage, lines, perf_counter()).open()
 
     def _model(self, name: str, key: Key) -> ModelSpec:
         spec = self.control.model(name)
@@ -153,19 +147,23 @@ class Gateway:
             raise Refusal(Reason.UNKNOWN_MODEL, text, hint=f"Models here: {known}.", param="model")
         return spec
 
-    def _limits_left(self, key: Key, tokens: int) -> list[tuple[str, str]]:
+    def _limits_left(self, key: Key, tokens: int) -> str:
         """OpenAI's x-ratelimit headers, as they are once this request has taken its share."""
-        limits, allowance = key.limits, self.control.allowance(key.key_id)
-        headers = []
-        for what, limit, left, reset_ns in (
-            ("requests", limits.requests_per_minute, allowance.requests - 1, allowance.requests_reset_ns),
-            ("tokens", limits.tokens_per_minute, allowance.tokens - tokens, allowance.tokens_reset_ns),
-        ):
-            if limit:
-                headers.append((f"x-ratelimit-limit-{what}", str(limit)))
-                headers.append((f"x-ratelimit-remaining-{what}", str(max(0, left))))
-                headers.append((f"x-ratelimit-reset-{what}", f"{reset_ns // NS_PER_MS}ms"))
-        return headers
+        limits, left = key.limits, self.control.allowance(key.key_id)
+        lines = ""
+        if limits.requests_per_minute:
+            lines = (
+                f"x-ratelimit-limit-requests: {limits.requests_per_minute}\r\n"
+                f"x-ratelimit-remaining-requests: {max(0, left.requests - 1)}\r\n"
+                f"x-ratelimit-reset-requests: {left.requests_reset_ns // NS_PER_MS}ms\r\n"
+            )
+        if limits.tokens_per_minute:
+            lines += (
+                f"x-ratelimit-limit-tokens: {limits.tokens_per_minute}\r\n"
+                f"x-ratelimit-remaining-tokens: {max(0, left.tokens - tokens)}\r\n"
+                f"x-ratelimit-reset-tokens: {left.tokens_reset_ns // NS_PER_MS}ms\r\n"
+            )
+        return lines
 
     def _deadline_ns(self, headers: dict[str, str]) -> int:
         text = headers[DEADLINE_HEADER]
@@ -257,12 +255,12 @@ class Gateway:
     def _refuse(self, exchange: Exchange, refusal: Refusal) -> None:
         self.metrics.refused(refusal.reason)
         status, headers, body = error_body(refusal)
-        exchange.respond(status, body, headers=[*headers, *_ids(self._new_id(), exchange.headers)])
+        exchange.respond(status, body, headers=headers, lines=_ids(self._new_id(), exchange.headers))
 
 
-def _ids(request_id: str, headers: dict[str, str]) -> list[tuple[str, str]]:
-    """A client's own x-request-id comes back to it; ours, which stands in the ledger, beside it."""
+def _ids(request_id: str, headers: dict[str, str]) -> str:
+    """A client's own x-request-id comes back to it; ours, which stands in the ledger, beside it. As header lines."""
     theirs = headers.get("x-request-id")
     if theirs is not None and _CLIENT_ID.fullmatch(theirs):
-        return [("x-request-id", theirs), ("x-baseload-request-id", request_id)]
-    return [("x-request-id", request_id)]
+        return f"x-request-id: {theirs}\r\nx-baseload-request-id: {request_id}\r\n"
+    return f"x-request-id: {request_id}\r\n"

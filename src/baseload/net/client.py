@@ -67,18 +67,27 @@ class Client:
         *,
         method: str = "POST",
         headers: Sequence[tuple[str, str]] = (),
+        lines: str = "",
         repeatable: bool = False,
         first_byte_timeout_s: float | None = None,
         idle_timeout_s: float | None = None,
     ) -> Call:
-        """Begin a request to `url` (scheme, host, port and perhaps a prefix of the path) and `path`."""
+        """Begin a request to `url` (scheme, host, port and perhaps a prefix of the path) and `path`.
+
+        `lines`: further headers as they stand, each with its line break.
+        """
         assert not self.closed, "the client is closed"
         host = self._hosts.get(url) or self._add_host(url)
-        extra = "".join([f"{name}: {value}\r\n" for name, value in headers])
-        if extra.count("\n") + extra.count("\r") != 2 * len(headers) or " " in path or not path.isascii():
-            raise ValueError("a header must not contain a line break, nor a path a space")
-        length = f"content-length: {len(body)}\r\n" if body or method != "GET" else ""
-        head = f"{method} {host.prefix}{path} HTTP/1.1\r\n{host.host_line}{length}{extra}\r\n"
+        if headers:
+            extra = "".join([f"{name}: {value}\r\n" for name, value in headers])
+            if extra.count("\n") + extra.count("\r") != 2 * len(headers):
+                raise ValueError("a header must not contain a line break")
+            lines += extra
+        if " " in path or not path.isascii():
+            raise ValueError("a path must not contain a space")
+        if body or method != "GET":
+            lines = f"content-length: {len(body)}\r\n{lines}"
+        head = f"{method} {host.prefix}{path} HTTP/1.1\r\n{host.host_line}{lines}\r\n"
         call = Call(
             data=head.encode("latin-1") + body,
             handler=handler,

@@ -7,8 +7,10 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 import httptools
+from msgspec import Struct
 
 from baseload.domain.errors import NetError
+from baseload.net.names import COMMON_NAMES
 
 _NEVER = float("inf")
 
@@ -40,39 +42,18 @@ class ResponseHandler(Protocol):
         """The answer will not come, or not completely. Nothing follows."""
 
 
-class Call:
+class Call(Struct, eq=False):
     """One request under way. After `abort`, or after on_end or on_error, nothing more is called."""
 
-    __slots__ = (
-        "connection",
-        "data",
-        "done",
-        "first_byte_timeout_s",
-        "fresh",
-        "handler",
-        "idle_timeout_s",
-        "paused",
-        "repeatable",
-    )
-
-    def __init__(
-        self,
-        *,
-        data: bytes,
-        handler: ResponseHandler,
-        repeatable: bool,
-        first_byte_timeout_s: float,
-        idle_timeout_s: float,
-    ) -> None:
-        self.data = data
-        self.handler = handler
-        self.repeatable = repeatable
-        self.first_byte_timeout_s = first_byte_timeout_s
-        self.idle_timeout_s = idle_timeout_s
-        self.connection: Connection | None = None
-        self.fresh = False  # on a connection made for it
-        self.paused = False
-        self.done = False  # nothing more will be called
+    data: bytes
+    handler: ResponseHandler
+    repeatable: bool
+    first_byte_timeout_s: float
+    idle_timeout_s: float
+    connection: "Connection | None" = None
+    fresh: bool = False  # on a connection made for it
+    paused: bool = False
+    done: bool = False  # nothing more will be called
 
     def pause(self) -> None:
         """Read no more of the answer until `resume`; the sender is slowed down by TCP."""
@@ -272,7 +253,8 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._headers_done:
-            self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+            key = COMMON_NAMES.get(name) or name.decode("latin-1").lower()
+            self._headers[key] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()

@@ -5,7 +5,10 @@ from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Protocol
 
+from msgspec import Struct
+
 PHRASES = {status.value: status.phrase for status in HTTPStatus}
+_STATUS_LINES = {status: f"HTTP/1.1 {status} {phrase}\r\n" for status, phrase in PHRASES.items()}
 
 
 class Carrier(Protocol):
@@ -26,51 +29,25 @@ class Carrier(Protocol):
         """The exchange was answered completely."""
 
 
-class Exchange:
+class Exchange(Struct, eq=False):
     """One request and the means to answer it. `headers` has lower-case names; repeated ones are joined by ", ".
 
     Every answering method does nothing once the client is gone (`closed`), so a handler need not ask first.
+    (A Struct because one is made per request, and its constructor costs an eighth of one in Python.)
     """
 
-    __slots__ = (
-        "_chunked",
-        "_connection",
-        "_keep_alive",
-        "_started",
-        "body",
-        "closed",
-        "headers",
-        "method",
-        "on_disconnect",
-        "on_writable",
-        "path",
-        "query",
-    )
-
-    def __init__(
-        self,
-        connection: Carrier,
-        *,
-        method: str,
-        path: str,
-        query: str,
-        headers: dict[str, str],
-        body: bytes,
-        keep_alive: bool,
-        chunked: bool,
-    ) -> None:
-        self._connection = connection
-        self.method = method
-        self.path = path
-        self.query = query
-        self.headers = headers
-        self.body = body
-        self.closed = False
-        self.on_disconnect: Callable[[], None] | None = None
-        self.on_writable: Callable[[bool], None] | None = None  # False: pause producing; True: go on
-        self._keep_alive = keep_alive
-        self._started = False
-        self._chunked = chunked  # HTTP/1.0 knows no chunks: there, the end of the connection is the end
+    _connection: Carrier
+    method: str
+    path: str
+    query: str
+    headers: dict[str, str]
+    body: bytes
+    _keep_alive: bool
+    _chunked: bool  # HTTP/1.0 knows no chunks: there, the end of the connection is the end
+    closed: bool = False
+    on_disconnect: Callable[[], None] | None = None
+    on_writable: Callable[[bool], None] | None = None  # False: pause producing; True: go on
+    _started: bool = False
 
     def respond(
         self,
@@ -79,26 +56,30 @@ class Exchange:
         *,
         content_type: str = "application/json",
         headers: Sequence[tuple[str, str]] = (),
+        lines: str = "",
     ) -> None:
-        """Answer with a whole body."""
+        """Answer with a whole body. `lines`: further headers as they stand, each with its line break."""
         if self.closed:
             return
         assert not self._started, "respond() after start() or respond()"
         self._started = True
         bare = status == 204 or status == 304
         length = "" if bare else f"content-length: {len(body)}\r\n"
-        head = self._head(status, content_type, headers, length)
-        self._connection.transport.write(head if bare or self.method == "HEAD" else head + body)
-        self._connection.exchange_ended(self, keep_alive=self._keep_alive)
+        head = self._head(status, content_type, headers, length + lines)
+        connection = self._connection
+        connection.transport.write(head if bare or self.method == "HEAD" else head + body)
+        connection.exchange_ended(self, keep_alive=self._keep_alive)
 
-    def start(self, status: int, *, content_type: str, headers: Sequence[tuple[str, str]] = ()) -> None:
-        """Begin an answer whose length is not known; `write` and `end` follow."""
+    def start(
+        self, status: int, *, content_type: str, headers: Sequence[tuple[str, str]] = (), lines: str = ""
+    ) -> None:
+        """Begin an answer whose length is not known; `write` and `end` follow. `lines` as for `respond`."""
         if self.closed:
             return
         assert not self._started, "start() after start() or respond()"
         self._started = True
         framing = "transfer-encoding: chunked\r\n" if self._chunked else ""
-        self._connection.transport.write(self._head(status, content_type, headers, framing))
+        self._connection.transport.write(self._head(status, content_type, headers, framing + lines))
 
     def write(self, chunk: bytes) -> None:
         """Send a piece of the body begun with `start`."""
@@ -142,13 +123,18 @@ class Exchange:
         """Whether the write buffer is below its high-water mark."""
         return not self._connection.stalled
 
-    def _head(self, status: int, content_type: str, headers: Sequence[tuple[str, str]], framing: str) -> bytes:
-        extra = "".join([f"{name}: {value}\r\n" for name, value in headers]) if headers else ""
-        if extra.count("\n") != len(headers) or extra.count("\r") != len(headers):
-            raise ValueError("a header must not contain a line break")
-        if self._connection.ending:
+    def _head(self, status: int, content_type: str, headers: Sequence[tuple[str, str]], lines: str) -> bytes:
+        if headers:
+            extra = "".join([f"{name}: {value}\r\n" for name, value in headers])
+            if extra.count("\n") != len(headers) or extra.count("\r") != len(headers):
+                raise ValueError("a header must not contain a line break")
+            lines += extra
+        connection = self._connection
+        if connection.ending:
             self._keep_alive = False
-        closing = "" if self._keep_alive else "connection: close\r\n"
-        kind = f"content-type: {content_type}\r\n" if content_type else ""
-        line = f"HTTP/1.1 {status} {PHRASES.get(status, 'Unknown')}\r\n"
-        return f"{line}{self._connection.date_line}{kind}{framing}{extra}{closing}\r\n".encode("latin-1")
+        if not self._keep_alive:
+            lines += "connection: close\r\n"
+        if content_type:
+            lines = f"content-type: {content_type}\r\n{lines}"
+        line = _STATUS_LINES.get(status) or f"HTTP/1.1 {status} Unknown\r\n"
+        return f"{line}{connection.date_line}{lines}\r\n".encode("latin-1")
