@@ -69,11 +69,13 @@ def _context_of(folder: Path) -> int:
         )
     # Imported only in the process that was started for this look.
     from baseload.engine.registry import read_config  # noqa: PLC0415
+    from baseload.engine.weights import check_weights  # noqa: PLC0415
 
     config = read_config(folder)
     for pattern in ("*.safetensors", "tokenizer.json"):
         if not any(folder.glob(pattern)):
             raise ModelError(f"{folder} holds no {pattern}.", hint="Download the model again.")
+    check_weights(folder, config)
     return config.max_context
 
 

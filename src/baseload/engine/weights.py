@@ -57,8 +57,21 @@ def load_params(model_dir: Path | str, dtype: str = "auto") -> tuple[ModelConfig
     model_dir = Path(model_dir)
     config = read_config(model_dir)
     target = _DTYPES[resolve_dtype(config, dtype)]
-    files = _open_files(model_dir)
     tree = empty_tree(config, target)
+    for piece, tensor in _read(model_dir, config):
+        _place(tree, piece)[...] = tensor
+    return config, tree
+
+
+def check_weights(model_dir: Path, config: ModelConfig) -> None:
+    """Raises BadWeights where `load_params` would, after reading the headers of the files only."""
+    for _ in _read(model_dir, config):
+        pass
+
+
+def _read(model_dir: Path, config: ModelConfig) -> Iterator[tuple[Piece, np.ndarray]]:
+    """Each piece of the tree with its tensor, mapped and not copied."""
+    files = _open_files(model_dir)
     for piece in pieces(config):
         file = files.get(piece.name)
         if file is None:
@@ -66,8 +79,7 @@ def load_params(model_dir: Path | str, dtype: str = "auto") -> tuple[ModelConfig
                 f"{model_dir}: tensor {piece.name} is missing from the weights.",
                 hint="Check that config.json belongs to these weights, or download the model again.",
             )
-        _place(tree, piece)[...] = file.read(piece.name, piece.shape)
-    return config, tree
+        yield piece, file.read(piece.name, piece.shape)
 
 
 def resolve_dtype(config: ModelConfig, dtype: str) -> str:

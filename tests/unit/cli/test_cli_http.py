@@ -1,6 +1,7 @@
 """The commands' HTTP side against a server that answers as told; and a model's folder checked in its own process."""
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -123,3 +124,13 @@ async def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
         await check_model(ModelSpec("a", str(tmp_path)))
     remote = ModelSpec("a", "http://127.0.0.1:1")
     assert await check_model(remote) is remote
+
+
+async def test_truncated_weights_are_refused_before_the_model_is_added(tmp_path: Path, tiny_model: Path) -> None:
+    copy = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    (weights,) = copy.glob("*.safetensors")
+    assert (await check_model(ModelSpec("a", str(copy)))).context_tokens > 0
+    with weights.open("r+b") as file:
+        file.truncate(weights.stat().st_size - 1)
+    with pytest.raises(ModelError, match="truncated"):
+        await check_model(ModelSpec("a", str(copy)))
