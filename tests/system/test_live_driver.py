@@ -22,6 +22,7 @@ from baseload.domain.tenant import Key
 from baseload.domain.units import NS_PER_MS
 from baseload.domain.work import Endpoint, Outcome, Request, TokenCounts
 from baseload.live.datadir import find_running
+from baseload.live.driver import LiveControl
 from baseload.live.launcher import LauncherOptions
 from baseload.live.recovery import recover
 from baseload.live.run import ControlOptions, open_offline, start_control
@@ -60,6 +61,16 @@ class Sink:
 
 def options(folder: Path, **more: object) -> ControlOptions:
     return ControlOptions(launcher=LauncherOptions(cache_dir=folder), metered=False, **more)
+
+
+def copy_of_killed(tmp_path: Path) -> None:
+    """A copy taken in this order is what a kill leaves: the spool holds all that is settled."""
+    shutil.copytree(tmp_path / "data" / "spool", tmp_path / "killed" / "spool")
+    source = sqlite3.connect(tmp_path / "data" / FILE)
+    target = sqlite3.connect(tmp_path / "killed" / FILE)
+    source.backup(target)
+    source.close()
+    target.close()
 
 
 @pytest.fixture
@@ -243,13 +254,7 @@ async def test_replay_gives_the_same_state_from_any_snapshot_on(tmp_path):
         if number % 20 == 7:
             await control.sync()
     control.settle()
-    # A copy taken in this order is what a kill leaves: the spool holds all that is settled.
-    shutil.copytree(tmp_path / "data" / "spool", tmp_path / "killed" / "spool")
-    source = sqlite3.connect(tmp_path / "data" / FILE)
-    target = sqlite3.connect(tmp_path / "killed" / FILE)
-    source.backup(target)
-    source.close()
-    target.close()
+    copy_of_killed(tmp_path)
     expected, seq = control._machine.snapshot(), control.seq
     store = Store(tmp_path / "killed" / FILE)
     store.open()
@@ -304,6 +309,36 @@ async def test_two_controls_do_not_share_a_directory(tmp_path):
     await control.stop(1.0)
     assert find_running(tmp_path / "data") is None
     assert not (tmp_path / "data" / "control.json").exists()
+
+
+async def test_administration_after_a_power_loss_does_not_bill_the_time_without_power(tmp_path):
+    idle = LauncherOptions(cache_dir=tmp_path, command=lambda spec, files: ["/bin/sleep", "600"])
+    control = await start_control(tmp_path / "data", options=ControlOptions(launcher=idle, metered=False))
+    await control.acknowledge(ModelPut(ModelSpec(name="e", source="/nonexistent", scaling=Scaling(min_replicas=1))))
+    copy_of_killed(tmp_path)
+    await control.stop(1.0)
+
+    def times(later: LiveControl) -> list[tuple[str, int]]:
+        return [(replica.replica_id, replica.cold_ns) for replica in later.status().replicas]
+
+    async with open_offline(tmp_path / "killed") as later:
+        known = times(later)
+        assert len(known) == 1
+        billed = [row.cold_ns for row in await later.usage()]
+        assert billed == [known[0][1]], "to the instant last known, not to now"
+        await later.acknowledge(KeyCreated(key(2)))
+        await later.acknowledge(ModelPut(REMOTE))
+        assert times(later) == known
+    async with open_offline(tmp_path / "killed") as later:
+        await later.acknowledge(KeyCreated(key(3)))
+        assert times(later) == known
+        assert [row.cold_ns for row in await later.usage()] == billed
+    again = await start_control(tmp_path / "killed", options=ControlOptions(launcher=idle, metered=False))
+    rows = await again.events(kind="replica", limit=100)
+    (last,) = [row.body for row in rows if row.body["final"]]
+    assert (last["replica_id"], last["to_ns"] - last["from_ns"]) == (known[0][0], last["cold_ns"])
+    assert sum(row.body["cold_ns"] for row in rows if row.body["replica_id"] == known[0][0]) == known[0][1]
+    await again.stop(1.0)
 
 
 async def test_offline_administration_starts_nothing_and_is_there_at_the_next_start(tmp_path):

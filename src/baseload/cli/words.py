@@ -58,7 +58,11 @@ _WORDS: Mapping[str, Callable[[Body], str]] = {
     "worker_started": lambda body: f"worker {body['replica_id']} is starting as process {body['pid']}",
     "worker_ready": lambda body: f"worker {body['replica_id']} takes requests",
     "worker_exited": _exited,
-    "control_started": lambda body: f"Baseload started (policy {body['policy_version']})",
+    "control_started": lambda body: (
+        f"Baseload started (policy {body['policy_version']})"
+        if not body.get("offline")
+        else "stored state was opened for administration"
+    ),
     "shutdown_asked": lambda _: "Baseload was asked to stop",
 }
 

@@ -285,13 +285,13 @@ class ControlMachine:
             self._router.reseed(event.seed)
             self._fleet.reseed(event.seed)
         state.policy_version = event.policy_version
-        state.started_ns = now_ns
+        state.started_ns = now_ns if not event.offline else state.started_ns
         state.shutting_down = state.forced = state.is_over = self._router.state.halted = False
         for timer in [name for name in self._outbox.state.timers if name.startswith(("shutdown:", "lost:"))]:
             del self._outbox.state.timers[timer]
         self._outbox.set_all_again(not_before_ns=now_ns + 60 * NS_PER_S, held=("stop:",))
         self._outbox.set_timer("ledger:", state.span_due_ns)
-        self._fleet.control_started(now_ns)
+        self._fleet.control_started(now_ns, offline=event.offline)
 
     def _shut_down(self, grace_ns: int, now_ns: int) -> None:
         state = self._state

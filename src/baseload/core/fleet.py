@@ -298,11 +298,11 @@ class FleetMachine:
         """Before a (re)start is taken in: spans end and accounts stand still at the last instant the machine knew."""
         self._life.hold_all(known_ns)
 
-    def control_started(self, now_ns: int) -> None:
-        """After a (re)start: no request runs; replicas are unconfirmed until reported."""
-        self.state.halted = False
+    def control_started(self, now_ns: int, *, offline: bool) -> None:
+        """After a (re)start: no request runs; replicas are unconfirmed until reported; offline, none is started."""
+        self.state.halted = offline
         self._life.doubt_all(now_ns)
-        for crew in list(self.state.crews.values()):
+        for crew in list(self.state.crews.values()) if not offline else ():
             self.rescale(crew, now_ns)
 
     def halt(self, now_ns: int) -> None:

@@ -125,10 +125,13 @@ class ControlStarted(Struct, frozen=True, array_like=True, tag="control_started"
 
     Replicas known from before are reported next by the driver, each with WorkerReady (adopted, alive and
     healthy), WorkerStarted (alive, still starting) or WorkerExited (gone, or ended as unusable).
+
+    `offline`: only to administer what is stored while nothing runs. No worker is started nor reported on.
     """
 
     policy_version: str
     seed: int
+    offline: bool = False
 
 
 class ShutdownAsked(Struct, frozen=True, array_like=True, tag="shutdown_asked"):

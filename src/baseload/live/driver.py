@@ -24,6 +24,7 @@ from baseload.domain.actions import (
 )
 from baseload.domain.errors import JournalError, Reason
 from baseload.domain.events import (
+    ControlStarted,
     DispatchFailed,
     Event,
     ModelPut,
@@ -81,6 +82,7 @@ class LiveControl:
         self.snapshot_seq = seq
         self._announce = announce
         self._is_offline = False
+        self._is_past_known = False  # offline: the machine was told that time has passed
         self.closers: list[Callable[[], Awaitable[None]]] = []
         self._loop = asyncio.get_running_loop()
         self._shutdown = asyncio.Event()
@@ -196,6 +198,10 @@ class LiveControl:
         """`tell`, and return once the event is on stable storage (fsync). Raises JournalError where it cannot be."""
         if self._journal.failure is not None:
             raise self._journal.failure
+        if self._is_offline and self.status().replicas and not self._is_past_known:
+            # The end of a process that left workers behind: they are billed until then, however late it is now.
+            self._is_past_known = True
+            self.tell(ControlStarted(self._machine.policy_version, self._machine.seed, offline=True))
         if self._is_offline and isinstance(event, ModelPut) and not self.status().shutting_down:
             self.tell(ShutdownAsked(0))  # so that the machine starts no worker before the next ControlStarted
         self.tell(event)
@@ -229,8 +235,8 @@ class LiveControl:
         return self._machine.models()
 
     def status(self) -> ControlStatus:
-        """Everything at this instant."""
-        return self._machine.status(self._now_ns())
+        """Everything at this instant; offline, at the last one the machine knows of."""
+        return self._machine.status(0 if self._is_offline else self._now_ns())
 
     def now_ns(self) -> int:
         """Wall time in nanoseconds that never runs backwards."""
@@ -239,7 +245,7 @@ class LiveControl:
     async def usage(self, *, from_day: str = "", to_day: str = "") -> list[UsageRow]:
         """Usage by day, key and model, including what runs now, all of one instant."""
         rollup = Rollup()
-        seq, now_ns = self._seq, self._now_ns()
+        seq, now_ns = self._seq, self.status().now_ns
         for entry in self._machine.open_entries(now_ns):
             rollup.add(entry, open_at_ns=now_ns)
         outside = [day for day, _, _ in rollup.rows if day < from_day or day > (to_day or "9999")]

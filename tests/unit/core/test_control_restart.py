@@ -270,6 +270,27 @@ def test_midnight_and_the_grid_pass_by_an_unconfirmed_account(stage: Any) -> Non
     assert [(span.to_ns, span.final) for span in ended] == [(known_ns, True)]
 
 
+def test_administration_while_nothing_runs_starts_nothing_and_bills_nothing(stage: Any) -> None:
+    (replica_id,) = stage.put(DEAR)
+    stage.ready(replica_id)
+    asked = stage.ask()
+    started_ns = stage.machine.status(stage.now).started_ns
+    stage.machine = ControlMachine.restore(stage.machine.snapshot())
+    stage.timers.clear()
+    stage.tell(ControlStarted("1", 1, offline=True), after_s=8 * 3_600)
+    eager = msgspec.structs.replace(DEAR, name="e")
+    stage.tell(KeyRevoked("nobody"), ModelPut(eager), ModelRemoved("m"))
+    assert not stage.started()
+    assert not stage.stopped()
+    assert stage.entry(asked).ended_ns == T0
+    assert stage.machine.status(stage.now).started_ns == started_ns
+    crash_and_start(stage, down_s=3_600)
+    assert len(stage.started()) == 1, "the model that was put meanwhile"
+    stage.exit(replica_id, -9)
+    (span,) = spans_of(stage, replica_id)
+    assert (span.to_ns, span.final) == (T0, True)
+
+
 def test_a_sign_of_life_after_it_was_given_up_counts(stage: Any) -> None:
     (replica_id,) = stage.put(DEAR)
     stage.ready(replica_id)
