@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 .DEFAULT_GOAL := help
 .SHELLFLAGS := -eu -c
-.PHONY: help up setup test setup-dev check format guide bench-gateway bench-engine bench-core bench-twin clean
+.PHONY: help up setup test setup-dev check format guide bench-gateway bench-engine bench-core bench-twin bench-wake clean
 
 up: setup $(VENV)/.warm  ## start Baseload in the foreground; Ctrl-C stops it
 	@exec $(BIN)/baseload up --port $(PORT) --data-dir $(DATA_DIR) --show-key
@@ -40,6 +40,9 @@ bench-engine: setup-dev  ## the engine's prefill and decode on a 386 M-parameter
 bench-core: setup-dev  ## events per second of the control machine, and of the journal under it
 	$(BIN)/python bench/core/machines.py
 	$(BIN)/python bench/journal.py
+
+bench-wake: setup-dev  ## how fast `baseload up` is ready, and a sleeping model answers
+	$(BIN)/python bench/wake.py
 
 bench-twin: setup-dev  ## events per second of the twin
 	$(BIN)/python bench/twin/run.py
