@@ -284,7 +284,7 @@ async def test_nothing_is_left_after_thousands_of_mixed_outcomes(house):
     assert (status.in_flight, status.queued) == (0, 0)
     assert house.control._sinks == {}
     assert house.client.open_connections == house.client.idle_connections
-    counted = sum(sum(of.ended.values()) for of in house.gateway.metrics.models.values())
+    counted = sum(of.answered + sum(of.failed.values()) for of in house.gateway.metrics.models.values())
     assert counted == len(house.control.entries())
     outcomes = {entry.outcome for entry in house.control.entries()}
     assert outcomes == {Outcome.OK, Outcome.REJECTED, Outcome.FAILED, Outcome.CANCELLED}

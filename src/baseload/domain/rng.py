@@ -26,7 +26,8 @@ class Rng:
     def below(self, bound: int) -> int:
         """An integer in [0, bound); bound must be positive and well below 2**64."""
         assert bound > 0
-        return (self.u64() * bound) >> 64
+        self.state = state = (self.state + _GOLDEN) & _MASK
+        return (_mix(state) * bound) >> 64
 
     def unit(self) -> float:
         """A float in [0, 1) with 53 random bits."""

@@ -24,6 +24,7 @@ from baseload.net.server import Exchange
 from baseload.wire.openai import DONE, JSON, error_body, error_event
 from baseload.wire.openai_errors import error_of_worker
 
+_OK = Outcome.OK
 LONGEST_BODY_BYTES = 64 << 20
 _OVERLOADED = (408, 429, 503)
 _NOT_THE_CLIENTS_FAULT = (401, 403)  # the worker refused us, not the client
@@ -215,7 +216,7 @@ class Forward(msgspec.Struct, eq=False):
             self._attempt_failed(Reason.WORKER_ERROR, f"the worker's answer is not OpenAI's JSON: {error}")
             return
         self._began_s = perf_counter()
-        self._finish(Outcome.OK, None, tokens, phases)
+        self._finish(_OK, None, tokens, phases)
         answer = partial(self._exchange.respond, 200, body, content_type=self._content_type, lines=self._lines)
         self._office.after_settling(answer)
 

@@ -12,6 +12,7 @@ from baseload.domain.work import Outcome, TokenCounts
 E2E_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 TTFT_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 TPOT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
+_OK = Outcome.OK
 MODELS_KEPT = 1024  # distinct model labels; requests of further ones count under "other"
 
 Labels = Sequence[tuple[str, str]]
@@ -46,10 +47,11 @@ class Histogram:
 class ModelMetrics:
     """One model's figures."""
 
-    __slots__ = ("cached_tokens", "completion_tokens", "e2e", "ended", "prompt_tokens", "tpot", "ttft")
+    __slots__ = ("answered", "cached_tokens", "completion_tokens", "e2e", "failed", "prompt_tokens", "tpot", "ttft")
 
     def __init__(self) -> None:
-        self.ended: dict[tuple[Outcome, Reason | None], int] = {}
+        self.answered = 0  # completely and well
+        self.failed: dict[tuple[Outcome, Reason | None], int] = {}  # ended in any other way
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.completion_tokens = 0
@@ -78,16 +80,18 @@ class Metrics:
     ) -> None:
         """A routed request ended. `first_s`: until its first byte; 0 where there was none."""
         of = self.models.get(model) or self._add(model)
-        end = (outcome, reason)
-        of.ended[end] = of.ended.get(end, 0) + 1
         of.prompt_tokens += tokens.prompt
         of.cached_tokens += tokens.cached_in
         of.completion_tokens += tokens.completion
-        if outcome is Outcome.OK:
+        if outcome is _OK:
+            of.answered += 1
             of.e2e.observe(total_s)
             of.ttft.observe(first_s)
             if tokens.completion > 1:
                 of.tpot.observe((total_s - first_s) / (tokens.completion - 1))
+        else:
+            end = (outcome, reason)
+            of.failed[end] = of.failed.get(end, 0) + 1
 
     def refused(self, reason: Reason) -> None:
         """A request was refused before it reached the router."""
@@ -122,12 +126,13 @@ def _traffic(lines: list[str], metrics: Metrics) -> None:
     models = [((("model_name", name),), of) for name, of in metrics.models.items()]
     _head(lines, "baseload_requests_total", "counter", "Routed requests by how they ended.")
     for labels, of in models:
-        for (outcome, reason), count in of.ended.items():
+        ends = {(_OK, None): of.answered, **of.failed} if of.answered else of.failed
+        for (outcome, reason), count in ends.items():
             how = (("outcome", outcome.value), ("reason", reason.value if reason else ""))
             lines.append(sample("baseload_requests_total", count, (*labels, *how)))
     _head(lines, "vllm:request_success_total", "counter", "Requests that were answered completely.")
     for labels, of in models:
-        lines.append(sample("vllm:request_success_total", of.ended.get((Outcome.OK, None), 0), labels))
+        lines.append(sample("vllm:request_success_total", of.answered, labels))
     _head(lines, "vllm:prompt_tokens_total", "counter", "Prompt tokens.")
     lines.extend([sample("vllm:prompt_tokens_total", of.prompt_tokens, labels) for labels, of in models])
     _head(lines, "vllm:generation_tokens_total", "counter", "Completion tokens.")

@@ -103,11 +103,12 @@ class LiveControl:
         """Journal and step an event; perform its actions."""
         if self.ended.done():
             return  # late words of a gateway or launcher that outlives the control
-        self._queue.append(event)
         if self._is_running:
+            self._queue.append(event)
             return
         self._is_running = True
         try:
+            self._work(event)
             while self._queue:
                 self._work(self._queue.popleft())
         finally:
@@ -130,19 +131,21 @@ class LiveControl:
             self._fail(error, event)
             return
         self._seq = seq = self._seq + 1
-        entries: list[Entry] = [action.entry for action in actions if type(action) is Record]
+        entries: list[Entry] = []
+        for action in actions:
+            if type(action) is Record:
+                entries.append(action.entry)  # noqa: PERF401  # a comprehension costs a call, each event
         self._append(seq, at_ns, event, entries)
         if type(event) is RequestFinished:
             self._sinks.pop(event.request_id, None)
         elif type(event) is DispatchFailed and self._on_failed_dispatch is not None:
             self._on_failed_dispatch(event.replica_id)
         for action in actions:
-            self._perform(action)
+            if type(action) is not Record:  # those are journaled with their event
+                self._perform(action)
 
     def _perform(self, action: Action) -> None:
         match action:
-            case Record():
-                pass  # journaled with its event
             case Dispatch():
                 self._dispatch(action)
             case SetTimer():
@@ -159,6 +162,8 @@ class LiveControl:
                     self._launcher.stop(action.replica_id, action.grace_ns)
             case Shutdown():
                 self._shutdown.set()
+            case Record():
+                pass
             case _:
                 assert_never(action)
 

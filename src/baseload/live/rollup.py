@@ -9,6 +9,7 @@ from baseload.domain.units import NS_PER_DAY, NS_PER_S
 from baseload.domain.work import Entry, Outcome, ReplicaEntry, RequestEntry
 
 MIXED = "mixed"
+_OK = Outcome.OK
 _FAILED = frozenset({Outcome.REFUSED, Outcome.REJECTED, Outcome.FAILED})
 
 UsageKey = tuple[str, str, str]  # day, key_id ("" for idle and cold time), model
@@ -83,7 +84,7 @@ class Rollup:
         sums = self._sums(open_at_ns or entry.ended_ns, entry.key_id, entry.model)
         if not open_at_ns:
             sums.requests += 1
-            if entry.outcome in _FAILED:
+            if entry.outcome is not _OK and entry.outcome in _FAILED:
                 sums.failed += 1
         tokens = entry.tokens
         sums.prompt_tokens += tokens.prompt

@@ -24,9 +24,8 @@ from baseload.wire.journal import (
     decode_event,
     describe,
     encode_entry,
-    kind_of,
+    label_of,
     seal,
-    subject_of,
     unseal,
 )
 
@@ -66,7 +65,7 @@ _UPSERT_USAGE = (
 )
 
 
-class Record(NamedTuple):
+class Record(msgspec.Struct, frozen=True):
     """One stepped event with what it caused, on its way into the store."""
 
     seq: int
@@ -124,14 +123,15 @@ class Store:
         entries: list[object] = []
         rollup = Rollup()
         names: list[tuple[str, str]] = []
-        for seq, at_ns, event, body, caused in records:
-            subject, model = subject_of(event)
-            journal += (seq, at_ns, kind_of(event), subject, model, body)
+        for record in records:
+            seq, at_ns, event = record.seq, record.at_ns, record.event
+            kind, subject, model = label_of(event)
+            journal += (seq, at_ns, kind, subject, model, record.body)
             if type(event) is KeyCreated:
                 names.append((event.key.key_id, event.key.name))
-            for n, entry in enumerate(caused):
-                subject, model = subject_of(entry)
-                entries += (seq, n, at_ns, kind_of(entry), subject, model, encode_entry(entry).decode())
+            for n, entry in enumerate(record.entries):
+                kind, subject, model = label_of(entry)
+                entries += (seq, n, at_ns, kind, subject, model, encode_entry(entry).decode())
                 rollup.add(entry)
         self._db.execute("BEGIN IMMEDIATE")
         try:

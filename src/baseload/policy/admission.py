@@ -15,8 +15,8 @@ def take(full_at_ns: int, *, now_ns: int, amount: int, per_minute: int) -> tuple
 
     More than a whole minute's allowance is granted when the bucket is full; the debt is then paid by waiting.
     """
-    start = max(full_at_ns, now_ns)
-    need_ns = min(amount, per_minute) * MINUTE_NS // per_minute
+    start = full_at_ns if full_at_ns > now_ns else now_ns
+    need_ns = (amount if amount < per_minute else per_minute) * MINUTE_NS // per_minute
     wait_ns = start + need_ns - now_ns - MINUTE_NS
     if wait_ns > 0:
         return full_at_ns, wait_ns
@@ -36,4 +36,5 @@ def settle(full_at_ns: int, *, reserved: int, used: int, per_minute: int) -> int
 
 def _time_ns(amount: int, per_minute: int) -> int:
     """How long the bucket takes to refill by `amount`, rounded up."""
-    return -(-min(amount, MOST_MINUTES * per_minute) * MINUTE_NS // per_minute)
+    most = MOST_MINUTES * per_minute
+    return -(-(amount if amount < most else most) * MINUTE_NS // per_minute)

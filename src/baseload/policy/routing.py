@@ -22,20 +22,17 @@ def draw_two(count: int, rng: Rng) -> tuple[int, int]:
 
 def choose_replica(candidates: Sequence[ReplicaView]) -> int:
     """The index of the replica to use; ties go to the earlier one. `candidates` must not be empty."""
-    best = 0
+    best, least = 0, candidates[0]
     for index in range(1, len(candidates)):
-        if _less_loaded(candidates[index], candidates[best]):
-            best = index
-    known, hits = -1, 0
+        view = candidates[index]
+        mine, theirs = view.in_flight * least.capacity, least.in_flight * view.capacity
+        if mine < theirs or (mine == theirs and view.kv_usage < least.kv_usage):
+            best, least = index, view
+    chosen, hits = best, 0
     for index, view in enumerate(candidates):
-        if view.prefix_hits > hits and _may_take_more(view, candidates[best]):
-            known, hits = index, view.prefix_hits
-    return best if known < 0 else known
-
-
-def _less_loaded(one: ReplicaView, other: ReplicaView) -> bool:
-    mine, theirs = one.in_flight * other.capacity, other.in_flight * one.capacity
-    return mine < theirs or (mine == theirs and one.kv_usage < other.kv_usage)
+        if view.prefix_hits > hits and _may_take_more(view, least):
+            chosen, hits = index, view.prefix_hits
+    return chosen
 
 
 def _may_take_more(view: ReplicaView, least: ReplicaView) -> bool:

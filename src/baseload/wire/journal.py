@@ -124,14 +124,11 @@ def read_frames(data: bytes, *, start: int = 0) -> tuple[list[Frame], str]:
     return found, ""
 
 
-def kind_of(value: Event | Entry) -> str:
-    """The tag under which the event or entry stands in the journal."""
-    return str(type(value).__struct_config__.tag)
-
-
-def subject_of(value: Event | Entry) -> tuple[str, str]:
-    """What the record is about, and the model concerned ("" where the record does not say)."""
-    return _SUBJECTS[type(value)](value)
+def label_of(value: Event | Entry) -> tuple[str, str, str]:
+    """The tag under which a record stands, what it is about, and the model concerned ("" where it does not say)."""
+    kind, subject_of = _LABELS[type(value)]
+    subject, model = subject_of(value)
+    return kind, subject, model
 
 
 def describe(value: Event | Entry) -> dict[str, object]:
@@ -153,7 +150,7 @@ def _plain(value: object) -> object:
     return value
 
 
-_SUBJECTS: dict[type, Callable[..., tuple[str, str]]] = {
+_SUBJECTS: dict[type[msgspec.Struct], Callable[..., tuple[str, str]]] = {
     ModelPut: lambda e: (e.spec.name, e.spec.name),
     ModelRemoved: lambda e: (e.model, e.model),
     KeyCreated: lambda e: (e.key.key_id, ""),
@@ -174,3 +171,4 @@ _SUBJECTS: dict[type, Callable[..., tuple[str, str]]] = {
     ReplicaEntry: lambda e: (e.replica_id, e.model),
     Decision: lambda e: (e.subject, e.model),
 }
+_LABELS = {of: (str(of.__struct_config__.tag), subject_of) for of, subject_of in _SUBJECTS.items()}

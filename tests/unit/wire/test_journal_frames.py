@@ -86,8 +86,8 @@ def test_records_are_described_by_name_without_secrets():
 
 def test_subject_and_kind_of_events_and_entries():
     decision = Decision(at_ns=1, what="wake", subject="r_1", model="guide", why="a request waits")
-    assert (journal.kind_of(decision), *journal.subject_of(decision)) == ("decision", "r_1", "guide")
-    assert (journal.kind_of(EVENTS[0]), *journal.subject_of(EVENTS[0])) == ("arrived", "req_1", "guide")
+    assert journal.label_of(decision) == ("decision", "r_1", "guide")
+    assert journal.label_of(EVENTS[0]) == ("arrived", "req_1", "guide")
     assert journal.decode_entry(journal.encode_entry(decision)) == decision
 
 
