@@ -446,7 +446,8 @@ class FleetMachine:
         if not spec.is_remote and not most_replicas(spec):
             lane.outage, lane.outage_until_ns = f"The model {spec.name!r} is set to zero replicas.", NEVER_NS
         elif now_ns < crew.retry_at_ns and refuses_while_backing_off(crew.crashes) and not crew.wanted:
-            lane.outage, lane.outage_until_ns = f"The model {spec.name!r} fails: {crew.last_error}.", crew.retry_at_ns
+            why = crew.last_error.rstrip(".")
+            lane.outage, lane.outage_until_ns = f"The model {spec.name!r} fails: {why}.", crew.retry_at_ns
         if lane.outage:
             retry_ns = min(lane.outage_until_ns - now_ns, 60 * NS_PER_S)
             self._router.refuse_waiting(lane, now_ns, Reason.MODEL_UNAVAILABLE, lane.outage, retry_after_ns=retry_ns)

@@ -44,7 +44,8 @@ def desired_replicas(view: ScalingView, scaling: Scaling) -> Choice:
         return Choice(low, "start", f"at least {low} replicas are kept")
     if view.wanted == 0:
         needed = min(high, -(-view.queued // view.capacity))
-        return Choice(needed, "wake", f"{view.queued} waiting and no replica runs") if needed else Choice(0)
+        who = "a request waits" if view.queued == 1 else f"{view.queued} requests wait"
+        return Choice(needed, "wake", f"{who} and no worker runs") if needed else Choice(0)
     if busy == 0 and view.wanted > low and view.idle_for_ns >= scaling.idle_ns:
         return Choice(low, "sleep", f"no request for {_words(view.idle_for_ns)}")
     why = _why_more(view, scaling)
