@@ -24,7 +24,7 @@ from baseload.gateway.gateway import Gateway
 from baseload.gateway.keys import make_key
 from baseload.live.driver import LiveControl
 from baseload.live.launcher import LauncherOptions
-from baseload.live.run import ControlOptions, start_control
+from baseload.live.run import ControlOptions, calm_collector, start_control
 from baseload.net.client import Client
 from baseload.net.server import serve
 
@@ -57,6 +57,7 @@ async def main(options: argparse.Namespace) -> None:
     client = Client()
     gateway = Gateway(control, client)
     server = await serve(gateway.handle, host="127.0.0.1", port=0)
+    calm_collector()
     print(json.dumps({"port": server.port, "secret": secret, "pid": os.getpid()}), flush=True)
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)

@@ -32,7 +32,7 @@ from baseload.domain.units import NS_PER_S
 from baseload.gateway.gateway import Gateway
 from baseload.live.driver import LiveControl
 from baseload.live.launcher import LauncherOptions
-from baseload.live.run import ControlOptions, start_control
+from baseload.live.run import ControlOptions, calm_collector, start_control
 from baseload.live.writer import JournalOptions
 from baseload.net.client import Client
 from baseload.net.server import HttpServer, serve
@@ -66,6 +66,7 @@ async def _serve(settings: Settings, data_dir: Path, cache_dir: Path, show_key: 
             async with _Front(control, settings, sock) as front:
                 url = _url(settings.host, front.server.port)
                 control.announce(url)
+                calm_collector()
                 _say_ready(url, data_dir / KEY_FILE, control.models(), show_key=show_key)
                 await _until_asked_to_stop(control, signals)
                 front.leave_pages()

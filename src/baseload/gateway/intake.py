@@ -1,6 +1,5 @@
 """A client's bytes to what the router needs: counts and hashes, and the bytes that go on to the worker."""
 
-from collections.abc import Sequence
 from hashlib import blake2b
 
 import msgspec
@@ -13,6 +12,7 @@ TOKENS_PER_MESSAGE = 4  # what a chat template adds
 UNASKED_TOKENS = 512  # reserved where a chat request names no maximum
 PREFIX_LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)  # in bytes; at most 8
 
+_CHAT = Endpoint.CHAT
 _INCLUDE_USAGE = b'"stream_options":{"include_usage":true},'
 
 
@@ -32,18 +32,24 @@ class Intake(msgspec.Struct, frozen=True):
 def take_in(endpoint: Endpoint, body: bytes) -> Intake:
     """Parse and check a request; raises `Refusal`."""
     asked: ChatRequest | CompletionRequest
-    if endpoint is Endpoint.CHAT:
+    if endpoint is _CHAT:
         asked = parse_chat(body)
-        texts = [message.text for message in asked.messages]
-        estimate = TOKENS_PER_MESSAGE * len(texts) + sum(map(_estimate, texts))
+        estimate, size = 0, 0
+        start: list[str] = []
+        for message in asked.messages:
+            text = message.text
+            estimate += TOKENS_PER_MESSAGE + _estimate(text)
+            if size < PREFIX_LENGTHS[-1]:
+                start += (message.role, text[: PREFIX_LENGTHS[-1]])
+                size += len(text)
         completions = asked.n or 1
-        hashes = prefix_hashes([f"{message.role}\0{message.text}\0" for message in asked.messages])
+        hashes = prefix_hashes("\0".join(start))
     else:
         asked = parse_completion(body)
         prompts = asked.prompts
         estimate = sum([_estimate(prompt) if isinstance(prompt, str) else len(prompt) for prompt in prompts])
         completions = (asked.n or 1) * len(prompts)
-        hashes = prefix_hashes([prompts[0] if isinstance(prompts[0], str) else repr(prompts[0][:8192])])
+        hashes = prefix_hashes(prompts[0] if isinstance(prompts[0], str) else repr(prompts[0][:8192]))
     stream = bool(asked.stream)
     limit = asked.token_limit
     return Intake(
@@ -70,25 +76,19 @@ def with_usage(body: bytes) -> bytes:
     return msgspec.json.encode(fields)
 
 
-def prefix_hashes(texts: Sequence[str]) -> tuple[int, ...]:
+def prefix_hashes(text: str) -> tuple[int, ...]:
     """Hashes of the prompt's first 256, 512, … 32768 bytes, as far as it goes. Equal beginnings, equal hashes."""
-    longest = PREFIX_LENGTHS[-1]
-    start = b""
-    for text in texts:
-        start += text[: longest - len(start)].encode("utf-8", "surrogatepass")
-        if len(start) >= longest:
-            break
-    if len(start) < PREFIX_LENGTHS[0]:
+    start = text[: PREFIX_LENGTHS[-1]].encode("utf-8", "surrogatepass")
+    size, done, hashes = len(start), 0, []
+    if size < PREFIX_LENGTHS[0]:
         return ()
-    hashes = []
     digest = blake2b(digest_size=8)
-    done = 0
     for length in PREFIX_LENGTHS:
-        if length > len(start):
+        if length > size:
             break
         digest.update(start[done:length])
         done = length
-        hashes.append(int.from_bytes(digest.copy().digest(), "little") >> 1)  # 63 bits: fits a signed integer
+        hashes.append(int.from_bytes(digest.digest(), "little") >> 1)  # 63 bits: fits a signed integer
     return tuple(hashes)
 
 

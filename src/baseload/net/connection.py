@@ -237,6 +237,7 @@ class Connection(asyncio.Protocol):
         if self in host.idle:
             host.idle.remove(self)
         self.gone.set_result(None)
+        del self._parser  # it holds this connection as this connection holds it
         if call is None:
             return
         if self._until_eof and error is None:

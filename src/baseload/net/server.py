@@ -233,6 +233,7 @@ class _Connection(asyncio.Protocol):
         self._deaf = True
         self._pending.clear()
         self._wake_waiters()
+        del self._parser  # it holds this connection as this connection holds it
         self.server.forget(self)
         exchange, self.current = self.current, None
         if exchange is not None and not exchange.closed:
