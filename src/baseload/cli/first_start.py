@@ -1,7 +1,6 @@
 """What `baseload up` makes sure of before it takes requests: an admin key, the models of the settings, `guide`."""
 
 import logging
-import os
 from pathlib import Path
 
 import msgspec
@@ -12,6 +11,7 @@ from baseload.core.ports import Control
 from baseload.domain.errors import ModelError, SettingsError
 from baseload.domain.events import KeyCreated, ModelPut
 from baseload.domain.model import ModelSpec
+from baseload.files import write_whole
 from baseload.gateway.keys import make_key
 from baseload.wire.settings import Settings
 
@@ -28,14 +28,7 @@ async def ensure_admin_key(control: Control, path: Path) -> bool:
     if has_admin(control):
         return False
     key, secret = make_key("first key", now_ns=control.now_ns(), is_admin=True)
-    part = path.with_suffix(".part")
-    part.unlink(missing_ok=True)
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(secret + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    write_whole(path, [secret.encode("ascii"), b"\n"], is_durable=True, mode=0o600)
     await control.acknowledge(KeyCreated(key))
     return True
 

@@ -3,10 +3,8 @@
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import NoReturn
 
 import msgspec
-import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -16,8 +14,6 @@ from baseload.domain.errors import BaseloadError, ControlError, SettingsError
 from baseload.domain.units import NS_PER_S, NUSD_PER_USD, UJ_PER_J
 
 OK, FAILURE, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
-
-
 PIPE_COLUMNS = 200  # where no terminal says how wide it is
 
 
@@ -76,12 +72,6 @@ def complain(error: BaseloadError) -> None:
     console.print(f"[bold red]Error:[/] {escape(error.message)}", highlight=False)
     if error.hint:
         console.print(f"[dim]Next:[/] {escape(error.hint)}", highlight=False)
-
-
-def fail(message: str, *, hint: str = "", code: int = FAILURE) -> NoReturn:
-    """Print an error and end with `code`."""
-    complain(BaseloadError(message, hint=hint))
-    raise typer.Exit(code)
 
 
 def when(at_ns: int) -> str:

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from baseload.domain.errors import SettingsError
 from baseload.domain.model import ModelSpec
-from baseload.wire.settings import OPTIONS, Settings, Value, Written, build, read_toml, unknown_option
+from baseload.wire.settings import OPTIONS, Settings, Value, Written, assigned, build, read_toml, unknown_option
 
 FILE_NAME = "baseload.toml"
 PREFIX = "BASELOAD_"
@@ -79,15 +79,7 @@ def _environment(environ: Mapping[str, str]) -> dict[str, Value]:
 
 
 def _flags(flags: Mapping[str, str], assignments: Sequence[str]) -> dict[str, Value]:
-    found: dict[str, Value] = {}
-    for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        path = path.strip()
-        if not equals:
-            raise SettingsError(f"--set {assignment}: write it as option=value.", hint="For example --set port=9000.")
-        if path not in OPTIONS:
-            raise unknown_option(path, OPTIONS, where="--set")
-        found[path] = Value(text, f"--set {path}", is_text=True)
+    found = assigned(assignments, OPTIONS, example="port=9000")
     for path, text in flags.items():
         found[path] = Value(text, f"--{path.replace('_', '-')}", is_text=True)
     return found

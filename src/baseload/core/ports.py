@@ -10,7 +10,7 @@ from baseload.domain.events import Event
 from baseload.domain.model import ModelSpec
 from baseload.domain.status import ControlStatus
 from baseload.domain.tenant import Allowance, Key
-from baseload.domain.work import Entry, Request
+from baseload.domain.work import Request
 
 
 class Sink(Protocol):
@@ -99,19 +99,6 @@ class Control(Protocol):
         self, *, after_seq: int = 0, limit: int = 100, kind: str = "", model: str = ""
     ) -> list[JournalRow]:
         """The newest `limit` journal records after `after_seq`, oldest first."""
-
-
-class Journal(Protocol):
-    """The store of events and entries; a world's driver writes it."""
-
-    def append(self, seq: int, at_ns: int, event: Event, entries: Sequence[Entry]) -> None:
-        """Buffer one event with the entries it caused."""
-
-    def settle(self) -> None:
-        """Hand the buffer to the operating system."""
-
-    async def sync(self, seq: int) -> None:
-        """Return once everything up to `seq` is on stable storage."""
 
 
 class Launcher(Protocol):

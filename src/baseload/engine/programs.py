@@ -20,6 +20,8 @@ import jax
 import jaxlib.version
 from jax.experimental import serialize_executable
 
+from baseload.files import write_whole
+
 Program = Callable[..., Any]
 MAX_ENTRIES = 1024  # about 25 per model and mode, of 30 to 300 KB
 _MAGIC = "baseload-program-1"
@@ -91,10 +93,7 @@ class ProgramCache:
             payload = pickle.dumps(serialize_executable.serialize(program))
             head = json.dumps(self._header(name, payload)).encode()
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            path = self._path(name)
-            partial = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.partial")
-            partial.write_bytes(head + b"\n" + payload)
-            partial.replace(path)
+            write_whole(self._path(name), [head, b"\n", payload])
             self._drop_oldest(self._directory)
         return program
 

@@ -1,8 +1,8 @@
 """Safetensors files: eight bytes of header length, a JSON header, then raw tensors. Memory-mapped reading."""
 
+import itertools
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from baseload.domain.errors import BadWeights
+from baseload.files import write_whole
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
@@ -84,7 +85,7 @@ def open_tensors(path: Path) -> TensorFile:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file atomically (beside itself, flushed, then renamed)."""
+    """Writes a safetensors file, whole or not at all; on return it is on disk."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset = 0
     for name, tensor in tensors.items():
@@ -93,11 +94,5 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappi
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % 64)  # data aligned to a cache line, so that it can be used in place
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
-            file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    raw = (np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data for tensor in tensors.values())
+    write_whole(path, itertools.chain([len(text).to_bytes(8, "little"), text], raw), is_durable=True)

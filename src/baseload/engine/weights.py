@@ -23,6 +23,7 @@ from baseload.domain.errors import BadWeights, ModelError
 from baseload.engine.config import NO_WINDOW, ModelConfig, read_json
 from baseload.engine.registry import read_config
 from baseload.engine.tensors import TensorFile, open_tensors, write_tensors
+from baseload.files import write_whole
 
 Tree = dict[str, Any]
 
@@ -106,9 +107,7 @@ def save_params(
     }
     write_tensors(model_dir / _SINGLE, tensors, {"format": "pt"})
     text = json.dumps(hf_config(config, dtype), indent=2) + "\n"
-    partial = model_dir / "config.json.partial"
-    partial.write_text(text)
-    partial.replace(model_dir / "config.json")
+    write_whole(model_dir / "config.json", [text.encode()], is_durable=True)
 
 
 def tree_shapes(config: ModelConfig) -> dict[str, Any]:

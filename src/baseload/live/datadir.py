@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from baseload.domain.errors import ControlError, JournalError
+from baseload.files import write_whole
 
 _LOCK = "lock"
 _NOTE = "control.json"
@@ -63,9 +64,7 @@ class DataDir:
 
     def announce(self, url: str) -> None:
         """Write the note for commands that want to reach this process."""
-        part = self.path / (_NOTE + ".part")
-        part.write_bytes(msgspec.json.encode(Running(os.getpid(), url)))
-        part.replace(self.path / _NOTE)
+        write_whole(self.path / _NOTE, [msgspec.json.encode(Running(os.getpid(), url))])
 
     def close(self) -> None:
         """Delete the note and give the lock back."""

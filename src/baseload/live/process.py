@@ -12,6 +12,8 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from baseload.files import write_whole
+
 _LOG_LIMIT_BYTES = 4 << 20
 _LOG_KEPT_BYTES = 256 << 10
 _TAIL_BYTES = 4_000
@@ -63,9 +65,7 @@ class WorkerFiles:
 
     def register(self, registration: Registration) -> None:
         """Write who it is, whole or not at all."""
-        part = self.registration.with_suffix(".part")
-        part.write_bytes(msgspec.json.encode(registration))
-        part.replace(self.registration)
+        write_whole(self.registration, [msgspec.json.encode(registration)])
 
     def read_registration(self) -> Registration | None:
         """Who it is, if that can be read."""

@@ -30,7 +30,6 @@ class Recovered(Struct):
     at_ns: int
     is_new: bool  # nothing was there
     replayed: int = 0  # events since the snapshot
-    from_spool: int = 0  # of them not in the store before
     warning: str = ""  # what had to be left out, in words
 
     def replay(self, at_ns: int, event: Event) -> list[Entry]:
@@ -81,7 +80,6 @@ def _replay_spool(found: Recovered, store: Store, folder: Path) -> None:
             event, entries = _step(found, one)
             records.append(StoredRecord(one.seq, one.at_ns, event, one.body, entries))
         store.commit(records)
-    found.from_spool = len(frames)
     for path in segments(folder):
         path.unlink()
 

@@ -9,7 +9,6 @@ Why not orbax: docs/decisions/0006-training-and-checkpoints.md.
 
 import contextlib
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 
 from baseload.domain.errors import CheckpointError
+from baseload.files import flush_directory, write_new
 
 Arrays = Mapping[str, NDArray[np.generic]]
 _PREFIX = "step_"
@@ -57,13 +57,13 @@ def write(directory: Path, *, step: int, arrays: Arrays, state: Mapping[str, obj
         }
         sums = {name: FileSum(len(data), hashlib.sha256(data).hexdigest()) for name, data in contents.items()}
         for name, data in contents.items():
-            _write_flushed(partial / name, data)
-        _write_flushed(partial / "manifest.json", msgspec.json.encode(sums))
-        _flush_directory(partial)
+            write_new(partial / name, [data], is_flushed=True)
+        write_new(partial / "manifest.json", [msgspec.json.encode(sums)], is_flushed=True)
+        flush_directory(partial)
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)
-        _flush_directory(directory)
+        flush_directory(directory)
     except OSError as error:
         raise CheckpointError(
             f"The checkpoint of step {step} could not be written under {directory}: {error}.",
@@ -122,19 +122,3 @@ def _found(directory: Path) -> list[tuple[int, Path]]:
     """(step, path) of the finished checkpoints, newest first."""
     names = [p for p in directory.glob(f"{_PREFIX}*") if p.name.removeprefix(_PREFIX).isdigit()]
     return sorted(((int(p.name.removeprefix(_PREFIX)), p) for p in names), reverse=True)
-
-
-def _write_flushed(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_directory(path: Path) -> None:
-    """Make names durable: a rename is on disk only once its directory is."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,15 +1,13 @@
 """What to train: a TOML file parsed once into one frozen tree. Unknown keys are refused, naming the nearest known."""
 
-import difflib
-import tomllib
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from baseload.domain.errors import SettingsError
+from baseload.wire.toml import parse_toml
 
 Positive = Annotated[int, Meta(ge=1)]
 NonNegative = Annotated[int, Meta(ge=0)]
@@ -86,16 +84,12 @@ class TrainConfig(Struct, frozen=True, forbid_unknown_fields=True):
 def load(path: Path) -> TrainConfig:
     """Read a TOML file; SettingsError names the file, the key and what to do."""
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except FileNotFoundError:
         raise SettingsError(f"There is no training configuration at {path}.", hint="Check the path.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid TOML: {error}.", hint="Mend the file at that place.") from None
-    _refuse_unknown(raw, TrainConfig, where="", path=path)
-    try:
-        config = msgspec.convert(raw, TrainConfig)
-    except msgspec.ValidationError as error:
-        raise SettingsError(f"{path}: {error}.", hint="docs/training.md lists every key.") from None
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}.") from None
+    config = parse_toml(data, TrainConfig, name=str(path), hint="docs/training.md lists every key.")
     _check(config, path)
     base = path.resolve().parent
     return msgspec.structs.replace(
@@ -123,27 +117,3 @@ def _check(config: TrainConfig, path: Path) -> None:
         problems.append(("`model.heads` must be a multiple of `model.kv_heads`", "Change one of them"))
     for what, hint in problems:
         raise SettingsError(f"{path}: {what}.", hint=f"{hint}.")
-
-
-def _refuse_unknown(raw: object, kind: Any, *, where: str, path: Path) -> None:
-    """Walk the tables beside the structs and refuse the first key no struct knows, with the nearest known one."""
-    for struct, value in _tables(raw, kind):
-        hints = get_type_hints(struct, include_extras=False)
-        for key, below in value.items():
-            if key not in hints:
-                nearest = difflib.get_close_matches(key, hints, n=1, cutoff=0.0)
-                raise SettingsError(
-                    f"{path}: unknown key `{where}{key}`.", hint=f"The nearest known key is `{where}{nearest[0]}`."
-                )
-            _refuse_unknown(below, hints[key], where=f"{where}{key}.", path=path)
-
-
-def _tables(raw: object, kind: Any) -> list[tuple[type[Struct], dict[str, object]]]:
-    """The (struct, table) pairs in `raw` where `kind` is a struct or a tuple of structs."""
-    if isinstance(raw, list) and get_origin(kind) is tuple:
-        return [pair for item in raw for pair in _tables(item, get_args(kind)[0])]
-    if get_origin(kind) in (Union, UnionType):
-        return [pair for option in get_args(kind) for pair in _tables(raw, option)]
-    if isinstance(raw, dict) and isinstance(kind, type) and issubclass(kind, Struct):
-        return [(kind, raw)]
-    return []

@@ -1,6 +1,5 @@
 """What to simulate, as frozen values read from TOML; unknown settings are refused."""
 
-import tomllib
 from pathlib import Path
 
 import msgspec
@@ -11,6 +10,7 @@ from baseload.domain.model import Admission, EngineSpec, ModelSpec, Scaling
 from baseload.domain.tenant import KeyLimits
 from baseload.domain.units import NS_PER_S
 from baseload.limits.step_time import StepTimeSpec
+from baseload.wire.toml import parse_toml
 
 
 class Workload(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -91,16 +91,11 @@ class SimulateConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 def load(path: Path) -> SimulateConfig:
     """The configuration in a TOML file; `SettingsError` names the file and the setting at fault."""
-    hint = "See docs/simulate.md for the settings."
     try:
-        value = tomllib.loads(path.read_text(encoding="utf-8"))
-        config = msgspec.convert(value, SimulateConfig)
+        data = path.read_bytes()
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: not TOML: {error}.", hint=hint) from None
-    except msgspec.ValidationError as error:
-        raise SettingsError(f"{path}: {error}.", hint=hint) from None
+    config = parse_toml(data, SimulateConfig, name=str(path), hint="See docs/simulate.md for the settings.")
     return msgspec.structs.replace(config, spec_path=str(path))
 
 

@@ -7,7 +7,7 @@ In the file times are seconds and names end in `_s`; inside, they are integer na
 import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 from msgspec import Struct
@@ -379,14 +379,21 @@ def _ns(value: object) -> int:
 
 def model_from_assignments(name: str, source: str, assignments: Sequence[str], defaults: ModelDefaults) -> ModelSpec:
     """A model from the command line: `assignments` are "scaling.min_replicas=1" and the like."""
-    table = {"name": Value(name, "NAME"), "source": Value(source, "SOURCE")}
-    known = {option.path: option for option in MODEL_OPTIONS}
+    named = {"name": Value(name, "NAME"), "source": Value(source, "SOURCE")}
+    known = [option.path for option in MODEL_OPTIONS]
+    return _model({**named, **assigned(assignments, known, example="scaling.min_replicas=1")}, defaults)
+
+
+def assigned(assignments: Sequence[str], known: Collection[str], *, example: str) -> dict[str, Value]:
+    """The values of `--set option=value` texts, by option; one that is not among `known` is refused."""
+    found: dict[str, Value] = {}
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         path = path.strip()
         if not equals:
-            raise SettingsError(f"--set {assignment}: write it as option=value.", hint="scaling.min_replicas=1")
+            hint = f"For example --set {example}."
+            raise SettingsError(f"--set {assignment}: write it as option=value.", hint=hint)
         if path not in known:
             raise unknown_option(path, known, where="--set")
-        table[path] = Value(text, f"--set {path}", is_text=True)
-    return _model(table, defaults)
+        found[path] = Value(text, f"--set {path}", is_text=True)
+    return found

@@ -21,6 +21,7 @@ from baseload.engine.loop import EngineLoop
 from baseload.engine.runner import Runner
 from baseload.engine.structured import GrammarCompiler
 from baseload.engine.tokenizer import TextTokenizer
+from baseload.files import write_whole
 from baseload.net.server import serve
 from baseload.worker.app import WorkerApp
 from baseload.worker.prepare import Served
@@ -110,9 +111,7 @@ def _served(options: Options, runner: Runner, tokenizer: TextTokenizer) -> Serve
 def _announce(url: str, ready_file: Path | None) -> None:
     line = json.dumps({"ready": url})
     if ready_file is not None:
-        partial = ready_file.with_name(f"{ready_file.name}.{os.getpid()}")
-        partial.write_text(line + "\n")
-        partial.replace(ready_file)
+        write_whole(ready_file, [line.encode(), b"\n"])
     with contextlib.suppress(BrokenPipeError):  # whoever started us may be gone; others find the ready file
         print(line, flush=True)
 

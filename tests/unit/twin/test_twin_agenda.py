@@ -52,7 +52,7 @@ def test_a_specification_is_read_and_remembers_its_path(tmp_path: Path) -> None:
         ("[workload]\nrate = 1.0", "rate"),
         ("[faults]\ncrashes = 1.0", "crashes"),
         ('[[models]]\nname = "a"\nsource = "x"\n[models.scaling]\nmax = 2', "max"),
-        ("seed = ", "not TOML"),
+        ("seed = ", "not valid TOML"),
         ('seed = "one"', "seed"),
     ],
 )
