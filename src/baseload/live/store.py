@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 FILE = "baseload.db"
 ENTRY_KINDS = frozenset({"request", "replica", "decision"})
-_BATCH_SIZES = (1, 8, 64, 256, 1024)
+_BATCH_SIZES = (1, 8, 64, 256, 512, 1024)
 _PRUNE_ROWS = 10_000  # deleted in one transaction at most
 
 _SCHEMA = """

@@ -19,7 +19,7 @@ _PRUNE_EVERY_COMMITS = 32
 class JournalOptions:
     """Bounds of the journal. `max_pending`: events not yet on stable storage, beyond which new work is refused."""
 
-    group_s: float = 0.05
+    group_s: float = 0.1
     max_pending: int = 65_536
     max_events: int = 5_000_000  # kept in the journal table with their entries; older ones go, their usage stays
     max_age_days: int = 90
