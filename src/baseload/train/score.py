@@ -27,9 +27,10 @@ _ROWS, _ROW_TOKENS, _SHOWN_TOKENS = 16, 128, 10
 
 
 class Score(Struct, frozen=True):
-    """One question's result. `begins` is how the model's own answer begins."""
+    """One question's result: whether the topic, and whether every word is as expected, and how the answer begins."""
 
     question: str
+    is_on_topic: bool
     is_exact: bool
     begins: str
 
@@ -60,7 +61,7 @@ def score(model_dir: Path, guide_dir: Path, questions: Path) -> list[Score]:
         begun = _begin(rows, starts, best) if not all(exact) else rows
         for row, (ask, _) in enumerate(batch):
             text = tokenizer.decode([int(t) for t in begun[row, starts[row] : starts[row] + _SHOWN_TOKENS]])
-            results.append(Score(ask, exact[row], text))
+            results.append(Score(ask, bool(chosen[row, starts[row] - 1] == rows[row, starts[row]]), exact[row], text))
     return results
 
 
@@ -95,8 +96,8 @@ def _main() -> None:
     for one in results:
         if not one.is_exact:
             print(f"{one.question}  →  {one.begins} …")
-    exact = sum(one.is_exact for one in results)
-    print(f"{exact} of {len(results)} word for word ({exact / max(len(results), 1):.1%})")
+    on_topic, exact = sum(one.is_on_topic for one in results), sum(one.is_exact for one in results)
+    print(f"{on_topic} on topic and {exact} word for word, of {len(results)}")
 
 
 if __name__ == "__main__":
