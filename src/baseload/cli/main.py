@@ -6,7 +6,7 @@ from importlib.metadata import version as installed_version
 
 import typer
 
-from baseload.cli import chat, doctor, inspect, lab, manage, up
+from baseload.cli import chat, doctor, inspect, lab, manage, predict, up
 from baseload.cli.flags import AsJson
 from baseload.cli.screen import INTERRUPTED, complain, exit_code, print_json, say
 from baseload.domain.errors import BaseloadError
@@ -31,6 +31,8 @@ app.command("events")(inspect.events)
 app.command("doctor")(doctor.doctor)
 app.command("train")(lab.train)
 app.command("simulate")(lab.simulate)
+app.add_typer(predict.predict, name="predict")
+app.command("validate")(predict.validate)
 
 
 @app.command("version")

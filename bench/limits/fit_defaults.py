@@ -1,0 +1,104 @@
+"""Fit the serving values shipped in limits/catalogue/serving.toml, on the development half of the measured groups.
+
+    python bench/limits/fit_defaults.py DATA_DIR [--kernels]
+
+DATA_DIR holds serving_measured/serving_measured.csv. Groups (accelerator, engine, model family) are dealt into halves
+by a seed; only the first half is read here. `--kernels` also chooses the residual kernels anew (a minute): by the
+evidence of errors out of fold, two folds of groups within that half.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import minimize
+
+from baseload.limits.catalogue.accelerators import read_catalogue
+from baseload.limits.catalogue.models import Models
+from baseload.limits.serving import defaults as shipped
+from baseload.limits.serving.features import features_of
+from baseload.limits.serving.fit import fit, priors
+from baseload.limits.serving.held_out import read_points
+from baseload.limits.serving.measured import anomalies, distinct, halves, sample
+from baseload.limits.serving.residual import SHARES, Kernel, evidence
+from baseload.limits.serving.step import times_of
+from baseload.limits.serving.traits import traits_of
+
+TARGET = Path(__file__).parents[2] / "src/baseload/limits/catalogue/serving.toml"
+N = len(SHARES)
+
+
+def main() -> None:
+    """Fit and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--kernels", action="store_true")
+    options = parser.parse_args()
+    path = options.data / "serving_measured" / "serving_measured.csv"
+    points = distinct(read_points(path.read_bytes(), name=str(path)))
+    develop = [points[i] for i in halves(points)[0]]
+    fitted = fit_to(develop, rounds=30)
+    tpot, ttft = kernels(develop) if options.kernels else (None, None)
+    if tpot is None or ttft is None:
+        before = shipped.read_defaults()
+        tpot, ttft = before.tpot, before.ttft
+    groups = len({(p.system, p.engine, p.family) for p in develop})
+    basis = (
+        f"{len(develop)} distinct points of {groups} (accelerator, engine, model family) groups: "
+        "the development half, "
+        "seed 1, of serving_measured.csv (ai-dynamo/aiconfigurator@095f58a, Apache-2.0); "
+        "priors: see limits/serving/fit.py"
+    )
+    TARGET.write_text(shipped.to_toml(fitted, basis=basis, tpot=tpot, ttft=ttft))
+    print(f"{TARGET}: {basis}")
+
+
+def fit_to(points, *, start=None, only_groups=False, rounds=12):
+    """A fit to measured points."""
+    catalogue, models = read_catalogue(), Models()
+    tpot, ttft = np.array([p.tpot_ms for p in points]) / 1e3, np.array([p.ttft_ms for p in points]) / 1e3
+    traits = [traits_of(p, models, catalogue) for p in points]
+    features = features_of(points, catalogue, models)
+    return fit(features, traits, tpot, ttft, start=start or priors(), only_groups=only_groups, rounds=rounds)
+
+
+def kernels(points):
+    """Kernels for TPOT and TTFT by the evidence of out-of-fold errors after calibration."""
+    catalogue, models = read_catalogue(), Models()
+    folds = halves(points, seed=5)
+    blocks = ([], [])
+    for train, test in (folds, folds[::-1]):
+        held = [points[i] for i in test]
+        start = fit_to([points[i] for i in train])
+        fitted = fit_to([held[i] for i in sample(held)], start=start, only_groups=True)
+        features = features_of(held, catalogue, models)
+        times = times_of(features, fitted.theta([traits_of(p, models, catalogue) for p in held]))
+        odd = anomalies(held, features)
+        some = [i for i in sample(held, per_group=40, seed=3) if not odd[i]]
+        for block, got, said, bound in (
+            (blocks[0], times.tpot_s, "tpot_ms", 0.8),
+            (blocks[1], times.ttft_s, "ttft_ms", 1.5),
+        ):
+            measured = np.array([getattr(p, said) for p in held]) / 1e3
+            block.append(([held[i] for i in some], np.clip(np.log(measured / got), -bound, bound)[some]))
+    start = np.log([*[0.002] * N, *[0.004] * N, 3, 3, 3, 2, 2, 2, 2, 3, 0.004, 0.04])
+    scale = np.log([*[4.0] * (2 * N), *[1.0] * 8, 4.0, 4.0])
+    return _choose(blocks[0], start), _choose(blocks[1], start + scale)
+
+
+def _kernel(x):
+    e = np.exp(x)
+    return Kernel(tuple(e[:N]), tuple(e[N : 2 * N]), tuple(e[2 * N : 2 * N + 8]), float(e[-2]), float(e[-1]))
+
+
+def _choose(blocks, start):
+    width = np.array([*[1.5] * (2 * N), *[0.75] * 8, 1.5, 1.5])
+
+    def cost(x):
+        return sum(evidence(p, e, _kernel(x)) for p, e in blocks) + 0.5 * (((x - start) / width) ** 2).sum()
+
+    return _kernel(minimize(cost, start, method="L-BFGS-B", options={"maxiter": 10, "maxfun": 500}).x)
+
+
+if __name__ == "__main__":
+    main()

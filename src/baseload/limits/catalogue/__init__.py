@@ -1,0 +1,1 @@
+"""Accelerators, prices, fabrics and published model shapes, with sources."""

@@ -1,0 +1,139 @@
+"""The catalogue of accelerators: single figures with a source, as frozen values; users add their own in TOML.
+
+A figure nobody trustworthy published is None, and `need` says which one is missing instead of guessing.
+"""
+
+import tomllib
+from importlib.resources import files
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from baseload.domain.errors import DataError
+
+_HINT = "See docs/limits.md for the keys of an accelerator."
+
+
+class Accelerator(Struct, frozen=True, forbid_unknown_fields=True):
+    """One accelerator. Peaks are dense TFLOPS, memory is decimal GB, links are per direction."""
+
+    name: str
+    source: str
+    vendor: str = ""
+    family: str = ""
+    aliases: tuple[str, ...] = ()
+    bf16_tflops: float | None = None
+    fp8_tflops: float | None = None
+    fp4_tflops: float | None = None
+    int8_tops: float | None = None
+    memory_gb: float | None = None
+    memory_type: str = ""
+    memory_gb_per_s: float | None = None
+    scale_up_gb_per_s: float | None = None
+    scale_up_domain: int | None = None  # accelerators joined by the fast links
+    scale_out_gbit_per_s: float | None = None
+    tdp_w: float | None = None
+    all_in_w: float | None = None
+    usd_per_hour: float | None = None
+    price_source: str = ""
+    notes: str = ""
+
+    def need(self, figure: str) -> float:
+        """The figure, or DataError saying which one is missing and how to supply it."""
+        value = getattr(self, figure)
+        if value is None:
+            raise DataError(
+                f"The catalogue has no {figure} for {self.name}: no source worth trusting was found.",
+                hint="Add it in your own accelerators TOML (docs/limits.md).",
+            )
+        return float(value)
+
+    def tflops(self, form: str) -> float:
+        """Dense peak for weights of this format; a chip without it computes at its next wider rate."""
+        wider = {"nvfp4": ("fp4_tflops", "fp8_tflops"), "fp8": ("fp8_tflops",), "int8": ("int8_tops",)}
+        for figure in wider.get(form, ()):
+            if getattr(self, figure) is not None:
+                return self.need(figure)
+        return self.need("bf16_tflops")
+
+
+class InstancePrice(Struct, frozen=True, forbid_unknown_fields=True):
+    """What an instance costs an hour, and where that was read."""
+
+    provider: str
+    source: str
+    instance: str = ""
+    accelerator: str = ""
+    region: str = ""
+    count: int = 1
+    vcpus: int = 0
+    memory_gib: int = 0
+    usd_per_hour: float | None = None
+    spot_usd_per_hour: float | None = None
+
+
+class Fabric(Struct, frozen=True, forbid_unknown_fields=True):
+    """Latencies of one collective, and what they rest on."""
+
+    latency_us_inside: float
+    latency_us_outside: float
+    basis: str
+
+
+class Catalogue:
+    """Accelerators by identifier or alias."""
+
+    def __init__(self, entries: dict[str, Accelerator]) -> None:
+        self.entries = entries
+        self._by_name = {key(alias): id_ for id_, entry in entries.items() for alias in (*entry.aliases, id_)}
+
+    def find(self, name: str) -> Accelerator:
+        """The accelerator under an identifier or alias; DataError lists what there is."""
+        id_ = self._by_name.get(key(name))
+        if id_ is None:
+            raise DataError(
+                f"No accelerator {name!r} in the catalogue; it has {', '.join(self.entries)}.",
+                hint="Add it in your own accelerators TOML (docs/limits.md).",
+            )
+        return self.entries[id_]
+
+
+def key(name: str) -> str:
+    """A name without case, blanks, dashes or underscores."""
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+def read_catalogue(user_toml: bytes | None = None, *, name: str = "accelerators.toml") -> Catalogue:
+    """The built-in catalogue, with a user's entries added or put in the place of ours."""
+    entries = parse_accelerators(_data("accelerators.toml"), name="catalogue")
+    if user_toml is not None:
+        entries |= parse_accelerators(user_toml, name=name)
+    return Catalogue(entries)
+
+
+def parse_accelerators(data: bytes, *, name: str) -> dict[str, Accelerator]:
+    """Accelerators by identifier from TOML; errors name the file."""
+    try:
+        return msgspec.convert(tomllib.loads(data.decode()), dict[str, Accelerator], strict=False)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise DataError(f"{name}: {error}.", hint=_HINT) from None
+
+
+def read_prices() -> tuple[InstancePrice, ...]:
+    """The prices known, each with its source."""
+    return msgspec.convert(tomllib.loads(_data("prices.toml").decode())["price"], tuple[InstancePrice, ...])
+
+
+def read_fabric() -> Fabric:
+    """The default fabric."""
+    return msgspec.convert(tomllib.loads(_data("fabrics.toml").decode())["default"], Fabric)
+
+
+def read_model_facts() -> dict[str, dict[str, Any]]:
+    """The counts of published models, by repository name."""
+    return tomllib.loads(_data("models.toml").decode())
+
+
+def _data(name: str) -> bytes:
+    return (files("baseload.limits.catalogue") / name).read_bytes()

@@ -1,0 +1,229 @@
+"""What a step costs at the sheet's peaks, term by term: bytes over bandwidth, FLOPs over peak, messages over links.
+
+Nothing here is fitted: these are counts of the model's shape and figures of the catalogue, one row per point. What
+fraction of a peak is reached, and what a step costs besides, is in `step`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baseload.limits.catalogue.accelerators import Accelerator, Catalogue
+from baseload.limits.catalogue.models import Models
+from baseload.limits.quantization import Quantization, of_formats
+from baseload.limits.serving.points import Layout, Point
+from baseload.limits.shapes import ModelShape
+
+Floats = NDArray[np.float64]
+MEMORY_USED = {"sglang": 0.85, "vllm": 0.92, "trtllm": 0.95}  # of the memory: usual settings less activations, graphs
+MEMORY_USED_ELSE = 0.90
+LEAST_ROOM = 0.03  # of it for the cache however tight the weights: who deploys so tunes for it
+MEMORY_MOST = 0.97  # what weights may fill before a deployment is held to be impossible
+UNKNOWN_LOAD = 64.0  # users an accelerator decodes for where worker counts are unknown, at most
+STEP = (
+    "dense_read",
+    "dense_math",
+    "expert_read",
+    "expert_math",
+    "kv_read",
+    "kv_math",
+    "link",
+    "messages",
+    "layers",
+    "rows",
+)
+COLUMNS = (
+    *(f"decode_{term}" for term in STEP),
+    *(f"prefill_{term}" for term in STEP),
+    "outside",
+    "prefill_outside",
+    "batch",
+    "waiting",
+    "concurrency",
+    "isl",
+    "osl",
+    "prefill_workers",
+    "disagg",
+    "workers_known",
+    "fits",
+)
+_AT = {column: i for i, column in enumerate(COLUMNS)}
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """A matrix of points × COLUMNS, times in seconds; read columns by name."""
+
+    table: Floats
+
+    def __getitem__(self, column: str) -> Floats:
+        return self.table[:, _AT[column]]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Does it fit: bytes per accelerator, and how many sequences of the point's length find room."""
+
+    weight_bytes: float
+    room_bytes: float
+    sequences: float
+    fits: bool  # the weights do, by a hair or better
+
+
+def features_of(points: Sequence[Point], catalogue: Catalogue, models: Models) -> Features:
+    """Features of each point; DataError where the accelerator is unknown or lacks a needed figure."""
+    rows = np.zeros((len(points), len(COLUMNS)))
+    for i, point in enumerate(points):
+        rows[i] = _row(point, catalogue.find(point.system), models.find(point.model)[0])
+    return Features(rows)
+
+
+def memory_of(point: Point, chip: Accelerator, shape: ModelShape) -> Memory:
+    """Memory of one decoding worker of the point."""
+    return _memory(point, point.decode, chip, shape, weights_of(point, shape))
+
+
+def weights_of(point: Point, shape: ModelShape) -> Quantization:
+    """Formats in use: a four-bit experts-only recipe of the model itself (MXFP4, int4) is kept, else the table's."""
+    own = shape.quantization
+    if (
+        own.experts in ("mxfp4", "int4")
+        and point.expert_format in ("nvfp4", "int4", "mxfp4")
+        and not (own.experts == "int4" and point.expert_format == "nvfp4")
+    ):
+        return own
+    mla = any(m.kind == "mla" for m in shape.mixers)
+    return of_formats(point.dense_format or own.dense, point.expert_format or own.experts, mla=mla)
+
+
+def _memory(point: Point, layout: Layout, chip: Accelerator, shape: ModelShape, q: Quantization) -> Memory:
+    weights = shape.weight_bytes(q) / layout.gpus
+    weights += shape.mixer_params * q.attention_bytes * (layout.dp - 1) / layout.gpus  # attention replicas
+    memory = chip.need("memory_gb") * 1e9
+    room = max(memory * MEMORY_USED.get(point.engine, MEMORY_USED_ELSE) - weights, memory * LEAST_ROOM)
+    per_sequence = shape.kv_bytes(point.isl + point.osl // 2, _kv_bytes(q)) * layout.dp / _kv_cut(shape, layout)
+    return Memory(weights, room, max(0.0, room) * layout.dp / max(1.0, per_sequence), weights <= memory * MEMORY_MOST)
+
+
+def _kv_bytes(q: Quantization) -> float:
+    return 2.0 if q.dense == "bf16" else 1.0  # engines keep the cache in 8 bits beside 8-bit or 4-bit weights
+
+
+def _kv_cut(shape: ModelShape, layout: Layout) -> float:
+    """Over how many ranks the cache of a sequence is cut, times replicas."""
+    heads = max((m.kv_heads for m in shape.mixers if m.kv_elements), default=1)
+    return layout.dp * min(layout.gpus / layout.dp, heads)
+
+
+def _row(point: Point, chip: Accelerator, shape: ModelShape) -> list[float]:
+    q = weights_of(point, shape)
+    decode, prefill = point.decode, point.prefill or point.decode
+    memory = _memory(point, decode, chip, shape, q)
+    wanted = point.concurrency / workers_of(point)
+    batch = max(1.0, min(wanted, memory.sequences)) if memory.fits else max(1.0, wanted)
+    context = point.isl + point.osl / 2
+    return [
+        *_terms(shape, q, chip, decode, tokens=batch, sequences=batch, context=context, pairs=batch * context),
+        *_terms(shape, q, chip, prefill, tokens=point.isl, sequences=1, context=0, pairs=point.isl**2 / 2),
+        float(decode.gpus > (chip.scale_up_domain or 1)),
+        float(prefill.gpus > (chip.scale_up_domain or 1)),
+        batch,
+        max(0.0, wanted / batch - 1.0),
+        point.concurrency,
+        point.isl,
+        point.osl,
+        prefill.workers,
+        float(point.prefill is not None),
+        float(decode.workers_known and prefill.workers_known),
+        float(memory.fits),
+    ]
+
+
+def workers_of(point: Point) -> float:
+    """Decoding workers: as stated, else as many as give each accelerator a usual number of users."""
+    if point.decode.workers_known:
+        return float(point.decode.workers)
+    return max(1.0, point.concurrency / point.decode.gpus / UNKNOWN_LOAD)
+
+
+def _terms(
+    shape: ModelShape,
+    q: Quantization,
+    chip: Accelerator,
+    layout: Layout,
+    *,
+    tokens: float,
+    sequences: float,
+    context: float,
+    pairs: float,
+) -> list[float]:
+    """STEP terms of a step over `tokens` tokens, which reads the cache of `sequences` × `context` positions."""
+    gpus, cut = layout.gpus, layout.gpus / layout.dp
+    read, dense_peak = chip.need("memory_gb_per_s") * 1e9, chip.tflops(q.dense) * 1e12
+    attention_peak, expert_peak = chip.tflops(q.attention) * 1e12, chip.tflops(_compute(q.experts)) * 1e12
+    bf16_peak = chip.tflops("bf16") * 1e12
+    dense_read = (shape.mixer_params * q.attention_bytes + shape.dense_params * q.dense_bytes) / cut
+    dense_read += shape.head_params * 2.0 / gpus
+    head_rows = sequences if context == 0 else tokens
+    dense_math = tokens * shape.mixer_params / attention_peak + tokens * shape.dense_params / dense_peak
+    dense_math = 2.0 / gpus * (dense_math + head_rows * shape.head_params / bf16_peak)
+    expert_read = expert_math = 0.0
+    for f in shape.feedforwards:
+        if f.experts:
+            covered = f.experts * (1.0 - (1.0 - f.top_k / f.experts) ** tokens)
+            crowd = 1.0 + _crowding(layout.ep, tokens * f.top_k)
+            expert_read += f.layers * f.expert_params * q.expert_bytes * min(covered * crowd, f.experts) / gpus
+            expert_math += 2.0 * f.layers * f.expert_params * f.top_k * tokens * crowd / gpus / expert_peak
+    elements = _kv_bytes(q)
+    kv = sum(m.layers * m.kv_elements * min(context, m.window or context) for m in shape.mixers) * elements
+    kv = sequences * (kv + 8.0 * sum(m.layers * m.state_elements for m in shape.mixers)) / _kv_cut(shape, layout)
+    kv_math = _pair_flops(shape, pairs, tokens, decode=context > 0) / gpus / bf16_peak
+    layers = float(shape.layers)
+    bytes_out = 2.0 * tokens * shape.hidden * 2.0 * layers * (gpus - 1) / gpus / (1.0 if layout.dp == 1 else gpus)
+    if layout.dp > 1:
+        experts_met = max((f.top_k for f in shape.feedforwards), default=1)
+        bytes_out *= max(1, min(experts_met, gpus))
+    link = bytes_out / _link(chip, gpus) if gpus > 1 else 0.0
+    messages = 2.0 * layers if gpus > 1 else 0.0
+    return [
+        dense_read / read,
+        dense_math,
+        expert_read / read,
+        expert_math,
+        kv / read,
+        kv_math,
+        link,
+        messages,
+        layers,
+        tokens,
+    ]
+
+
+def _pair_flops(shape: ModelShape, pairs: float, tokens: float, *, decode: bool) -> float:
+    """FLOPs of attention over `pairs`; decoding MLA works in the latent space, over more elements a pair."""
+    total = 0.0
+    for m in shape.mixers:
+        per_pair = m.pair_flops * (3.4 if decode and m.kind == "mla" else 1.0)
+        seen = min(pairs, tokens * m.window) if m.window else pairs
+        total += m.layers * (per_pair * seen + 6.0 * m.state_elements * tokens)
+    return total
+
+
+def _crowding(ep: int, routed: float) -> float:
+    """How much fuller than the mean the fullest of `ep` ranks is, for tokens routed at random."""
+    return float(np.sqrt(2.0 * np.log(ep) * ep / routed)) if ep > 1 else 0.0
+
+
+def _compute(form: str) -> str:
+    return "bf16" if form in ("int4", "mxfp4") else form  # unpacked to 16 bits on the way
+
+
+def _link(chip: Accelerator, gpus: int) -> float:
+    """Bytes per second out of one accelerator: the fast links inside their domain, the network outside."""
+    if gpus <= (chip.scale_up_domain or 1) and chip.scale_up_gb_per_s:
+        return chip.scale_up_gb_per_s * 1e9
+    if chip.scale_out_gbit_per_s:
+        return chip.scale_out_gbit_per_s / 8.0 * 1e9
+    return chip.need("scale_up_gb_per_s") * 1e9

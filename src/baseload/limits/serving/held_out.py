@@ -1,0 +1,179 @@
+"""The held-out examination: the issue's table for serving, on points the shipped values never saw.
+
+Development half and held-out half are dealt by group (accelerator, engine, model family). Calibration is a seeded
+sample of at most 20 points per (accelerator, engine, mode) of the held-out half, and everything else in it is
+scored. For an accelerator (or model) never calibrated, values are fitted anew on all other accelerators (models),
+and the held-out half's points of that one are scored.
+"""
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from msgspec import Struct
+
+from baseload.domain.errors import DataError
+from baseload.limits.catalogue.accelerators import Catalogue
+from baseload.limits.catalogue.models import Models
+from baseload.limits.serving.features import features_of
+from baseload.limits.serving.fit import Fitted, fit, priors
+from baseload.limits.serving.measured import anomalies, distinct, halves, kendall_tau, sample
+from baseload.limits.serving.points import Point, parse_points
+from baseload.limits.serving.predict import Prediction, Predictor
+from baseload.limits.serving.traits import traits_of
+
+
+class Figures(Struct, frozen=True):
+    """Errors over scored points: means and medians of |predicted / measured − 1|."""
+
+    points: int
+    anomalies: int
+    tpot_mean: float
+    tpot_clean: float  # mean once anomalies are left out
+    tpot_median: float
+    ttft_mean: float
+    ttft_median: float
+    known_tpot_mean: float  # where worker counts are known (disaggregated); NaN where there are none
+    tau: float  # Kendall's, over configurations and loads of one deployment's model and lengths, weighted by pairs
+    regret: float  # by how much throughput an accelerator of the configuration chosen falls short of the best, mean
+
+
+class Scored(Struct, frozen=True):
+    """Points with their predictions."""
+
+    points: list[Point]
+    predictions: list[Prediction]
+
+    def of(self, mode: str) -> "Scored":
+        """Those of one mode."""
+        some = [i for i, p in enumerate(self.points) if p.mode == mode]
+        return Scored([self.points[i] for i in some], [self.predictions[i] for i in some])
+
+
+def read_points(data: bytes, *, name: str) -> list[Point]:
+    """Points of a CSV file; DataError names file and line."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name}: not UTF-8 text: {error}.", hint="Save the table as CSV in UTF-8.") from None
+    reader = csv.DictReader(io.StringIO(text))
+    rows: list[dict[str, str | None]] = [dict(row) for row in reader]
+    return parse_points(rows, name=name)
+
+
+def known_groups(points: Sequence[Point], predictor: Predictor, *, seed: int = 1) -> Scored:
+    """Held-out groups, calibrated by at most 20 points per (accelerator, engine, mode)."""
+    held = _held(points)
+    chosen = set(sample(held, seed=seed))
+    calibrated = predictor.calibrate([held[i] for i in sorted(chosen)])
+    rest = [p for i, p in enumerate(held) if i not in chosen]
+    return Scored(rest, calibrated.predict(rest))
+
+
+def unseen_accelerator(points: Sequence[Point], predictor: Predictor) -> Scored:
+    """Each accelerator's held-out points, by values fitted on all the others and its sheet."""
+    return _left_out(points, predictor, lambda p: p.system, calibrate=False)
+
+
+def unseen_model(points: Sequence[Point], predictor: Predictor, *, seed: int = 1) -> Scored:
+    """Each model's held-out points, by values fitted on all others, calibrated by 20 points a group of those."""
+    return _left_out(points, predictor, lambda p: p.family, calibrate=True, seed=seed)
+
+
+def figures_of(scored: Scored, predictor: Predictor) -> Figures:
+    """Errors, order and choice of scored points."""
+    points, said = scored.points, scored.predictions
+    if not points:
+        return Figures(0, 0, *[float("nan")] * 8)
+    tpot = np.abs(np.array([s.tpot_ms / p.tpot_ms for s, p in zip(said, points, strict=True)]) - 1.0)
+    timed = [i for i, p in enumerate(points) if p.ttft_ms > 0]
+    ttft = np.abs(np.array([said[i].ttft_ms / points[i].ttft_ms for i in timed]) - 1.0)
+    odd = anomalies(points, features_of(points, predictor.catalogue, predictor.models))
+    known = [i for i, p in enumerate(points) if p.prefill and p.prefill.workers_known and p.decode.workers_known]
+    return Figures(
+        points=len(points),
+        anomalies=int(odd.sum()),
+        tpot_mean=float(tpot.mean()),
+        tpot_clean=float(tpot[~odd].mean()),
+        tpot_median=float(np.median(tpot)),
+        ttft_mean=float(ttft.mean()),
+        ttft_median=float(np.median(ttft)),
+        known_tpot_mean=float(tpot[known].mean()) if known else float("nan"),
+        tau=_order(points, said),
+        regret=_regret(points, said),
+    )
+
+
+def _held(points: Sequence[Point]) -> list[Point]:
+    once = distinct([p for p in points if p.tpot_ms > 0])
+    return [once[i] for i in halves(once)[1]]
+
+
+def _left_out(
+    points: Sequence[Point], predictor: Predictor, of: Callable[[Point], str], *, calibrate: bool, seed: int = 1
+) -> Scored:
+    once, held = distinct([p for p in points if p.tpot_ms > 0]), _held(points)
+    scored: list[Point] = []
+    said: list[Prediction] = []
+    for name in sorted({of(p) for p in held}):
+        others = [p for p in once if of(p) != name]
+        fitted = fit_points(others, predictor.catalogue, predictor.models)
+        alone = Predictor(
+            catalogue=predictor.catalogue, models=predictor.models, defaults=predictor.defaults, fitted=fitted
+        )
+        if calibrate:
+            alone = alone.calibrate([others[i] for i in sample(others, seed=seed)])
+        mine = [p for p in held if of(p) == name]
+        scored += mine
+        said += alone.predict(mine)
+    return Scored(scored, said)
+
+
+def fit_points(points: Sequence[Point], catalogue: Catalogue, models: Models, *, rounds: int = 12) -> Fitted:
+    """Values fitted to measured points, from the priors alone."""
+    tpot_s, ttft_s = np.array([p.tpot_ms for p in points]) / 1e3, np.array([p.ttft_ms for p in points]) / 1e3
+    traits = [traits_of(p, models, catalogue) for p in points]
+    return fit(features_of(points, catalogue, models), traits, tpot_s, ttft_s, start=priors(), rounds=rounds)
+
+
+def _questions(points: Sequence[Point]) -> list[list[int]]:
+    """Points that answer one question: which layout and load for this model, lengths, accelerator and engine."""
+    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for i, p in enumerate(points):
+        groups[(p.system, p.engine, p.family, p.format, p.mode, p.isl, p.osl)].append(i)
+    return [group for _, group in sorted(groups.items(), key=lambda item: str(item[0])) if len(group) >= 4]
+
+
+def _order(points: Sequence[Point], said: Sequence[Prediction]) -> float:
+    taus, weights = [], []
+    for group in _questions(points):
+        taus.append(
+            kendall_tau(np.array([said[i].tpot_ms for i in group]), np.array([points[i].tpot_ms for i in group]))
+        )
+        weights.append(len(group))
+    return float(np.average(taus, weights=weights)) if taus else float("nan")
+
+
+def _regret(points: Sequence[Point], said: Sequence[Prediction]) -> float:
+    """Choose, among the layouts run at one load, the one with most tokens per second and accelerator."""
+    groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for i, p in enumerate(points):
+        groups[(p.system, p.engine, p.family, p.format, p.mode, p.isl, p.osl, p.concurrency)].append(i)
+    short = []
+    for group in groups.values():
+        layouts = {points[i].decode for i in group}
+        if len(layouts) < 2:
+            continue
+        measured = np.array([_speed(points[i], points[i].ttft_ms, points[i].tpot_ms) for i in group])
+        guessed = np.array([_speed(points[i], said[i].ttft_ms, said[i].tpot_ms) for i in group])
+        short.append(1.0 - measured[int(np.argmax(guessed))] / measured.max())
+    return float(np.mean(short)) if short else float("nan")
+
+
+def _speed(point: Point, ttft_ms: float, tpot_ms: float) -> float:
+    gpus = point.decode.gpus * point.decode.workers + (
+        point.prefill.gpus * point.prefill.workers if point.prefill else 0
+    )
+    return point.concurrency * point.osl / (ttft_ms + point.osl * tpot_ms) / gpus

@@ -1,0 +1,185 @@
+"""Serving points: one row of a table each, with its parallelism made sense of.
+
+Tables in the wild state parallelism in more than one way. An id with `tpN_epM` is believed first. Without it,
+`moe_tp` equal to `moe_ep` above 1 with a tensor-parallel width (or data-parallel width) of their product is one
+deployment counted twice, so its accelerators are one of the two; zeros and blanks are 1.
+"""
+
+import re
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from baseload.domain.errors import DataError
+from baseload.limits.catalogue.models import family_of
+from baseload.limits.quantization import format_of
+
+_IN_ID = re.compile(r"_tp(\d+)(?:_0)?_ep(\d+)")
+NEEDED = ("backend", "model_path", "system", "isl", "osl")
+_HINT = "The columns are those of docs/limits.md, section Points."
+
+
+class Layout(Struct, frozen=True):
+    """How one worker spreads over accelerators."""
+
+    gpus: int
+    dp: int = 1  # attention replicas inside the worker
+    ep: int = 1  # expert-parallel width
+    pp: int = 1
+    workers: int = 1
+    workers_known: bool = True
+
+
+class Point(Struct, frozen=True):
+    """One deployment under one load, and what was measured there (0: nothing)."""
+
+    line: int
+    id: str
+    engine: str
+    version: str
+    model: str
+    system: str
+    dense_format: str  # "" where the table says nothing: the model's own
+    expert_format: str
+    isl: int
+    osl: int
+    concurrency: float
+    decode: Layout
+    prefill: Layout | None = None  # of its own only where disaggregated
+    tpot_ms: float = 0.0
+    ttft_ms: float = 0.0
+
+    @property
+    def mode(self) -> str:
+        """ "agg" or "disagg"."""
+        return "disagg" if self.prefill else "agg"
+
+    @property
+    def family(self) -> str:
+        """The model without publisher, release and weight format."""
+        return family_of(self.model)
+
+    @property
+    def format(self) -> str:
+        """One word for how the weights are kept."""
+        return self.expert_format or self.dense_format
+
+
+def parse_point(row: Mapping[str, str | None], *, line: int, name: str) -> Point:
+    """A point from a row of text; DataError names file, line and column."""
+    cells = _Cells(row, line, name)
+    formats = (cells.form("gemm_quant_mode"), cells.form("moe_quant_mode"))
+    if not any(formats):
+        formats = (cells.form("precision") or "bf16",) * 2
+    mode = cells.text("mode", "agg")
+    if mode not in ("agg", "disagg"):
+        raise DataError(f"{name} line {line}: mode must be agg or disagg, not {mode!r}.", hint=_HINT)
+    id_ = cells.text("id", "")
+    prefill = _layout(cells, "prefill_", id_="") if mode == "disagg" else None
+    decode = _layout(cells, "decode_", id_="") if mode == "disagg" else _layout(cells, "", id_=id_)
+    return Point(
+        line=line,
+        id=id_,
+        engine=cells.text("backend"),
+        version=cells.text("backend_version", ""),
+        model=cells.text("model_path"),
+        system=cells.text("system"),
+        dense_format=formats[0] or formats[1],
+        expert_format=formats[1] or formats[0],
+        isl=cells.count("isl", floor=1),
+        osl=cells.count("osl", floor=1),
+        concurrency=_concurrency(cells, decode),
+        decode=decode,
+        prefill=prefill,
+        tpot_ms=cells.number("silicon_tpot_ms", default=0.0),
+        ttft_ms=cells.number("silicon_ttft_ms", default=0.0),
+    )
+
+
+def parse_points(rows: list[dict[str, str | None]], *, name: str, first_line: int = 2) -> list[Point]:
+    """Points of a whole table; DataError where a column is missing, or names the line of a bad row."""
+    if rows:
+        missing = [column for column in NEEDED if column not in rows[0]]
+        if missing:
+            raise DataError(f"{name}: the columns {', '.join(missing)} are missing.", hint=_HINT)
+    return [parse_point(row, line=first_line + i, name=name) for i, row in enumerate(rows)]
+
+
+class _Cells:
+    """Reads typed cells of one row."""
+
+    def __init__(self, row: Mapping[str, str | None], line: int, name: str) -> None:
+        self.row, self.where = row, f"{name} line {line}"
+
+    def text(self, column: str, default: str | None = None) -> str:
+        value = (self.row.get(column) or "").strip()
+        if not value:
+            if default is None:
+                raise DataError(f"{self.where}: `{column}` is empty.", hint=_HINT)
+            return default
+        return value
+
+    def number(self, column: str, *, default: float | None = None, floor: float = 0.0) -> float:
+        value = self.text(column, None if default is None else "")
+        if not value:
+            assert default is not None
+            return default
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if not floor <= number < 1e12:
+            raise DataError(
+                f"{self.where}: `{column}` must be a number of at least {floor:g}, not {value!r}.", hint=_HINT
+            )
+        return number
+
+    def count(self, column: str, *, default: int | None = None, floor: int = 0) -> int:
+        number = self.number(column, default=default, floor=floor)
+        if number != int(number):
+            raise DataError(f"{self.where}: `{column}` must be a whole number, not {number:g}.", hint=_HINT)
+        return int(number)
+
+    def form(self, column: str) -> str:
+        value = self.text(column, "")
+        form = format_of(value) if value else ""
+        if form is None:
+            raise DataError(f"{self.where}: `{column}` names no weight format known: {value!r}.", hint=_HINT)
+        return form
+
+
+def _concurrency(cells: _Cells, decode: Layout) -> float:
+    """As stated, or what the stated batches add up to."""
+    stated = cells.number("concurrency", default=0.0)
+    if stated:
+        return stated
+    batch = cells.number("batch_size", default=0.0) or cells.number("decode_batch_size", default=0.0)
+    if not batch:
+        raise DataError(f"{cells.where}: neither `concurrency` nor a batch size is given.", hint=_HINT)
+    return batch * decode.dp * decode.workers
+
+
+def _layout(cells: _Cells, prefix: str, *, id_: str) -> Layout:
+    def count(column: str) -> int:
+        return max(1, cells.count(prefix + column, default=1))
+
+    tp, dp, pp = count("tp_size"), count("attention_dp_size"), count("pp_size")
+    moe_tp, ep = count("moe_tp_size"), count("moe_ep_size")
+    in_id = _IN_ID.search(id_)
+    if in_id:
+        gpus, ep = max(1, int(in_id[1])), max(1, int(in_id[2]))
+    elif moe_tp == ep > 1 and tp * dp == ep * moe_tp:
+        gpus = ep
+    elif tp == dp > 1 and ep == tp * dp:
+        gpus = tp
+    else:
+        gpus = tp * dp
+    workers = cells.count(prefix + "num_workers", default=0) if prefix else 1
+    return Layout(
+        gpus=gpus * pp,
+        dp=min(dp, gpus),
+        ep=min(ep, gpus),
+        pp=pp,
+        workers=max(1, workers),
+        workers_known=workers > 0,
+    )

@@ -1,0 +1,123 @@
+"""Predict serving points: from the sheet and the shipped values alone, or calibrated by a few measured ones.
+
+Every row is answered. Each answer says what it rests on (`basis`), what is odd about it (`note`), and by how much it
+is expected to miss.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from baseload.limits.catalogue.accelerators import Catalogue, read_catalogue
+from baseload.limits.catalogue.models import Models
+from baseload.limits.serving.defaults import Defaults, read_defaults
+from baseload.limits.serving.features import features_of
+from baseload.limits.serving.fit import Fitted, fit
+from baseload.limits.serving.points import Point
+from baseload.limits.serving.residual import Residual, learn
+from baseload.limits.serving.step import times_of
+from baseload.limits.serving.traits import traits_of
+
+SPECULATING = 1.45
+"""How much shorter TPOT was where builds of one engine were seen to differ by speculative decoding: 1.3–1.6 times."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One answer. Expected errors are relative; `tpot_if_speculating_ms` is 0 where that is no question."""
+
+    tpot_ms: float
+    ttft_ms: float
+    basis: str
+    tpot_expected_error: float
+    ttft_expected_error: float
+    tpot_if_speculating_ms: float
+    note: str
+
+
+class Predictor:
+    """Answers points, after `calibrate` with some measured ones or without."""
+
+    def __init__(
+        self,
+        *,
+        catalogue: Catalogue | None = None,
+        models: Models | None = None,
+        defaults: Defaults | None = None,
+        fitted: Fitted | None = None,
+    ) -> None:
+        self.catalogue, self.models = catalogue or read_catalogue(), models or Models()
+        self.defaults = defaults or read_defaults()
+        self.fitted = fitted or self.defaults.fitted()
+        self._known: Counter[tuple[str, str, str]] = Counter()
+        self._builds = {trait for trait, _ in self.fitted.corrections}
+        self._tpot: Residual = learn((), np.zeros(0), self.defaults.tpot)
+        self._ttft: Residual = learn((), np.zeros(0), self.defaults.ttft)
+
+    def calibrate(self, points: Sequence[Point]) -> "Predictor":
+        """A predictor that has also seen these measured points (rows without times are passed over)."""
+        seen = [p for p in points if p.tpot_ms > 0]
+        features, traits = features_of(seen, self.catalogue, self.models), self._traits(seen)
+        tpot_s, ttft_s = np.array([p.tpot_ms for p in seen]) / 1e3, np.array([p.ttft_ms for p in seen]) / 1e3
+        fitted = self.fitted
+        if seen:
+            fitted = fit(features, traits, tpot_s, ttft_s, start=self.fitted, only_groups=True, rounds=10)
+        after = Predictor(catalogue=self.catalogue, models=self.models, defaults=self.defaults, fitted=fitted)
+        times = times_of(features, fitted.theta(traits))
+        both = [i for i, p in enumerate(seen) if p.ttft_ms > 0]
+        after._known = Counter((p.system, p.engine, p.mode) for p in seen)
+        after._tpot = learn(seen, np.log(tpot_s / times.tpot_s), self.defaults.tpot)
+        after._ttft = learn([seen[i] for i in both], np.log(ttft_s[both] / times.ttft_s[both]), self.defaults.ttft)
+        return after
+
+    def predict(self, points: Sequence[Point]) -> list[Prediction]:
+        """One answer a point, in order; DataError where the accelerator is unknown or lacks a needed figure."""
+        features, traits = features_of(points, self.catalogue, self.models), self._traits(points)
+        times = times_of(features, self.fitted.theta(traits))
+        more, spread = self._tpot.correct(points)
+        more_first, spread_first = self._ttft.correct(points)
+        tpot_ms = 1e3 * times.tpot_s * np.exp(np.clip(more, -1.5, 1.5))
+        ttft_ms = 1e3 * times.ttft_s * np.exp(np.clip(more_first, -3.0, 3.0))
+        answers = []
+        for i, point in enumerate(points):
+            unknown_build = f"version={point.engine}/{point.version},family={point.family}" not in self._builds
+            may_speculate = unknown_build and self.models.find(point.model)[0].draft_layers > 0
+            answers.append(
+                Prediction(
+                    tpot_ms=float(tpot_ms[i]),
+                    ttft_ms=float(ttft_ms[i]),
+                    basis=self._basis(point),
+                    tpot_expected_error=_mean_error(spread[i], self.defaults.tpot.noise),
+                    ttft_expected_error=_mean_error(spread_first[i], self.defaults.ttft.noise),
+                    tpot_if_speculating_ms=float(tpot_ms[i]) / SPECULATING if may_speculate else 0.0,
+                    note=self._note(point, fits=bool(features["fits"][i])),
+                )
+            )
+        return answers
+
+    def _traits(self, points: Sequence[Point]) -> list[tuple[tuple[str, tuple[str, ...]], ...]]:
+        return [traits_of(point, self.models, self.catalogue) for point in points]
+
+    def _basis(self, point: Point) -> str:
+        count = self._known[(point.system, point.engine, point.mode)]
+        if count:
+            return f"calibrated: {count} points of {point.system}/{point.engine}/{point.mode}"
+        other = sum(self._known.values())
+        return f"sheet only; calibrated elsewhere: {other} points" if other else "sheet only"
+
+    def _note(self, point: Point, *, fits: bool) -> str:
+        notes = []
+        if not fits:
+            notes.append("weights exceed the memory of the accelerators stated: computed as if they fitted")
+        if self.models.find(point.model)[1] != "config":
+            notes.append("model shape guessed from its name: give its config.json")
+        if point.prefill and not (point.decode.workers_known and point.prefill.workers_known):
+            notes.append("worker counts not stated")
+        return "; ".join(notes)
+
+
+def _mean_error(spread: float, noise: float) -> float:
+    """The mean absolute error of a log-normal guess with this spread, with the noise of measuring."""
+    return float(np.sqrt(2.0 / np.pi) * np.sqrt(spread * spread + noise))
