@@ -36,16 +36,9 @@ PRIORS = {
     "pace": 1.0,
     "pool": 0.3,
 }
-"""Before any measurement: what published kernels reach of their peaks, a few tens of microseconds a layer's launch."""
+"""Before any measurement: what published kernels reach of their peaks, tens of microseconds a layer to launch."""
 
 NARROW = {
-    "pace": 0.05,
-    "interference": 0.15,
-    "prefill_dense": 0.2,
-    "prefill_pairs": 0.3,
-    "dense_read": 0.15,
-    "kv_read": 0.3,
-}
     "pace": 0.05,
     "interference": 0.15,
     "prefill_dense": 0.2,
