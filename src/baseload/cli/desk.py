@@ -3,28 +3,14 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-import msgspec
-
 from baseload.cli.model_check import check_model
 from baseload.core.ports import Control, JournalRow, UsageRow
 from baseload.domain.errors import BaseloadError
 from baseload.domain.events import KeyCreated, KeyRevoked, ModelPut, ModelRemoved
 from baseload.domain.model import ModelSpec
 from baseload.domain.status import ControlStatus
-from baseload.domain.tenant import Key, KeyLimits
+from baseload.domain.tenant import KeyLimits, ShownKey
 from baseload.gateway.keys import make_key
-
-
-class ShownKey(msgspec.Struct, frozen=True):
-    """A key as it may be shown: without the hash of its secret."""
-
-    key_id: str
-    name: str
-    prefix: str
-    created_ns: int
-    is_admin: bool
-    models: tuple[str, ...]
-    limits: KeyLimits
 
 
 class Desk(Protocol):
@@ -93,7 +79,7 @@ class LocalDesk:
     async def keys(self) -> Sequence[ShownKey]:
         """All keys that are not revoked."""
         found = self._control.keys()
-        return [shown(key) for key in found]
+        return [ShownKey.of(key) for key in found]
 
     async def create_key(
         self, name: str, *, is_admin: bool, models: Sequence[str], limits: KeyLimits
@@ -104,7 +90,7 @@ class LocalDesk:
                 raise unknown_model(model, self._control.models())
         key, secret = make_key(name, now_ns=self._control.now_ns(), is_admin=is_admin, models=models, limits=limits)
         await self._control.acknowledge(KeyCreated(key))
-        return shown(key), secret
+        return ShownKey.of(key), secret
 
     async def revoke_key(self, key_id: str) -> None:
         """Revoke a key."""
@@ -121,11 +107,6 @@ class LocalDesk:
     ) -> Sequence[JournalRow]:
         """The newest journal records, oldest first."""
         return await self._control.events(after_seq=after_seq, limit=limit, kind=kind, model=model)
-
-
-def shown(key: Key) -> ShownKey:
-    """The key without its hash."""
-    return ShownKey(key.key_id, key.name, key.prefix, key.created_ns, key.is_admin, key.models, key.limits)
 
 
 def unknown_model(name: str, models: Sequence[ModelSpec]) -> BaseloadError:

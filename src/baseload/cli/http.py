@@ -7,12 +7,11 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
-from baseload.cli.desk import ShownKey
 from baseload.core.ports import JournalRow, UsageRow
 from baseload.domain.errors import BaseloadError, ControlError, SettingsError
 from baseload.domain.model import ModelSpec
 from baseload.domain.status import ControlStatus
-from baseload.domain.tenant import KeyLimits
+from baseload.domain.tenant import KeyLimits, ShownKey
 
 T = TypeVar("T")
 TIMEOUT_S = 30.0

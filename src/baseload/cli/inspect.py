@@ -18,7 +18,8 @@ from baseload.core.ports import JournalRow, UsageRow
 from baseload.domain.errors import SettingsError
 from baseload.domain.status import ControlStatus
 from baseload.domain.units import NUSD_PER_USD, UJ_PER_J
-from baseload.web.snapshot import headline, model_says, span
+from baseload.domain.work import joint_basis
+from baseload.web.snapshot import headline, model_says, span, usd_per_hour
 
 FOLLOW_EVERY_S = 1.0
 DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -49,8 +50,7 @@ def status(
         if not desk.is_running:
             say("Baseload is not running here; this is the state it was left in. Start it with: baseload up")
         else:
-            cost = sum(specs[r.model].price.usd_per_hour for r in found.replicas if r.model in specs)
-            say(headline(found, cost))
+            say(headline(found, usd_per_hour(found, specs)))
         if found.models:
             _print_models(found)
         for model in found.models if desk.is_running else ():
@@ -154,8 +154,7 @@ def fold(rows: Sequence[UsageRow]) -> UsageRow:
         for field in UsageRow.__struct_fields__
         if isinstance(getattr(rows[0], field), int)
     }
-    labels = sorted({row.energy_basis for row in rows if row.energy_uj})
-    basis = "" if not labels else labels[0] if len(labels) == 1 else "mixed"
+    basis = joint_basis(row.energy_basis for row in rows if row.energy_uj)
     return UsageRow(day="", key_id="", key_name="", model="", energy_basis=basis, **sums)
 
 

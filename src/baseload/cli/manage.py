@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from baseload.cli.desk import Desk, ShownKey
+from baseload.cli.desk import Desk
 from baseload.cli.first_start import GUIDE_FOLDER
 from baseload.cli.flags import AsJson, DataDir, Secret, SettingsFile, Url
 from baseload.cli.reach import Place, settings_of, with_desk
@@ -15,7 +15,7 @@ from baseload.cli.screen import print_json, print_table, say, when
 from baseload.cli.settings import anchored, cache_dir
 from baseload.domain.errors import SettingsError
 from baseload.domain.model import ModelSpec
-from baseload.domain.tenant import KeyLimits
+from baseload.domain.tenant import KeyLimits, ShownKey
 from baseload.web.snapshot import span
 from baseload.wire.settings import model_from_assignments
 

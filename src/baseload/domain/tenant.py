@@ -24,6 +24,23 @@ class Key(Struct, frozen=True, forbid_unknown_fields=True):
     prefix: str = ""  # the first characters of the secret, to recognise it by ("bl-Ab3x")
 
 
+class ShownKey(Struct, frozen=True):
+    """A key as it may be shown: without the hash of its secret."""
+
+    key_id: str
+    name: str
+    prefix: str
+    created_ns: int
+    is_admin: bool
+    models: tuple[str, ...]
+    limits: KeyLimits
+
+    @staticmethod
+    def of(key: Key) -> "ShownKey":
+        """What may be shown of this key."""
+        return ShownKey(key.key_id, key.name, key.prefix, key.created_ns, key.is_admin, key.models, key.limits)
+
+
 class Allowance(Struct, frozen=True):
     """What is left of a key's per-minute limits now, and in how long each is whole again. Zeros where it has none."""
 

@@ -1,5 +1,6 @@
 """What is asked: a request as the machines see it (counts and hashes, never text), and what came of it."""
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 from msgspec import Struct
@@ -109,3 +110,10 @@ class Decision(Struct, frozen=True, tag="decision"):
 
 
 Entry = RequestEntry | ReplicaEntry | Decision
+MIXED = "mixed"
+
+
+def joint_basis(labels: Iterable[str]) -> str:
+    """What a sum of energies rests on: the label they share, "mixed" where they differ, "" where there is none."""
+    distinct = sorted(dict.fromkeys(label for label in labels if label))
+    return distinct[0] if len(distinct) == 1 else MIXED if distinct else ""

@@ -26,7 +26,7 @@ from baseload.core.ports import Control
 from baseload.domain.errors import BaseloadError, Reason, Refusal
 from baseload.domain.events import KeyCreated, KeyRevoked, ModelPut, ModelRemoved, ShutdownAsked
 from baseload.domain.model import ModelSpec
-from baseload.domain.tenant import Key, KeyLimits
+from baseload.domain.tenant import KeyLimits, ShownKey
 from baseload.domain.units import seconds
 from baseload.gateway.keys import make_key
 
@@ -122,7 +122,7 @@ class Administration:
 
     async def _keys(self, name: str, query: str, body: bytes) -> Answer:
         keys = self._control.keys()
-        return Answer(200, {"keys": [_shown(key) for key in keys]})
+        return Answer(200, {"keys": [ShownKey.of(key) for key in keys]})
 
     async def _create_key(self, name: str, query: str, body: bytes) -> Answer:
         asked = _decode(body, NewKey)
@@ -135,7 +135,7 @@ class Administration:
             asked.name, now_ns=self._control.now_ns(), is_admin=asked.is_admin, models=asked.models, limits=limits
         )
         await self._control.acknowledge(KeyCreated(key))
-        return Answer(201, {"key": _shown(key), "secret": secret})
+        return Answer(201, {"key": ShownKey.of(key), "secret": secret})
 
     async def _revoke_key(self, name: str, query: str, body: bytes) -> Answer:
         keys = self._control.keys()
@@ -238,16 +238,3 @@ def _integer(param: str, text: str, least: int, most: int) -> int:
     if not text.isdecimal() or not least <= int(text) <= most:
         raise Refusal(Reason.BAD_REQUEST, f"'{param}' must be an integer between {least} and {most}.", param=param)
     return int(text)
-
-
-def _shown(key: Key) -> dict[str, object]:
-    """A key without its hash."""
-    return {
-        "key_id": key.key_id,
-        "name": key.name,
-        "prefix": key.prefix,
-        "created_ns": key.created_ns,
-        "is_admin": key.is_admin,
-        "models": key.models,
-        "limits": key.limits,
-    }

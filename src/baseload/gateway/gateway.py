@@ -26,10 +26,10 @@ from baseload.domain.work import Endpoint, Request
 from baseload.gateway.admin import PREFIX, Administration, PrepareModel
 from baseload.gateway.forward import Forward
 from baseload.gateway.intake import take_in
-from baseload.gateway.keys import authenticate, authenticate_admin
 from baseload.gateway.metrics import Metrics, exposition
 from baseload.net.client import Client
 from baseload.net.server import Exchange
+from baseload.wire.bearer import authenticate, authenticate_admin
 from baseload.wire.openai import error_body, model_card, model_list
 from baseload.wire.openai_errors import internal_error_body, method_not_allowed_body
 

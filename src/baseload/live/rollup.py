@@ -6,9 +6,8 @@ from msgspec import Struct
 
 from baseload.core.ports import UsageRow
 from baseload.domain.units import NS_PER_DAY, NS_PER_S
-from baseload.domain.work import Entry, Outcome, ReplicaEntry, RequestEntry
+from baseload.domain.work import MIXED, Entry, Outcome, ReplicaEntry, RequestEntry
 
-MIXED = "mixed"
 _OK = Outcome.OK
 _FAILED = frozenset({Outcome.REFUSED, Outcome.REJECTED, Outcome.FAILED})
 

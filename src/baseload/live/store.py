@@ -15,8 +15,8 @@ import msgspec
 from baseload.core.ports import JournalRow, UsageRow
 from baseload.domain.errors import JournalError
 from baseload.domain.events import Event, KeyCreated
-from baseload.domain.work import Entry
-from baseload.live.rollup import MIXED, Rollup, Sums
+from baseload.domain.work import MIXED, Entry
+from baseload.live.rollup import Rollup, Sums
 from baseload.wire.journal import (
     FORMAT,
     Frame,

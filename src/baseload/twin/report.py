@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from msgspec import Struct
 
 from baseload.domain.units import NS_PER_MS, NS_PER_S, NUSD_PER_USD, UJ_PER_J
-from baseload.domain.work import Decision, Entry, Outcome, ReplicaEntry, RequestEntry
+from baseload.domain.work import Decision, Entry, Outcome, ReplicaEntry, RequestEntry, joint_basis
 from baseload.twin.clients import Client
 
 
@@ -156,7 +156,7 @@ def make_report(
         cold_s=sum(span.cold_ns for span in spans) / NS_PER_S,
         usd=nusd / NUSD_PER_USD,
         joules=uj / UJ_PER_J,
-        energy_basis=_basis(span.energy_basis for span in spans),
+        energy_basis=joint_basis(span.energy_basis for span in spans) or "none",
         usd_per_million_tokens=nusd / NUSD_PER_USD / tokens * 1e6 if tokens else 0.0,
         tokens_per_joule=tokens * UJ_PER_J / uj if uj else 0.0,
         timeline=thin(timeline, most=200),
@@ -203,8 +203,3 @@ def _counted(names: Iterable[str]) -> dict[str, int]:
     for name in names:
         table[name] = table.get(name, 0) + 1
     return dict(sorted(table.items()))
-
-
-def _basis(found: Iterable[str]) -> str:
-    bases = sorted(dict.fromkeys(found))
-    return bases[0] if len(bases) == 1 else "mixed" if bases else "none"

@@ -9,6 +9,7 @@ from baseload.core.ports import Control
 from baseload.domain.errors import JournalError, Reason, Refusal
 from baseload.net.server import Exchange
 from baseload.web.feed import MAX_WATCHERS, Feed
+from baseload.wire.bearer import authenticate_admin
 from baseload.wire.openai_errors import error_body, internal_error_body
 
 FEED_PATH = "/dashboard/feed"
@@ -18,6 +19,7 @@ STATIC: Mapping[str, tuple[str, str]] = {
     "/dashboard/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/favicon.ico": ("icon.svg", "image/svg+xml"),
 }
+NO_STORE = ("cache-control", "no-store")
 SAFETY: Sequence[tuple[str, str]] = (
     (
         "content-security-policy",
@@ -39,7 +41,7 @@ class Dashboard:
             path: (resources.files("baseload.web").joinpath("static", name).read_bytes(), kind)
             for path, (name, kind) in STATIC.items()
         }
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}  # bounded by MAX_WATCHERS
 
     def takes(self, path: str) -> bool:
         """Whether this path belongs to the dashboard."""
@@ -53,14 +55,15 @@ class Dashboard:
             self._static(exchange)
         elif self._admits(exchange):
             task = asyncio.get_running_loop().create_task(self._feed_to(exchange))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks[task] = None
+            task.add_done_callback(self._tasks.pop)
 
     async def close(self) -> None:
         """End every open feed."""
-        for task in list(self._tasks):
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _static(self, exchange: Exchange) -> None:
         body, kind = self._files[exchange.path]
@@ -72,27 +75,24 @@ class Dashboard:
             exchange.respond(200, body, content_type=kind, headers=headers)
 
     def _admits(self, exchange: Exchange) -> bool:
-        scheme, _, secret = exchange.headers.get("authorization", "").partition(" ")
-        key = self._control.key_by_hash(hashlib.sha256(secret.strip().encode()).hexdigest())
-        if scheme.lower() != "bearer" or not secret:
-            _refuse(exchange, 401, Reason.NO_KEY, "The dashboard needs an admin key.")
-        elif key is None:
-            _refuse(exchange, 401, Reason.WRONG_KEY, "This key is unknown or was revoked.")
-        elif not key.is_admin:
-            _refuse(exchange, 403, Reason.FORBIDDEN, "This key may send requests; the dashboard needs an admin key.")
-        elif self._feed.watchers >= MAX_WATCHERS:
+        try:
+            authenticate_admin(self._control, exchange.headers)
+        except Refusal as refusal:
+            status, headers, body = error_body(refusal)
+            exchange.respond(status, body, headers=[*headers, NO_STORE])
+            return False
+        if self._feed.watchers >= MAX_WATCHERS:
             _refuse(exchange, 503, Reason.TOO_MANY_IN_FLIGHT, f"{MAX_WATCHERS} dashboards are open. Close one.")
-        else:
-            return True
-        return False
+            return False
+        return True
 
     async def _feed_to(self, exchange: Exchange) -> None:
         self._feed.watchers += 1
         try:
             if "text/event-stream" not in exchange.headers.get("accept", ""):
-                exchange.respond(200, await self._feed.encoded(), headers=[("cache-control", "no-store")])
+                exchange.respond(200, await self._feed.encoded(), headers=[NO_STORE])
                 return
-            exchange.start(200, content_type="text/event-stream", headers=[("cache-control", "no-store")])
+            exchange.start(200, content_type="text/event-stream", headers=[NO_STORE])
             while not exchange.closed:
                 exchange.write(b"data: " + await self._feed.encoded() + b"\n\n")
                 await exchange.drain()
@@ -111,4 +111,4 @@ class Dashboard:
 
 def _refuse(exchange: Exchange, status: int, reason: Reason, message: str) -> None:
     _, headers, body = error_body(Refusal(reason, message))
-    exchange.respond(status, body, headers=[*headers, ("cache-control", "no-store")])
+    exchange.respond(status, body, headers=[*headers, NO_STORE])

@@ -9,6 +9,7 @@ from baseload.domain.fleet import ReplicaState
 from baseload.domain.model import ModelSpec
 from baseload.domain.status import ControlStatus, ModelStatus, ReplicaStatus
 from baseload.domain.units import NS_PER_MS, NS_PER_S, NUSD_PER_USD, UJ_PER_J
+from baseload.domain.work import joint_basis
 
 ALIVE = (ReplicaState.STARTING, ReplicaState.READY, ReplicaState.DRAINING, ReplicaState.STOPPING)
 
@@ -131,7 +132,7 @@ def take(
         refused_total=status.refused_total,
         tokens_per_s=history.tokens_per_s[-1] if history.tokens_per_s else 0.0,
         power_w=power_w(status),
-        power_basis=_basis([replica.energy_basis for replica in status.replicas if replica.state in ALIVE]),
+        power_basis=joint_basis([replica.energy_basis for replica in status.replicas if replica.state in ALIVE]),
         usd_per_hour=dollars,
         shutting_down=status.shutting_down,
         models=models,
@@ -257,7 +258,7 @@ def today(rows: Sequence[UsageRow]) -> Today:
         useful_s=sum(row.useful_ns for row in rows) / NS_PER_S,
         idle_s=sum(row.idle_ns for row in rows) / NS_PER_S,
         cold_s=sum(row.cold_ns for row in rows) / NS_PER_S,
-        basis=_basis([row.energy_basis for row in rows if row.energy_uj]),
+        basis=joint_basis([row.energy_basis for row in rows if row.energy_uj]),
         usd_per_million_tokens=usd / tokens * 1e6 if tokens else None,
         tokens_per_joule=tokens / joules if tokens and joules else None,
     )
@@ -296,11 +297,6 @@ def span(duration_ns: int) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
-
-
-def _basis(labels: Sequence[str]) -> str:
-    distinct = sorted({label for label in labels if label})
-    return distinct[0] if len(distinct) == 1 else "mixed" if distinct else ""
 
 
 def _count(number: int, noun: str) -> str:

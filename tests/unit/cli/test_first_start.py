@@ -12,7 +12,7 @@ from baseload.domain.errors import SettingsError
 from baseload.domain.events import Event, KeyCreated, ModelPut
 from baseload.domain.model import ModelSpec
 from baseload.domain.tenant import Key
-from baseload.gateway.keys import hash_secret
+from baseload.wire.bearer import hash_secret
 from baseload.wire.settings import Settings
 
 REMOTE = ModelSpec("far", "http://10.0.0.7:8000")

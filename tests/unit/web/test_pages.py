@@ -116,10 +116,10 @@ async def test_files_are_served_with_a_strict_policy_and_a_tag() -> None:
 @pytest.mark.parametrize(
     ("headers", "status", "words"),
     [
-        ({}, 401, "needs an admin key"),
-        ({"authorization": "Basic bl-admin"}, 401, "needs an admin key"),
-        ({"authorization": "Bearer bl-wrong"}, 401, "unknown or was revoked"),
-        ({"authorization": "Bearer bl-guest"}, 403, "may send requests"),
+        ({}, 401, "No API key"),
+        ({"authorization": "Basic bl-admin"}, 401, "No API key"),
+        ({"authorization": "Bearer bl-wrong"}, 401, "does not exist or was revoked"),
+        ({"authorization": "Bearer bl-guest"}, 403, "may not administer"),
     ],
 )
 async def test_who_is_not_let_in(headers: dict[str, str], status: int, words: str) -> None:
