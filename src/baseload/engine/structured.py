@@ -34,7 +34,7 @@ class GrammarState:
         """One boolean per token; columns beyond the tokenizer's vocabulary are never allowed."""
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         if self._matcher.is_error():
-            raise SamplingFailed(f"The grammar failed: {self._matcher.get_error()}")
+            raise SamplingFailed(f"The grammar failed: {_in_short(self._matcher.get_error())}")
         flags = np.unpackbits(self._bits.view(np.uint8), bitorder="little").view(np.bool_)
         if len(flags) >= vocab_size:
             return flags[:vocab_size]
@@ -43,7 +43,7 @@ class GrammarState:
     def accept(self, token: int) -> None:
         """The token was chosen under the mask."""
         if not self._matcher.consume_token(token):
-            raise SamplingFailed(f"The grammar failed: {self._matcher.get_error()}")
+            raise SamplingFailed(f"The grammar failed: {_in_short(self._matcher.get_error())}")
 
     @property
     def complete(self) -> bool:
@@ -84,6 +84,10 @@ class GrammarCompiler:
         matcher = matcher_class(self._tokenizer, text, log_level=0)
         if matcher.is_error():
             raise _bad(grammar, matcher.get_error())
+        try:  # a grammar that no text satisfies is only noticed at its first mask
+            GrammarState(matcher.deep_copy(), self._tokenizer.vocab_size).allowed(self._vocab_size)
+        except SamplingFailed as failure:
+            raise _bad(grammar, "no text satisfies it") from failure
         return GrammarState(matcher, self._tokenizer.vocab_size)
 
 
@@ -99,6 +103,11 @@ def _grammar_text(matcher_class: Any, grammar: Grammar) -> str:
             options = {"whitespace_flexible": True, "whitespace_pattern": _WHITESPACE}
             text = matcher_class.grammar_from_json_schema(json.loads(schema), overrides=options)
     return text
+
+
+def _in_short(error: str) -> str:
+    """Without the matcher's state, which quotes the client's grammar and the text so far."""
+    return error.strip().partition("\n")[0][:200]
 
 
 def _bad(grammar: Grammar, detail: str) -> Refusal:

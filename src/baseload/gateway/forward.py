@@ -160,8 +160,8 @@ class Forward(msgspec.Struct, eq=False):
         elif 400 <= status < 500 and status not in _NOT_THE_CLIENTS_FAULT:
             self._rejected(status, b"".join(self._chunks))
         else:
-            said = b"".join(self._chunks)[:300].decode("utf-8", "replace")
-            self._attempt_failed(Reason.WORKER_ERROR, f"the worker answered {status}: {said}")
+            # Not what it said: that may quote the prompt, and this is journaled.
+            self._attempt_failed(Reason.WORKER_ERROR, f"the worker answered {status}")
 
     def on_error(self, fault: Fault, detail: str) -> None:
         """The worker's answer will not come, or not completely."""

@@ -7,6 +7,7 @@ from importlib import resources
 
 from baseload.core.ports import Control
 from baseload.domain.errors import JournalError, Reason, Refusal
+from baseload.domain.tenant import Key
 from baseload.net.server import Exchange
 from baseload.web.feed import MAX_WATCHERS, Feed
 from baseload.wire.bearer import authenticate_admin
@@ -53,8 +54,8 @@ class Dashboard:
             _refuse(exchange, 405, Reason.UNKNOWN_ROUTE, "The dashboard is only read. Use GET.")
         elif exchange.path in self._files:
             self._static(exchange)
-        elif self._admits(exchange):
-            task = asyncio.get_running_loop().create_task(self._feed_to(exchange))
+        elif (key := self._admitted(exchange)) is not None:
+            task = asyncio.get_running_loop().create_task(self._feed_to(exchange, key))
             self._tasks[task] = None
             task.add_done_callback(self._tasks.pop)
 
@@ -74,19 +75,19 @@ class Dashboard:
         else:
             exchange.respond(200, body, content_type=kind, headers=headers)
 
-    def _admits(self, exchange: Exchange) -> bool:
+    def _admitted(self, exchange: Exchange) -> Key | None:
         try:
-            authenticate_admin(self._control, exchange.headers)
+            key = authenticate_admin(self._control, exchange.headers)
         except Refusal as refusal:
             status, headers, body = error_body(refusal)
             exchange.respond(status, body, headers=[*headers, NO_STORE])
-            return False
+            return None
         if self._feed.watchers >= MAX_WATCHERS:
             _refuse(exchange, 503, Reason.TOO_MANY_IN_FLIGHT, f"{MAX_WATCHERS} dashboards are open. Close one.")
-            return False
-        return True
+            return None
+        return key
 
-    async def _feed_to(self, exchange: Exchange) -> None:
+    async def _feed_to(self, exchange: Exchange, key: Key) -> None:
         self._feed.watchers += 1
         try:
             if "text/event-stream" not in exchange.headers.get("accept", ""):

@@ -55,12 +55,13 @@ class FakeControl:
     def __init__(self) -> None:
         self.seconds = 0
         self.broken = False
+        self.secrets = ["bl-admin", "bl-guest"]
 
     def now_ns(self) -> int:
         return self.seconds * NS_PER_S
 
     def key_by_hash(self, digest: str) -> Key | None:
-        for secret in ("bl-admin", "bl-guest"):
+        for secret in self.secrets:
             if digest == hashlib.sha256(secret.encode()).hexdigest():
                 return Key("key_1", secret, digest, 0, is_admin=secret == "bl-admin")
         return None
@@ -145,6 +146,21 @@ async def test_the_feed_streams_figures_until_it_is_closed() -> None:
     await feed.close()
     assert exchange.closed
     assert feed.watchers == 0
+
+
+async def test_a_revoked_key_sees_no_more() -> None:
+    control = FakeControl()
+    feed = Feed(control, version="1", step_s=0.001)  # type: ignore[arg-type]
+    dashboard = Dashboard(control, feed)  # type: ignore[arg-type]
+    feed.open()
+    exchange = ask(dashboard, "/dashboard/feed", authorization="Bearer bl-admin", accept="text/event-stream")
+    async with asyncio.timeout(5):
+        await exchange.chunks.get()
+        control.secrets.remove("bl-admin")
+        await exchange.answered.wait()
+    assert feed.watchers == 0
+    await dashboard.close()
+    await feed.close()
 
 
 async def test_a_broken_journal_is_said_and_does_not_stop_the_pulse(caplog: pytest.LogCaptureFixture) -> None:
