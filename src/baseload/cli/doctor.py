@@ -58,7 +58,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from _processor(_cpu_flags())
     yield _memory()
     yield _jax()
-    yield from _speed_libraries()
+    yield from _libraries()
     yield _meters()
     data_dir = Path(settings.data_dir).expanduser().absolute()
     yield _disk(data_dir)
@@ -128,15 +128,13 @@ def _jax() -> Finding:
     return Finding("JAX", "ok", f"{jax.__version__}: {len(devices)} × {names} ({jax.default_backend()})")
 
 
-def _speed_libraries() -> Iterator[Finding]:
-    for name, loss in (("uvloop", "The gateway takes fewer requests a second."), ("httptools", "")):
-        found = importlib.util.find_spec(name) is not None
-        if found:
+def _libraries() -> Iterator[Finding]:
+    for name in ("uvloop", "httptools"):
+        if importlib.util.find_spec(name) is not None:
             yield Finding(name, "ok", "installed")
-        elif loss:
-            yield Finding(name, "note", "missing", f"{loss} pip install {name}")
         else:
-            yield Finding(name, "bad", "missing", f"The gateway cannot start. pip install {name}")
+            advice = "Gateway and workers cannot start. Install it again: make clean && make up."
+            yield Finding(name, "bad", "missing", advice)
 
 
 def _meters() -> Finding:

@@ -15,10 +15,10 @@ import socket
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import msgspec
+import uvloop
 from rich.markup import escape
 
 from baseload.cli.first_start import ensure_admin_key, ensure_models
@@ -50,8 +50,7 @@ def serve_forever(settings: Settings, *, cache_dir: Path, show_key: bool = False
     """Run until a signal; gives the exit code."""
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
     _raise_file_limit()
-    uvloop = _uvloop()
-    with asyncio.Runner(loop_factory=None if uvloop is None else uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         data_dir = Path(settings.data_dir).expanduser().absolute()
         return runner.run(_serve(settings, data_dir, cache_dir, show_key))
 
@@ -231,13 +230,3 @@ def _raise_file_limit() -> None:
     if soft != hard:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _uvloop() -> ModuleType | None:
-    try:
-        # Optional: everything works without it, with fewer requests a second.
-        import uvloop  # noqa: PLC0415
-    except ImportError:
-        return None
-    assert isinstance(uvloop, ModuleType)
-    return uvloop

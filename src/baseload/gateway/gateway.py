@@ -32,11 +32,11 @@ from baseload.net.server import Exchange
 from baseload.wire.bearer import authenticate, authenticate_admin
 from baseload.wire.openai import error_body, model_card, model_list
 from baseload.wire.openai_errors import internal_error_body, method_not_allowed_body
+from baseload.wire.prometheus import CONTENT_TYPE
 
 MOST_ADMIN_TASKS = 64
 DEADLINE_HEADER = "x-baseload-deadline-ms"  # the client's own bound on the wait for the first byte
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _ENDPOINTS = {endpoint.value: endpoint for endpoint in Endpoint}
 
 
@@ -186,7 +186,7 @@ class Gateway:
         elif path == "/metrics":
             if self._allows(exchange, "GET"):
                 figures = exposition(self.metrics, self.control.status(), in_flight=self.in_flight)
-                exchange.respond(200, figures, content_type=_METRICS_TYPE)
+                exchange.respond(200, figures, content_type=CONTENT_TYPE)
         elif path in _ENDPOINTS:
             self._allows(exchange, "POST")
         else:

@@ -1,47 +1,17 @@
 """Counters and histograms of the gateway, and their Prometheus text. vLLM's names where vLLM has one."""
 
-from bisect import bisect_left
-from collections.abc import Iterable, Sequence
-
 from baseload.domain.errors import Reason
 from baseload.domain.fleet import ReplicaState
 from baseload.domain.status import ControlStatus
 from baseload.domain.units import NS_PER_S
 from baseload.domain.work import Outcome, TokenCounts
+from baseload.wire.prometheus import Histogram, head, sample
 
 E2E_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 TTFT_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 TPOT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
 _OK = Outcome.OK
 MODELS_KEPT = 1024  # distinct model labels; requests of further ones count under "other"
-
-Labels = Sequence[tuple[str, str]]
-
-
-class Histogram:
-    """Counts per bucket, and the sum."""
-
-    __slots__ = ("bounds", "counts", "total")
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0.0
-
-    def observe(self, value: float) -> None:
-        """Count one value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
-
-    def lines(self, name: str, labels: Labels) -> Iterable[str]:
-        """The samples, cumulative as Prometheus wants them."""
-        seen = 0
-        for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
-            seen += count
-            le = "+Inf" if bound == float("inf") else f"{float(bound)}"
-            yield sample(f"{name}_bucket", seen, (*labels, ("le", le)))
-        yield sample(f"{name}_sum", self.total, labels)
-        yield sample(f"{name}_count", seen, labels)
 
 
 class ModelMetrics:
@@ -113,50 +83,50 @@ def exposition(metrics: Metrics, status: ControlStatus, *, in_flight: int) -> by
 
 
 def _gateway(lines: list[str], metrics: Metrics, in_flight: int) -> None:
-    _head(lines, "baseload_gateway_requests_in_flight", "gauge", "Client requests open at the gateway.")
+    lines += head("baseload_gateway_requests_in_flight", "gauge", "Client requests open at the gateway.")
     lines.append(sample("baseload_gateway_requests_in_flight", in_flight, ()))
-    _head(lines, "baseload_gateway_retries_total", "counter", "Attempts that failed before their first byte.")
+    lines += head("baseload_gateway_retries_total", "counter", "Attempts that failed before their first byte.")
     lines.append(sample("baseload_gateway_retries_total", metrics.retries, ()))
-    _head(lines, "baseload_gateway_turned_away_total", "counter", "Requests refused before they reached the router.")
+    lines += head("baseload_gateway_turned_away_total", "counter", "Requests refused before they reached the router.")
     for reason, count in metrics.turned_away.items():
         lines.append(sample("baseload_gateway_turned_away_total", count, (("reason", reason.value),)))
 
 
 def _traffic(lines: list[str], metrics: Metrics) -> None:
     models = [((("model_name", name),), of) for name, of in metrics.models.items()]
-    _head(lines, "baseload_requests_total", "counter", "Routed requests by how they ended.")
+    lines += head("baseload_requests_total", "counter", "Routed requests by how they ended.")
     for labels, of in models:
         ends = {(_OK, None): of.answered, **of.failed} if of.answered else of.failed
         for (outcome, reason), count in ends.items():
             how = (("outcome", outcome.value), ("reason", reason.value if reason else ""))
             lines.append(sample("baseload_requests_total", count, (*labels, *how)))
-    _head(lines, "vllm:request_success_total", "counter", "Requests that were answered completely.")
+    lines += head("vllm:request_success_total", "counter", "Requests that were answered completely.")
     for labels, of in models:
         lines.append(sample("vllm:request_success_total", of.answered, labels))
-    _head(lines, "vllm:prompt_tokens_total", "counter", "Prompt tokens.")
+    lines += head("vllm:prompt_tokens_total", "counter", "Prompt tokens.")
     lines.extend([sample("vllm:prompt_tokens_total", of.prompt_tokens, labels) for labels, of in models])
-    _head(lines, "vllm:generation_tokens_total", "counter", "Completion tokens.")
+    lines += head("vllm:generation_tokens_total", "counter", "Completion tokens.")
     lines.extend([sample("vllm:generation_tokens_total", of.completion_tokens, labels) for labels, of in models])
-    _head(lines, "baseload_cached_prompt_tokens_total", "counter", "Prompt tokens found in a prefix cache.")
+    lines += head("baseload_cached_prompt_tokens_total", "counter", "Prompt tokens found in a prefix cache.")
     lines.extend([sample("baseload_cached_prompt_tokens_total", of.cached_tokens, labels) for labels, of in models])
-    _head(lines, "vllm:e2e_request_latency_seconds", "histogram", "From the request to the end of its answer.")
+    lines += head("vllm:e2e_request_latency_seconds", "histogram", "From the request to the end of its answer.")
     for labels, of in models:
         lines.extend(of.e2e.lines("vllm:e2e_request_latency_seconds", labels))
-    _head(lines, "vllm:time_to_first_token_seconds", "histogram", "From the request to its first byte.")
+    lines += head("vllm:time_to_first_token_seconds", "histogram", "From the request to its first byte.")
     for labels, of in models:
         lines.extend(of.ttft.lines("vllm:time_to_first_token_seconds", labels))
-    _head(lines, "vllm:time_per_output_token_seconds", "histogram", "Time per token after the first.")
+    lines += head("vllm:time_per_output_token_seconds", "histogram", "Time per token after the first.")
     for labels, of in models:
         lines.extend(of.tpot.lines("vllm:time_per_output_token_seconds", labels))
 
 
 def _fleet(lines: list[str], status: ControlStatus) -> None:
     models = [((("model_name", model.name),), model) for model in status.models]
-    _head(lines, "vllm:num_requests_running", "gauge", "Requests at a replica.")
+    lines += head("vllm:num_requests_running", "gauge", "Requests at a replica.")
     lines.extend([sample("vllm:num_requests_running", of.in_flight, labels) for labels, of in models])
-    _head(lines, "vllm:num_requests_waiting", "gauge", "Requests held in the router's queue.")
+    lines += head("vllm:num_requests_waiting", "gauge", "Requests held in the router's queue.")
     lines.extend([sample("vllm:num_requests_waiting", of.queued, labels) for labels, of in models])
-    _head(lines, "vllm:kv_cache_usage_perc", "gauge", "Mean share of KV cache in use over ready replicas (1: full).")
+    lines += head("vllm:kv_cache_usage_perc", "gauge", "Mean share of KV cache in use over ready replicas (1: full).")
     for labels, of in models:
         used = [
             replica.sample.kv_usage
@@ -164,33 +134,16 @@ def _fleet(lines: list[str], status: ControlStatus) -> None:
             if replica.model == of.name and replica.state is ReplicaState.READY
         ]
         lines.append(sample("vllm:kv_cache_usage_perc", sum(used) / len(used) if used else 0.0, labels))
-    _head(lines, "baseload_replicas", "gauge", "Replicas by state.")
+    lines += head("baseload_replicas", "gauge", "Replicas by state.")
     for labels, of in models:
         for state, count in (("ready", of.ready), ("starting", of.starting), ("draining", of.draining)):
             lines.append(sample("baseload_replicas", count, (*labels, ("state", state))))
-    _head(lines, "baseload_replica_seconds_total", "counter", "Replica time by what it was: useful, idle or cold.")
+    lines += head("baseload_replica_seconds_total", "counter", "Replica time by what it was: useful, idle or cold.")
     for replica in status.replicas:
         name = (("model_name", replica.model), ("replica", replica.replica_id))
         for kind, value_ns in (("useful", replica.useful_ns), ("idle", replica.idle_ns), ("cold", replica.cold_ns)):
             lines.append(sample("baseload_replica_seconds_total", value_ns / NS_PER_S, (*name, ("kind", kind))))
-    _head(lines, "baseload_replica_power_watts", "gauge", "Power now, measured or modelled.")
+    lines += head("baseload_replica_power_watts", "gauge", "Power now, measured or modelled.")
     for replica in status.replicas:
         by = (("model_name", replica.model), ("replica", replica.replica_id), ("basis", replica.energy_basis))
         lines.append(sample("baseload_replica_power_watts", replica.power_w, by))
-
-
-def _head(lines: list[str], name: str, kind: str, text: str) -> None:
-    lines.append(f"# HELP {name} {text}")
-    lines.append(f"# TYPE {name} {kind}")
-
-
-def sample(name: str, value: float, labels: Labels) -> str:
-    """One line of the exposition."""
-    if not labels:
-        return f"{name} {value}"
-    inner = ",".join([f'{key}="{_escape(text)}"' for key, text in labels])
-    return f"{name}{{{inner}}} {value}"
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

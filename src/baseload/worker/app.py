@@ -27,13 +27,12 @@ from baseload.wire.openai import (
     parse_completion,
 )
 from baseload.wire.openai_errors import method_not_allowed_body
+from baseload.wire.prometheus import CONTENT_TYPE
 from baseload.worker.answers import Answer
 from baseload.worker.metrics import Metrics
 from baseload.worker.prepare import Served, chat_tokens, prepare
 
 _INLINE_BYTES = 32 << 10  # a larger body is prepared in a thread, so that others are not held up
-_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
-
 
 _Part = TypeVar("_Part")
 
@@ -124,7 +123,7 @@ class WorkerApp:
             totals=engine.totals,
             block_tokens=self._block_tokens,
         )
-        exchange.respond(200, page, content_type=_PROMETHEUS)
+        exchange.respond(200, page, content_type=CONTENT_TYPE)
 
     def _stats(self, exchange: Exchange) -> None:
         engine = self.engine

@@ -1,10 +1,9 @@
 """The worker's figures in Prometheus' text format, under vLLM's names."""
 
-from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from baseload.core.batcher import BatcherTotals
+from baseload.wire.prometheus import Histogram, head, sample
 
 _LATENCY_S = (
     0.001,
@@ -31,28 +30,6 @@ _PER_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 
 _E2E_S = (0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0)
 
 
-class Histogram:
-    """Counts of values by upper bound."""
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = tuple(bounds)
-        self._counts = [0] * (len(self._bounds) + 1)
-        self._sum = 0.0
-
-    def observe(self, value: float) -> None:
-        """Count one value."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
-
-    def lines(self, name: str, labels: str) -> list[str]:
-        """The samples of this histogram."""
-        lines, running = [], 0
-        for bound, count in zip((*map(repr, self._bounds), "+Inf"), self._counts, strict=True):
-            running += count
-            lines.append(f'{name}_bucket{{{labels},le="{bound}"}} {running}')
-        return [*lines, f"{name}_sum{{{labels}}} {self._sum!r}", f"{name}_count{{{labels}}} {running}"]
-
-
 @dataclass(slots=True)
 class Metrics:
     """What the routes count; gauges and token counters come from the engine when asked."""
@@ -68,11 +45,11 @@ class Metrics:
         self, *, model: str, running: int, waiting: int, kv_usage: float, totals: BatcherTotals, block_tokens: int
     ) -> bytes:
         """The whole page."""
-        label = f'model_name="{_escape(model)}"'
+        labels = (("model_name", model),)
         lines: list[str] = []
 
         def plain(name: str, kind: str, text: str, value: float) -> None:
-            lines.extend([f"# HELP {name} {text}", f"# TYPE {name} {kind}", f"{name}{{{label}}} {value}"])
+            lines.extend([*head(name, kind, text), sample(name, value, labels)])
 
         plain("vllm:num_requests_running", "gauge", "Sequences in the running batch.", running)
         plain("vllm:num_requests_waiting", "gauge", "Sequences waiting to run.", waiting)
@@ -84,19 +61,17 @@ class Metrics:
         plain("vllm:num_preemptions_total", "counter", "Preemptions by recomputation.", totals.preemptions)
         plain("baseload:engine_steps_total", "counter", "Engine steps taken.", totals.steps)
         name = "vllm:request_success_total"
-        lines += [f"# HELP {name} Requests ended, by how.", f"# TYPE {name} counter"]
-        lines += [f'{name}{{{label},finished_reason="{how}"}} {count}' for how, count in self.finished.items()]
+        lines += head(name, "counter", "Requests ended, by how.")
+        lines += [sample(name, count, (*labels, ("finished_reason", how))) for how, count in self.finished.items()]
         for name, text, histogram in (
             ("vllm:time_to_first_token_seconds", "From arrival to the first token.", self.ttft),
             ("vllm:time_per_output_token_seconds", "Mean time per token after the first.", self.tpot),
             ("vllm:e2e_request_latency_seconds", "From arrival to the last token.", self.e2e),
         ):
-            lines += [f"# HELP {name} {text}", f"# TYPE {name} histogram", *histogram.lines(name, label)]
+            lines += [*head(name, "histogram", text), *histogram.lines(name, labels)]
         name = "vllm:cache_config_info"
-        lines += [f"# HELP {name} The KV cache.", f"# TYPE {name} gauge"]
-        lines.append(f'{name}{{{label},block_size="{block_tokens}"}} 1')
+        lines += [
+            *head(name, "gauge", "The KV cache."),
+            sample(name, 1, (*labels, ("block_size", f"{block_tokens}"))),
+        ]
         return ("\n".join(lines) + "\n").encode()
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

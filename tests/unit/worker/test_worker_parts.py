@@ -11,8 +11,9 @@ from baseload.domain.sampling import Sampling
 from baseload.engine.structured import GrammarCompiler
 from baseload.engine.tokenizer import TextTokenizer
 from baseload.wire.openai import parse_chat, parse_completion
+from baseload.wire.prometheus import Histogram
 from baseload.worker import process
-from baseload.worker.metrics import Histogram, Metrics
+from baseload.worker.metrics import Metrics
 from baseload.worker.prepare import Served, prepare
 
 
@@ -74,7 +75,7 @@ def test_histograms_count_up() -> None:
     histogram = Histogram((0.1, 1.0))
     for value in (0.05, 0.1, 0.5, 7.0):
         histogram.observe(value)
-    assert histogram.lines("x", 'm="a"') == [
+    assert list(histogram.lines("x", (("m", "a"),))) == [
         'x_bucket{m="a",le="0.1"} 2',
         'x_bucket{m="a",le="1.0"} 3',
         'x_bucket{m="a",le="+Inf"} 4',
