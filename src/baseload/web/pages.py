@@ -94,7 +94,7 @@ class Dashboard:
                 exchange.respond(200, await self._feed.encoded(), headers=[NO_STORE])
                 return
             exchange.start(200, content_type="text/event-stream", headers=[NO_STORE])
-            while not exchange.closed:
+            while not exchange.closed and self._control.key_by_hash(key.secret_sha256) is not None:
                 exchange.write(b"data: " + await self._feed.encoded() + b"\n\n")
                 await exchange.drain()
                 await self._feed.next_tick()
