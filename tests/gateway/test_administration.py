@@ -66,7 +66,7 @@ async def test_models(house):
     [
         ({"name": "bad name"}, "name"),
         ({"source": ""}, "source"),
-        ({"scaling": {"min_replicas": 2, "max_replicas": 1}}, "scaling"),
+        ({"scaling": {"min_replicas": 2, "max_replicas": 1}}, "scaling.min_replicas"),
         ({"scaling": {"target_kv_usage": 0}}, "scaling.target_kv_usage"),
         ({"admission": {"max_attempts": 0}}, "admission.max_attempts"),
         ({"engine": {"dtype": "int3"}}, "engine.dtype"),

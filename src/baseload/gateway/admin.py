@@ -29,11 +29,11 @@ from baseload.domain.model import ModelSpec
 from baseload.domain.tenant import KeyLimits, ShownKey
 from baseload.domain.units import seconds
 from baseload.gateway.keys import make_key
+from baseload.wire.settings import wrong_field
 
 PREFIX = "/admin/v1/"
 MOST_EVENTS = 10_000
 LONGEST_GRACE_S = 86_400.0
-_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}")
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 PrepareModel = Callable[[ModelSpec], Awaitable[ModelSpec]]
@@ -102,7 +102,9 @@ class Administration:
         spec = _decode(body, ModelSpec)
         if name and spec.name != name:
             raise Refusal(Reason.BAD_REQUEST, f"The path names '{name}', the body '{spec.name}'.", param="name")
-        _check_model(spec)
+        wrong = wrong_field(spec)
+        if wrong is not None:
+            raise Refusal(Reason.BAD_REQUEST, f"'{wrong[0]}' must be {wrong[1]}.", param=wrong[0])
         if self._prepare_model is not None:
             try:
                 spec = await self._prepare_model(spec)
@@ -177,41 +179,6 @@ def _split(path: str) -> tuple[str, str]:
     """ "models/a%2Fb" → ("models/", "a/b"); "models" → ("models", "")."""
     route, slash, name = path.partition("/")
     return (route + slash, unquote(name)) if name else (path, "")
-
-
-def _check_model(spec: ModelSpec) -> None:
-    scaling, admission, engine = spec.scaling, spec.admission, spec.engine
-    checks = (
-        (
-            bool(_MODEL_NAME.fullmatch(spec.name)),
-            "name",
-            "1 to 128 of A-Z a-z 0-9 . _ : / @ -, not starting with a sign",
-        ),
-        (bool(spec.source), "source", "a model directory, or the URL of a worker"),
-        (
-            0 <= scaling.min_replicas <= scaling.max_replicas <= 1024,
-            "scaling",
-            "0 ≤ min_replicas ≤ max_replicas ≤ 1024",
-        ),
-        (scaling.max_replicas >= 1, "scaling.max_replicas", "at least 1"),
-        (min(scaling.idle_ns, scaling.scale_up_cooldown_ns) >= 0, "scaling", "times of at least 0"),
-        (scaling.start_timeout_ns > 0 and scaling.drain_timeout_ns > 0, "scaling", "timeouts above 0"),
-        (0 < scaling.target_kv_usage <= 1, "scaling.target_kv_usage", "above 0 and at most 1"),
-        (0 <= admission.max_queue <= 1_000_000, "admission.max_queue", "between 0 and 1000000"),
-        (admission.max_wait_ns > 0, "admission.max_wait_ns", "above 0"),
-        (
-            1 <= admission.max_concurrency_per_replica <= 100_000,
-            "admission.max_concurrency_per_replica",
-            "1 to 100000",
-        ),
-        (1 <= admission.max_attempts <= 100, "admission.max_attempts", "between 1 and 100"),
-        (engine.dtype in ("auto", "float32", "bfloat16"), "engine.dtype", "auto, float32 or bfloat16"),
-        (1 <= engine.max_seqs <= 4096, "engine.max_seqs", "between 1 and 4096"),
-        (min(spec.price.usd_per_hour, spec.price.busy_w, spec.price.idle_w) >= 0, "price", "figures of at least 0"),
-    )
-    for holds, param, allowed in checks:
-        if not holds:
-            raise Refusal(Reason.BAD_REQUEST, f"'{param}' must be {allowed}.", param=param)
 
 
 _T = TypeVar("_T")

@@ -16,7 +16,7 @@ from baseload.domain.errors import SettingsError
 from baseload.domain.model import Admission, EngineSpec, ModelSpec, Price, Scaling
 from baseload.domain.units import NS_PER_S
 
-MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}")
 SECTIONS: Mapping[str, type[Struct]] = {
     "scaling": Scaling,
     "admission": Admission,
@@ -342,12 +342,35 @@ def _model(table: Mapping[str, Value], defaults: ModelDefaults) -> ModelSpec:
     )
 
 
+def wrong_field(spec: ModelSpec) -> tuple[str, str] | None:
+    """The first field of a spec that no settings file could hold, and what it must be; None where all is well."""
+    if not MODEL_NAME.fullmatch(spec.name):
+        return "name", "1 to 128 of A-Z a-z 0-9 . _ - : / @, beginning with a letter or digit"
+    if not spec.source:
+        return "source", "a model directory, or the URL of a worker"
+    for section, struct in SECTIONS.items():
+        for field in msgspec.structs.fields(struct):
+            path, is_time = f"{section}.{field.name}", field.name.endswith("_ns")
+            raw = getattr(getattr(spec, section), field.name)
+            try:
+                check(
+                    MODEL_TABLE[f"{section}.{_file_name(field.name)}"],
+                    Value(raw / NS_PER_S if is_time else raw, path),
+                )
+            except SettingsError as error:
+                allowed = error.message.partition(" must be ")[2].rstrip(".")
+                return path, f"{allowed} (in seconds)" if is_time else allowed
+    if spec.scaling.min_replicas > spec.scaling.max_replicas:
+        return "scaling.min_replicas", f"at most max_replicas, {spec.scaling.max_replicas}"
+    return None
+
+
 def check_model_name(name: str, *, where: str) -> None:
     """Refuse a name that would be awkward in a URL, a file name or a shell."""
     if not MODEL_NAME.fullmatch(name):
         raise SettingsError(
             f"{where}: {name!r} cannot be a model's name.",
-            hint="Use letters, digits and . _ - : / and begin with a letter or digit; at most 128.",
+            hint="Use letters, digits and . _ - : / @ and begin with a letter or digit; at most 128.",
         )
 
 
