@@ -50,7 +50,7 @@ class Reporter:
     def say(self, text: str) -> None:
         """One line, above the bar if there is one."""
         if not self._silent:
-            self._console.print(text, markup=False)
+            self._console.print(text, markup=False, soft_wrap=True)
 
     def stepped(self, step: int, tokens: int) -> None:
         """A step was done. The clock starts after the first, which compiles."""
