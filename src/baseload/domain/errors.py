@@ -10,6 +10,7 @@ BaseloadError
 ├── CheckpointError      a checkpoint cannot be written or read
 ├── JournalError         the journal cannot be opened, read or written
 ├── WorkerError          a worker could not be started or answered wrongly
+├── SamplingFailed       a row of logits gives no token; its request fails (in engine/sampling.py)
 ├── NetError             a peer could not be reached, went away, or did not answer in time
 └── ControlError         the control process cannot be reached or refused an administration call
 """

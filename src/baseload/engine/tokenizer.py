@@ -44,11 +44,6 @@ class TextTokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
         return ids
 
-    def token_id(self, token: str) -> int | None:
-        """The id of a token given by its written form."""
-        found: int | None = self._tokenizer.token_to_id(token)
-        return found
-
     def token_bytes(self, token: int) -> bytes:
         """The bytes that the token adds to the text; empty for special and unknown tokens."""
         known = self._cache.get(token)

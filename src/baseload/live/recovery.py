@@ -5,6 +5,7 @@ driver reports the workers it finds. Entries caused by journaled events stand in
 spool's tail are committed here, each once, because a seq can be committed only once.
 """
 
+import logging
 from pathlib import Path
 
 from msgspec import Struct
@@ -19,6 +20,7 @@ from baseload.live.store import Record as StoredRecord
 from baseload.live.store import Store
 from baseload.wire.journal import Frame, decode_event
 
+_log = logging.getLogger("baseload.live")
 _COMMIT_EVERY = 5_000
 
 
@@ -56,7 +58,8 @@ def _newest_state(store: Store, seed: int, policy_version: str) -> Recovered:
     for stored in store.newest_snapshots():
         try:
             machine = ControlMachine.restore(stored.body)
-        except Exception:  # noqa: S112 - an unreadable snapshot is passed over: an older one and the events give the same
+        except Exception as error:  # whatever is wrong with it, an older one and the events since give the same state
+            _log.warning("The snapshot of record %d cannot be read and is passed over: %s", stored.seq, error)
             continue
         return Recovered(machine, stored.seq, stored.at_ns, is_new=False)
     return Recovered(ControlMachine(seed=seed, policy_version=policy_version), 0, 0, is_new=True)

@@ -4,6 +4,7 @@ Rows are inserted many to a statement: the sqlite3 module takes the interpreter'
 beside a busy event loop row-by-row inserts were measured at 530 µs a row against 2–17 µs this way.
 """
 
+import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ from baseload.wire.journal import (
     unseal,
 )
 
+_log = logging.getLogger("baseload.live")
 T = TypeVar("T")
 
 FILE = "baseload.db"
@@ -191,8 +193,9 @@ class Store:
         for seq, at_ns, body in _guard(lambda: self._db.execute(sql).fetchall(), self.path):
             try:
                 snapshot = unseal(body)
-            except JournalError:
-                continue  # the one before it, and the events since, give the same state
+            except JournalError as error:  # the one before it, and the events since, give the same state
+                _log.warning("The snapshot of record %d is passed over: %s", seq, error)
+                continue
             yield StoredSnapshot(seq, at_ns, snapshot)
 
     def frames(self, after_seq: int) -> Iterator[Frame]:
