@@ -70,6 +70,9 @@ async def test_models(house):
         ({"scaling": {"target_kv_usage": 0}}, "scaling.target_kv_usage"),
         ({"admission": {"max_attempts": 0}}, "admission.max_attempts"),
         ({"engine": {"dtype": "int3"}}, "engine.dtype"),
+        ({"scaling": {"idle_ns": 2**63}}, "scaling.idle_ns"),
+        ({"engine": {"max_waiting": 10**30}}, "engine.max_waiting"),
+        ({"price": {"usd_per_hour": 1e300}}, "price.usd_per_hour"),
         ({"unknown": 1}, None),
     ],
 )
@@ -77,6 +80,22 @@ async def test_wrong_model(house, change, param):
     status, error = await call(house, "POST", "/admin/v1/models", {"name": "x", "source": "/x", **change})
     assert (status, error["error"]["param"]) == (400, param)
     assert house.control.model("x") is None
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"limits": {"requests_per_minute": 10**24}}, "limits"),  # beyond what the journal can write
+        ({"limits": {"tokens_per_minute": -1}}, "limits"),
+        ({"name": " "}, "name"),
+        ({"name": "\x1b[31mred"}, "name"),  # would reach the terminal of who lists the keys
+    ],
+)
+async def test_wrong_key(house, change, param):
+    before = len(house.control.keys())
+    status, error = await call(house, "POST", "/admin/v1/keys", {"name": "x", **change})
+    assert (status, error["error"]["param"]) == (400, param)
+    assert len(house.control.keys()) == before
 
 
 async def test_status_usage_events(house):

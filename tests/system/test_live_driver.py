@@ -6,6 +6,7 @@ import sqlite3
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from baseload.domain.actions import Dispatch, Refuse
@@ -18,7 +19,7 @@ from baseload.domain.events import (
     RequestFinished,
 )
 from baseload.domain.model import Admission, ModelSpec, Scaling
-from baseload.domain.tenant import Key
+from baseload.domain.tenant import Key, KeyLimits
 from baseload.domain.units import NS_PER_MS
 from baseload.domain.work import Endpoint, Outcome, Request, TokenCounts
 from baseload.live.datadir import find_running
@@ -36,6 +37,11 @@ REMOTE = ModelSpec(name="m", source="http://127.0.0.1:9", admission=Admission(ma
 
 def key(number: int = 1) -> Key:
     return Key(key_id=f"key_{number}", name=f"name {number}", secret_sha256=f"{number:064x}", created_ns=number)
+
+
+def key_ids(control) -> list[str]:
+    found = control.keys()
+    return [each.key_id for each in found]
 
 
 def request(number: int, model: str = "m") -> Request:
@@ -173,6 +179,27 @@ async def test_what_was_acknowledged_is_on_stable_storage(control, tmp_path):
     other = sqlite3.connect(tmp_path / "data" / FILE)
     assert other.execute("SELECT count(*) FROM journal WHERE subject = 'key_7'").fetchone() == (1,)
     other.close()
+
+
+async def test_what_cannot_be_written_changes_nothing(control, tmp_path):
+    huge = msgspec.structs.replace(key(8), limits=KeyLimits(requests_per_minute=10**24))
+    with pytest.raises(OverflowError):
+        await control.acknowledge(KeyCreated(huge))
+    assert key_ids(control) == ["key_1"]
+    await control.acknowledge(KeyCreated(key(9)))
+    await control.stop(1)
+    async with open_offline(tmp_path / "data") as again:  # no gap in the journal
+        assert key_ids(again) == ["key_1", "key_9"]
+
+
+async def test_an_event_that_cannot_be_written_ends_the_control_and_leaves_no_gap(control, tmp_path):
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: None)
+    control.tell(KeyCreated(msgspec.structs.replace(key(8), created_ns=10**24)))
+    assert isinstance(control.ended.exception(), OverflowError)
+    control.tell(KeyCreated(key(9)))  # too late: the state is not to be trusted
+    await control.stop(0)
+    async with open_offline(tmp_path / "data") as again:
+        assert key_ids(again) == ["key_1"]
 
 
 async def test_a_full_database_refuses_new_work_and_goes_on_when_there_is_room(control, monkeypatch):

@@ -178,9 +178,15 @@ def create_key(
         bool, typer.Option("--admin", help="May also manage models and keys, and see usage.")
     ] = False,
     model: Annotated[list[str] | None, typer.Option("--model", help="Only this model; may be repeated.")] = None,
-    requests_per_minute: Annotated[int, typer.Option("--rpm", min=0, help="Requests a minute; 0: no limit.")] = 0,
-    tokens_per_minute: Annotated[int, typer.Option("--tpm", min=0, help="Tokens a minute; 0: no limit.")] = 0,
-    max_in_flight: Annotated[int, typer.Option("--at-once", min=0, help="Requests at once; 0: no limit.")] = 0,
+    requests_per_minute: Annotated[
+        int, typer.Option("--rpm", min=0, max=10**12, help="Requests a minute; 0: no limit.")
+    ] = 0,
+    tokens_per_minute: Annotated[
+        int, typer.Option("--tpm", min=0, max=10**12, help="Tokens a minute; 0: no limit.")
+    ] = 0,
+    max_in_flight: Annotated[
+        int, typer.Option("--at-once", min=0, max=10**12, help="Requests at once; 0: no limit.")
+    ] = 0,
     data_dir: DataDir = "",
     settings: SettingsFile = "",
     url: Url = "",

@@ -34,6 +34,7 @@ from baseload.wire.settings import wrong_field
 PREFIX = "/admin/v1/"
 MOST_EVENTS = 10_000
 LONGEST_GRACE_S = 86_400.0
+MOST_OF_A_LIMIT = 10**12
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 PrepareModel = Callable[[ModelSpec], Awaitable[ModelSpec]]
@@ -131,8 +132,12 @@ class Administration:
         limits = asked.limits
         if not asked.name.strip() or len(asked.name) > 128:
             raise Refusal(Reason.BAD_REQUEST, "'name' must have 1 to 128 characters.", param="name")
-        if min(limits.requests_per_minute, limits.tokens_per_minute, limits.max_in_flight) < 0:
-            raise Refusal(Reason.BAD_REQUEST, "A limit must be 0 (none) or more.", param="limits")
+        if not asked.name.isprintable():
+            raise Refusal(Reason.BAD_REQUEST, "'name' must not hold control characters.", param="name")
+        counts = (limits.requests_per_minute, limits.tokens_per_minute, limits.max_in_flight)
+        if not 0 <= min(counts) <= max(counts) <= MOST_OF_A_LIMIT:
+            text = f"A limit must be between 0 (none) and {MOST_OF_A_LIMIT}."
+            raise Refusal(Reason.BAD_REQUEST, text, param="limits")
         key, secret = make_key(
             asked.name, now_ns=self._control.now_ns(), is_admin=asked.is_admin, models=asked.models, limits=limits
         )

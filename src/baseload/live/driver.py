@@ -44,6 +44,7 @@ from baseload.live.journal import LiveJournal
 from baseload.live.rollup import Rollup
 from baseload.live.store import Store
 from baseload.live.timers import Timers
+from baseload.wire.journal import encode_event
 
 _SETTLE_AFTER_S = 0.01  # the longest that an event stays in this process's memory alone
 _RETRY_AFTER_NS = 2 * NS_PER_S
@@ -125,17 +126,18 @@ class LiveControl:
 
     def _work(self, event: Event) -> None:
         at_ns = self._now_ns()
+        seq = self._seq + 1
+        entries: list[Entry] = []
         try:
             actions = self._step(at_ns, event)
+            for action in actions:
+                if type(action) is Record:
+                    entries.append(action.entry)  # noqa: PERF401  # a comprehension costs a call, each event
+            self._append(seq, at_ns, event, entries)
         except Exception as error:
             self._fail(error, event)
             return
-        self._seq = seq = self._seq + 1
-        entries: list[Entry] = []
-        for action in actions:
-            if type(action) is Record:
-                entries.append(action.entry)  # noqa: PERF401  # a comprehension costs a call, each event
-        self._append(seq, at_ns, event, entries)
+        self._seq = seq
         if type(event) is RequestFinished:
             self._sinks.pop(event.request_id, None)
         elif type(event) is DispatchFailed and self._on_failed_dispatch is not None:
@@ -203,6 +205,7 @@ class LiveControl:
         """`tell`, and return once the event is on stable storage (fsync). Raises JournalError where it cannot be."""
         if self._journal.failure is not None:
             raise self._journal.failure
+        encode_event(event)  # what cannot be written must not change anything; this says so before it has
         if self._is_offline and self.status().replicas and not self._is_past_known:
             # The end of a process that left workers behind: they are billed until then, however late it is now.
             self._is_past_known = True
@@ -367,7 +370,7 @@ class LiveControl:
         return Refuse(request_id, Reason.JOURNAL_UNAVAILABLE, message, _RETRY_AFTER_NS)
 
     def _fail(self, error: Exception, event: Event) -> None:
-        """A defect in the machine: its state cannot be trusted, and the event is not journaled. Restart recovers."""
+        """A defect: the machine's state cannot be trusted, or the event not be journaled. Restart recovers."""
         self._queue.clear()
         self._timers.close()
         self._report(f"The control machine failed on {type(event).__name__}", error)

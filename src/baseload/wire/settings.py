@@ -151,6 +151,11 @@ MODEL_DOCS: Mapping[str, tuple[str, float | None, float | None, tuple[str, ...]]
 }
 
 
+LONGEST_S = 366 * 86_400.0
+DEAREST = 1e6  # dollars an hour, watts
+MOST = 1e15  # of anything else: sums of what is within these bounds fit 64 bits, and so the journal
+
+
 def _model_options() -> tuple[Option, ...]:
     options = []
     for section, struct in SECTIONS.items():
@@ -159,6 +164,8 @@ def _model_options() -> tuple[Option, ...]:
             doc, low, high, choices = MODEL_DOCS.get(path, ("", None, None, ()))
             is_time = field.name.endswith("_ns")
             default = field.default / NS_PER_S if is_time else field.default
+            if high is None and field.type in (int, float):
+                high = LONGEST_S if is_time else DEAREST if section == "price" else MOST
             options.append(Option(path, float if is_time else field.type, default, doc, low, high, choices))
     return tuple(options)
 
