@@ -43,12 +43,14 @@ def forward_full(
     tokens: jax.Array,
     *,
     segments: jax.Array | None = None,
+    at: jax.Array | None = None,
     remat: bool = False,
 ) -> jax.Array:
     """Logits float32[batch, seq, vocab] of int tokens[batch, seq], without a cache; differentiable.
 
-    `segments`, int[batch, seq], hides tokens of different segments of a packed row from each other. `remat`
-    recomputes each layer in the backward pass instead of keeping its activations.
+    `segments`, int[batch, seq], hides tokens of different segments of a packed row from each other. `at`, int[n],
+    asks for logits[n, vocab] of these places of the flattened batch only. `remat` recomputes each layer in the
+    backward pass instead of keeping its activations.
     """
     batch, seq = tokens.shape
     angles = jnp.arange(seq, dtype=jnp.float32)[:, None] * inverse_frequencies(config)
@@ -72,6 +74,8 @@ def forward_full(
     else:
         for index in range(config.layers):
             x = step(x, *layer_params(config, params, index), windows[index], config.is_moe[index])
+    if at is not None:
+        return head(config, params, x[at])
     return head(config, params, x).reshape(batch, seq, -1)
 
 

@@ -45,6 +45,7 @@ class TokenizerConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     vocab_size: Annotated[int, Meta(ge=264)] = 3072
     lowercase_user: bool = False  # the chat template lower-cases what the user says
+    last_question_only: bool = False  # the written chat template shows the model the last question alone
 
 
 class OptimizerConfig(Struct, frozen=True, forbid_unknown_fields=True):

@@ -152,7 +152,12 @@ class Stream:
         self._draws += 1
         self._taken[which] += 1
         rng = Rng(self._seed, f"document/{which}/{epoch}/{index}")
-        return self._encoder.encode(source.document(index, rng))
+        document = source.document(index, rng)
+        piece = self._encoder.encode(document)
+        if document.last_only:  # what is too long for a row loses its beginning, not the question
+            tail = self._row_tokens + 1
+            piece = Piece(piece.tokens[-tail:], piece.weights[-tail:])
+        return piece
 
     def _order(self, which: int, epoch: int) -> NDArray[np.int64]:
         """The shuffled order of one epoch of a source; the current epoch's is kept."""

@@ -150,12 +150,10 @@ class _Run:
             for name in ("tokenizer.json", "tokenizer_config.json"):
                 (directory / name).write_bytes((Path(config.init_from) / name).read_bytes())
             return
-        write_tokenizer(
-            directory,
-            self._tokenizer,
-            lowercase_user=config.tokenizer.lowercase_user,
-            max_context=self.model.max_context,
+        template = chat_template(
+            lowercase_user=config.tokenizer.lowercase_user, last_question_only=config.tokenizer.last_question_only
         )
+        write_tokenizer(directory, self._tokenizer, template=template, max_context=self.model.max_context)
 
     def _save(self) -> None:
         state = {

@@ -55,7 +55,7 @@ def make_step(model: ModelConfig, config: OptimizerConfig, *, steps: int) -> Ste
     optimizer = make_optimizer(config, steps=steps)
 
     def loss_of(params: Tree, batch: dict[str, jax.Array]) -> jax.Array:
-        logits = forward_full(model, params, batch["tokens"], segments=batch["segments"])
+        logits = forward_full(model, params, batch["tokens"], segments=batch["segments"], at=batch["at"])
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
         return jnp.sum(losses * batch["weights"]) / jnp.maximum(jnp.sum(batch["weights"]), 1.0)
 
@@ -67,11 +67,25 @@ def make_step(model: ModelConfig, config: OptimizerConfig, *, steps: int) -> Ste
     compiled = jax.jit(step, donate_argnums=0)
 
     def run(state: State, batch: Batch) -> tuple[State, jax.Array]:
-        arrays = {name: getattr(batch, name) for name in ("tokens", "targets", "weights", "segments")}
-        after: tuple[State, jax.Array] = compiled(state, arrays)
+        after: tuple[State, jax.Array] = compiled(state, _learnt_places(batch))
         return after
 
     return run
+
+
+def _learnt_places(batch: Batch) -> dict[str, NDArray[np.generic]]:
+    """The batch, with targets and weights only where something is learnt: logits are computed for these places alone.
+
+    Their number is rounded up to an eighth of the batch, so that at most eight programs are compiled.
+    """
+    weights = batch.weights.reshape(-1)
+    places = np.flatnonzero(weights)
+    eighth = -(-len(weights) // 8)
+    at = np.zeros(max(-(-len(places) // eighth), 1) * eighth, np.int32)
+    at[: len(places)] = places
+    kept = np.where(np.arange(len(at)) < len(places), weights[at], np.float32(0.0))
+    targets = batch.targets.reshape(-1)[at]
+    return {"tokens": batch.tokens, "segments": batch.segments, "at": at, "targets": targets, "weights": kept}
 
 
 def to_arrays(state: State) -> dict[str, NDArray[np.generic]]:

@@ -14,12 +14,22 @@ PAD, BOS, END = "<|pad|>", "<|begin|>", "<|end|>"
 SPECIAL_TOKENS = (PAD, BOS, END, "<|system|>", "<|user|>", "<|assistant|>")
 
 
-def chat_template(*, lowercase_user: bool) -> str:
-    """A short chat template in which every role, a message and its end are one token apart."""
+def chat_template(*, lowercase_user: bool, last_question_only: bool = False) -> str:
+    """A short chat template in which every role, a message and its end are one token apart.
+
+    `last_question_only` leaves out all before the last user's message: for a model that answers each question alone.
+    """
     spoken = "(message.content | trim | lower)" if lowercase_user else "(message.content | trim)"
+    find_last = (
+        "{% set last = namespace(at=0) %}"
+        "{% for message in messages %}{% if message.role == 'user' %}"
+        "{% set last.at = loop.index0 %}{% endif %}{% endfor %}"
+    )
     return (
-        "{{ bos_token }}{% for message in messages %}"
-        "{% if message.role == 'assistant' %}<|assistant|>{{ message.content | trim }}<|end|>"
+        (find_last if last_question_only else "")
+        + "{{ bos_token }}"
+        + ("{% for message in messages[last.at:] %}" if last_question_only else "{% for message in messages %}")
+        + "{% if message.role == 'assistant' %}<|assistant|>{{ message.content | trim }}<|end|>"
         "{% elif message.role == 'user' %}<|user|>{{ " + spoken + " }}<|end|>"
         "{% else %}<|system|>{{ message.content | trim }}<|end|>{% endif %}"
         "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -47,7 +57,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, special: Sequence[
     return tokenizer
 
 
-def write_tokenizer(directory: Path, tokenizer: Tokenizer, *, lowercase_user: bool, max_context: int) -> None:
+def write_tokenizer(directory: Path, tokenizer: Tokenizer, *, template: str, max_context: int) -> None:
     """Write tokenizer.json and tokenizer_config.json as Hugging Face lays them out."""
     tokenizer.save(str(directory / "tokenizer.json"), pretty=False)
     settings = {
@@ -58,7 +68,7 @@ def write_tokenizer(directory: Path, tokenizer: Tokenizer, *, lowercase_user: bo
         "add_bos_token": True,
         "model_max_length": max_context,
         "clean_up_tokenization_spaces": False,
-        "chat_template": chat_template(lowercase_user=lowercase_user),
+        "chat_template": template,
     }
     (directory / "tokenizer_config.json").write_bytes(msgspec.json.format(msgspec.json.encode(settings), indent=2))
 

@@ -1,5 +1,6 @@
 """Tokenizer, chat template and loss weights."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,12 @@ def _encoder(tokenizer: Tokenizer, **other: object) -> ChatEncoder:
     return ChatEncoder(tokenizer, template=chat_template(lowercase_user=True), bos=BOS, eos=END, **other)  # type: ignore[arg-type]
 
 
+SMALLEST = functools.cache(lambda: train_tokenizer(TEXTS[:3], vocab_size=264))
+
+
 @given(st.text())
 def test_every_text_survives_the_tokenizer(text: str) -> None:
-    tokenizer = train_tokenizer(TEXTS[:3], vocab_size=264)
+    tokenizer = SMALLEST()
     assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == BOS + text
 
 
@@ -90,8 +94,17 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: Tokenizer)
         ChatEncoder(tokenizer, template=template, bos=BOS, eos=END).encode(CHAT)
 
 
+def test_a_template_may_show_the_last_question_only(tokenizer: Tokenizer) -> None:
+    template = chat_template(lowercase_user=True, last_question_only=True)
+    encoder = ChatEncoder(tokenizer, template=template, bos=BOS, eos=END)
+    asked = Document(messages=CHAT.messages[:-1])
+    assert encoder.render(asked, open_answer=True) == "<|begin|><|user|>and back?<|end|><|assistant|>"
+    no_user = Document(messages=CHAT.messages[:1])
+    assert encoder.render(no_user, open_answer=True) == "<|begin|><|system|>You are terse.<|end|><|assistant|>"
+
+
 def test_a_written_tokenizer_is_read_back_alike(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    write_tokenizer(tmp_path, tokenizer, lowercase_user=True, max_context=64)
+    write_tokenizer(tmp_path, tokenizer, template=chat_template(lowercase_user=True), max_context=64)
     read, encoder = open_encoder(tmp_path, prompt_weight=0.0)
     assert read.to_str() == tokenizer.to_str()
     assert encoder.encode(CHAT) == _encoder(tokenizer).encode(CHAT)
