@@ -46,7 +46,7 @@ NARROW = {
     "dense_read": 0.15,
     "kv_read": 0.3,
 }
-GLOBAL_WIDTH, TRAIT_WIDTH, GROUP_WIDTH = 0.5, 0.25, 0.2  # standard deviations of the logarithms
+GLOBAL_WIDTH, TRAIT_WIDTH, GROUP_WIDTH = 0.25, 0.25, 0.2  # standard deviations of the logarithms
 TPOT_NOISE, TTFT_NOISE = 0.08, 0.25  # errors the loss takes for usual
 KNOWN_WIDTH = 0.15  # of a shared trait whose correction is known from other points
 DISAGG_NOISE, UNKNOWN_NOISE = 1.5, 6.0  # times as much where disaggregated, with worker counts known and not
