@@ -81,9 +81,7 @@ def validate(
 
     path = Path(data) / "serving_measured" / "serving_measured.csv"
     if not data or not path.is_file():
-        say(
-            "Skipped: no measurements. Name their folder with --data (it has serving_measured/serving_measured.csv)."
-        )
+        say("Skipped: no measurements. Name their folder with --data (it has serving_measured/serving_measured.csv).")
         return
     points = held_out.read_points(path.read_bytes(), name=str(path))
     predictor = Predictor()
