@@ -33,7 +33,8 @@ from baseload.gateway.gateway import Gateway
 from baseload.gateway.keys import make_key
 from baseload.net.client import Client
 from baseload.net.server import Bounds, Exchange, HttpServer, serve
-from baseload.wire import openai as wire
+from baseload.wire import openai_answers as wire
+from baseload.wire.openai_errors import SSE
 
 
 class MachineControl:
@@ -249,7 +250,7 @@ class Worker:
         def event(choices: list, **more: object) -> bytes:
             return wire.sse(encode(answer_id="x", created=1, model=asked["model"], choices=choices, **more))
 
-        exchange.start(200, content_type=wire.SSE)
+        exchange.start(200, content_type=SSE)
         if chat:
             exchange.write(event([wire.ChatChoice(0, delta=wire.ChatDelta(role="assistant", content=""))]))
         chunks = []

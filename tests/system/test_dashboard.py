@@ -275,7 +275,7 @@ def look_around(url: str, profile: Path, shots: Path) -> None:
         browser.until("document.readyState == 'complete' && document.activeElement.id == 'key'")
         assert browser.run("getComputedStyle(document.querySelector('.room')).display") == "none"
         browser.screenshot(shots / "door.png", width=1200, height=800, dark=False)
-        for secret, words in (("bl-wrong", "unknown"), (GUEST, "admin key")):
+        for secret, words in (("bl-wrong", "revoked"), (GUEST, "admin key")):
             browser.run(f"document.getElementById('key').value = '{secret}'; $('door-form').requestSubmit()")
             browser.until(f"$('door-error').textContent.includes('{words}')")
         assert browser.run("sessionStorage.length") == 0

@@ -21,8 +21,8 @@ from baseload.gateway.metrics import Metrics
 from baseload.gateway.stream import EventStream, read_whole
 from baseload.net.client import Call, Client, Fault
 from baseload.net.server import Exchange
-from baseload.wire.openai import DONE, JSON, error_body, error_event
-from baseload.wire.openai_errors import error_of_worker
+from baseload.wire.openai_answers import DONE
+from baseload.wire.openai_errors import JSON, error_body, error_event, error_of_worker
 
 _OK = Outcome.OK
 LONGEST_BODY_BYTES = 64 << 20

@@ -30,8 +30,8 @@ from baseload.gateway.metrics import Metrics, exposition
 from baseload.net.client import Client
 from baseload.net.server import Exchange
 from baseload.wire.bearer import authenticate, authenticate_admin
-from baseload.wire.openai import error_body, model_card, model_list
-from baseload.wire.openai_errors import internal_error_body, method_not_allowed_body
+from baseload.wire.openai_answers import model_card, model_list
+from baseload.wire.openai_errors import error_body, internal_error_body, method_not_allowed_body
 from baseload.wire.prometheus import CONTENT_TYPE
 
 MOST_ADMIN_TASKS = 64

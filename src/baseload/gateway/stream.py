@@ -3,7 +3,7 @@
 import msgspec
 
 from baseload.domain.work import PhaseTimes, TokenCounts
-from baseload.wire.openai import Phases, Usage
+from baseload.wire.openai_answers import Phases, Usage
 
 LONGEST_EVENT_BYTES = 4 << 20
 

@@ -20,7 +20,7 @@ from baseload.wire.journal import encode_event
 
 
 class LiveJournal:
-    """Implements core.ports.Journal. Its methods belong to the event loop.
+    """What the driver journals through. Its methods belong to the event loop.
 
     `on_state` is called with the failure when writing begins to fail, and with None when it works again.
     """

@@ -2,7 +2,7 @@
 
 `parse_chat` and `parse_completion` raise `Refusal` naming the field and its range. Parameters that only vLLM
 knows have vLLM's names. Unknown fields are ignored, as clients send many. The answers are in `openai_answers`,
-the errors in `openai_errors`; this module re-exports both, so that one import serves.
+the errors in `openai_errors`.
 """
 
 import re
@@ -14,61 +14,6 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from baseload.domain.errors import Reason, Refusal
 from baseload.domain.sampling import Grammar, GrammarKind, Sampling
-from baseload.wire.openai_answers import (
-    DONE,
-    ChatChoice,
-    ChatDelta,
-    ChatLogprobs,
-    ChatMessageOut,
-    CompletionChoice,
-    CompletionLogprobs,
-    Phases,
-    TokenLogprob,
-    TopLogprob,
-    Usage,
-    chat_chunk,
-    chat_response,
-    completion_chunk,
-    completion_response,
-    model_card,
-    model_list,
-    sse,
-    usage,
-)
-from baseload.wire.openai_errors import JSON, SSE, error_body, error_event
-
-__all__ = [
-    "DONE",
-    "JSON",
-    "SSE",
-    "ChatChoice",
-    "ChatDelta",
-    "ChatLogprobs",
-    "ChatMessage",
-    "ChatMessageOut",
-    "ChatRequest",
-    "CompletionChoice",
-    "CompletionLogprobs",
-    "CompletionRequest",
-    "Phases",
-    "StreamOptions",
-    "TokenLogprob",
-    "TopLogprob",
-    "Usage",
-    "chat_chunk",
-    "chat_response",
-    "completion_chunk",
-    "completion_response",
-    "error_body",
-    "error_event",
-    "model_card",
-    "model_list",
-    "parse_chat",
-    "parse_completion",
-    "sse",
-    "to_sampling",
-    "usage",
-]
 
 MOST_COMPLETIONS = 128  # of one request
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions

@@ -8,17 +8,15 @@ from baseload.domain.work import PhaseTimes, TokenCounts
 from baseload.engine.jobs import Delta
 from baseload.engine.tokenizer import TextTokenizer
 from baseload.net.server import Exchange
-from baseload.wire.openai import (
+from baseload.wire.openai import ChatRequest, CompletionRequest
+from baseload.wire.openai_answers import (
     DONE,
-    SSE,
     ChatChoice,
     ChatDelta,
     ChatLogprobs,
     ChatMessageOut,
-    ChatRequest,
     CompletionChoice,
     CompletionLogprobs,
-    CompletionRequest,
     Phases,
     TokenLogprob,
     TopLogprob,
@@ -27,11 +25,10 @@ from baseload.wire.openai import (
     chat_response,
     completion_chunk,
     completion_response,
-    error_body,
-    error_event,
     sse,
     usage,
 )
+from baseload.wire.openai_errors import SSE, error_body, error_event
 
 
 class Answer:

@@ -16,17 +16,9 @@ from baseload.domain.fleet import WorkerSample
 from baseload.engine.jobs import Delta, Ended, Failed, Job, Output
 from baseload.engine.loop import EngineLoop
 from baseload.net.server import Exchange
-from baseload.wire.openai import (
-    JSON,
-    ChatMessage,
-    ChatRequest,
-    CompletionRequest,
-    error_body,
-    model_list,
-    parse_chat,
-    parse_completion,
-)
-from baseload.wire.openai_errors import method_not_allowed_body
+from baseload.wire.openai import ChatMessage, ChatRequest, CompletionRequest, parse_chat, parse_completion
+from baseload.wire.openai_answers import model_list
+from baseload.wire.openai_errors import JSON, error_body, method_not_allowed_body
 from baseload.wire.prometheus import CONTENT_TYPE
 from baseload.worker.answers import Answer
 from baseload.worker.metrics import Metrics

@@ -9,19 +9,9 @@ from hypothesis import strategies as st
 
 from baseload.domain.errors import Reason, Refusal
 from baseload.domain.sampling import Grammar, GrammarKind, Sampling
-from baseload.wire.openai import (
-    ChatChoice,
-    ChatDelta,
-    chat_chunk,
-    error_body,
-    error_event,
-    model_list,
-    parse_chat,
-    parse_completion,
-    to_sampling,
-    usage,
-)
-from baseload.wire.openai_errors import error_of_worker
+from baseload.wire.openai import parse_chat, parse_completion, to_sampling
+from baseload.wire.openai_answers import ChatChoice, ChatDelta, chat_chunk, model_list, usage
+from baseload.wire.openai_errors import error_body, error_event, error_of_worker
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 TEXT = {"model": "m", "prompt": "hi"}
