@@ -163,6 +163,25 @@ async def test_client_that_goes_frees_the_worker(house):
     assert house.gateway.in_flight == 0
 
 
+async def test_who_is_cut_off_at_the_end_is_told_why(house):
+    streaming, one = await house.raw(post(house, "stream:3:stall", stream=True))
+    await until(lambda: any(isinstance(event, FirstByteSent) for _, event, _ in house.control.journal))
+    waiting, two = await house.raw(post(house, "hang"))
+    await until(lambda: house.gateway.in_flight == 2)
+    house.gateway.is_leaving = True
+    await house.server.close(0.0)
+    said = await streaming.read()
+    assert b'"code":"shutting_down"' in said
+    assert b"[DONE]" not in said
+    assert said.endswith(b"\r\n0\r\n\r\n"), "the HTTP answer is whole"
+    assert (await waiting.read()).startswith(b"HTTP/1.1 503 ")
+    one.close()
+    two.close()
+    ends = [(entry.outcome, entry.reason) for entry in house.control.entries()]
+    assert ends == [(Outcome.FAILED, "shutting_down")] * 2
+    assert max(entry.tokens.completion for entry in house.control.entries()) == 3
+
+
 async def test_client_that_goes_before_the_first_byte(house):
     _, writer = await house.raw(post(house, "hang"))
     await asyncio.wait_for(house.worker.arrived.wait(), 5)

@@ -69,7 +69,7 @@ async def _serve(settings: Settings, data_dir: Path, cache_dir: Path, show_key: 
                 _say_ready(url, data_dir / KEY_FILE, control.models(), show_key=show_key)
                 await _until_asked_to_stop(control, signals)
                 front.leave_pages()
-                await _stop(control, front.server, settings.drain_ns, signals)
+                await _stop(control, front, settings.drain_ns, signals)
         finally:
             await control.stop(0.0)
     failure = control.ended.exception() if control.ended.done() else None
@@ -107,7 +107,13 @@ class _Front:
         """End the open dashboards: they would hold the server open for ever."""
         self._leaving = asyncio.get_running_loop().create_task(self._pages.close())
 
+    async def cut_off(self) -> None:
+        """End what still runs; its clients are told why."""
+        self._gateway.is_leaving = True
+        await self.server.close(0.0)
+
     async def __aexit__(self, *_: object) -> None:
+        self._gateway.is_leaving = True
         if self._leaving is not None:
             await self._leaving
         await self._pages.close()
@@ -140,7 +146,7 @@ async def _until_asked_to_stop(control: LiveControl, signals: _Signals) -> None:
         asked.cancel()
 
 
-async def _stop(control: LiveControl, server: HttpServer, drain_ns: int, signals: _Signals) -> None:
+async def _stop(control: LiveControl, front: _Front, drain_ns: int, signals: _Signals) -> None:
     """Let running requests finish; at the end of the grace, or at the second signal, cut those that are left."""
     running, drain_s = control.status().in_flight, drain_ns / NS_PER_S
     if running:
@@ -154,7 +160,7 @@ async def _stop(control: LiveControl, server: HttpServer, drain_ns: int, signals
     hurried.cancel()
     if not stopping.done():
         control.tell(ShutdownAsked(0))
-        await server.close(0.0)
+        await front.cut_off()
     if not await stopping:
         _log.warning("Some workers did not end in time and were killed.")
 

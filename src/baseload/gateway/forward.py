@@ -45,6 +45,7 @@ class Office(Protocol):
     client: Client
     metrics: Metrics
     in_flight: int
+    is_leaving: bool
     first_byte_timeout_s: float
     idle_timeout_s: float
 
@@ -240,12 +241,29 @@ class Forward(msgspec.Struct, eq=False):
         self._office.after_settling(partial(self._exchange.end, event))
 
     def _client_gone(self) -> None:
-        """The client closed its connection: end the worker's work at once."""
+        """The client closed its connection, or we do: end the worker's work at once."""
         self._give_up_call()
+        if self._office.is_leaving:
+            self._cut_off()
+            return
         stream = self._stream
         tokens = stream.counts(self._request.prompt_tokens_estimate) if stream is not None else TokenCounts()
         phases = stream.phases if stream is not None else PhaseTimes()
         self._finish(Outcome.CANCELLED, Reason.CLIENT_GONE, tokens, phases)
+
+    def _cut_off(self) -> None:
+        """We end before the answer does, and say so: the client did not go."""
+        refusal = Refusal(Reason.SHUTTING_DOWN, "Baseload has shut down before this answer was done.")
+        stream = self._stream
+        tokens = stream.counts(self._request.prompt_tokens_estimate) if stream is not None else TokenCounts()
+        phases = stream.phases if stream is not None else PhaseTimes()
+        self._finish(Outcome.FAILED, Reason.SHUTTING_DOWN, tokens, phases)
+        if self._begun:
+            self._office.after_settling(partial(self._exchange.end, error_event(refusal)))
+        else:
+            status, headers, body = error_body(refusal)
+            answer = partial(self._exchange.respond, status, body, headers=headers, lines=self._lines)
+            self._office.after_settling(answer)
 
     def _client_takes(self, writable: bool) -> None:
         """The client's connection is full, or has room again: so is the worker slowed down."""

@@ -67,6 +67,7 @@ class Gateway:
         self.client = client
         self.metrics = Metrics()
         self.in_flight = 0
+        self.is_leaving = False  # set before the server is closed: whoever is still here is told why
         self.first_byte_timeout_s = first_byte_timeout_s
         self.idle_timeout_s = idle_timeout_s
         self._extra_routes = tuple(extra_routes)

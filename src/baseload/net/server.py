@@ -24,6 +24,7 @@ from baseload.wire.openai_errors import error_body, internal_error_body
 __all__ = ["Bounds", "Exchange", "Handler", "HttpServer", "serve"]
 
 _NEVER = float("inf")
+_LAST_WORD_S = 0.5  # for what handlers say to those who are cut off at the end
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -94,13 +95,19 @@ class HttpServer:
         self._tick()
 
     async def close(self, grace_s: float = 0.0) -> None:
-        """Take no new connection, let running exchanges finish for `grace_s` seconds, then cut the rest."""
+        """Take no new connection, let running exchanges finish for `grace_s` seconds, then cut the rest.
+
+        Before one is cut its `on_disconnect` is called, and what that writes at once still goes out.
+        """
         self.closing = True
         if self._server is not None:
             self._server.close()
         for connection in list(self.connections):
             connection.end_when_idle()
         await self._until_no_connection(grace_s)
+        for connection in list(self.connections):
+            connection.give_notice()
+        await self._until_no_connection(_LAST_WORD_S)
         for connection in list(self.connections):
             connection.transport.abort()
         await self._until_no_connection(5.0)
@@ -406,6 +413,13 @@ class _Connection(asyncio.Protocol):
         self.ending = True
         if self.current is None and self._phase is _IDLE and self._final is None:
             self.transport.close()
+
+    def give_notice(self) -> None:
+        """Tell the handler, while it can still write, that the current exchange is cut off."""
+        exchange = self.current
+        if exchange is not None and not exchange.closed and exchange.on_disconnect is not None:
+            callback, exchange.on_disconnect = exchange.on_disconnect, None
+            callback()
 
     def _is_head_long(self) -> bool:
         size = len(self._url) + sum([len(name) + len(value) + 4 for name, value in self._headers.items()])
