@@ -141,7 +141,11 @@ async def test_shutdown(house):
 async def test_health_and_metrics(house):
     assert (await house.client.request("GET", f"{house.url}/health")).status == 200
     await house.openai.chat.completions.create(model="m", messages=[{"role": "user", "content": "a b"}])
-    text = (await house.client.request("GET", f"{house.url}/metrics")).body.decode()
+    url, narrow = f"{house.url}/metrics", [("authorization", f"Bearer {house.key('narrow')}")]
+    assert (await house.client.request("GET", url)).status == 401
+    assert (await house.client.request("GET", url, headers=narrow)).status == 403
+    admin = [("authorization", f"Bearer {house.admin_secret}")]
+    text = (await house.client.request("GET", url, headers=admin)).body.decode()
     sample = re.compile(r'[a-z0-9_:]+(\{[a-z_]+="[^"]*"(,[a-z_]+="[^"]*")*\})? [0-9.e+-]+')
     assert all(sample.fullmatch(line) for line in text.splitlines() if not line.startswith("#"))
     for line in (

@@ -137,8 +137,11 @@ async def test_keys(house):
         await house.openai.chat.completions.create(model="m", messages=USER, extra_headers=no_key)
     assert caught.value.code == "missing_api_key"
     narrow = house.openai.with_options(api_key=house.key("narrow", models=["other"]))
-    with pytest.raises(openai.PermissionDeniedError):
+    with pytest.raises(openai.NotFoundError) as denied:
         await narrow.chat.completions.create(model="m", messages=USER)
+    with pytest.raises(openai.NotFoundError) as absent:
+        await narrow.chat.completions.create(model="n", messages=USER)
+    assert denied.value.message.replace("'m'", "'n'") == absent.value.message, "a key must not find out what exists"
     keys = house.control.keys()
     user = next(key for key in keys if key.name == "user")
     house.control.tell(KeyRevoked(user.key_id))

@@ -79,6 +79,10 @@ async def _serve(settings: Settings, data_dir: Path, cache_dir: Path, show_key: 
     return OK
 
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+"""Where only this machine hears us, /metrics needs no key."""
+
+
 class _Front:
     """Everything that speaks HTTP: server, gateway, dashboard."""
 
@@ -88,7 +92,13 @@ class _Front:
         self._client = Client()
         self._feed = Feed(control, version=version("baseload"))
         self._pages = Dashboard(control, self._feed)
-        self._gateway = Gateway(control, self._client, extra_routes=[self._pages], prepare_model=check_model)
+        self._gateway = Gateway(
+            control,
+            self._client,
+            extra_routes=[self._pages],
+            prepare_model=check_model,
+            open_metrics=settings.host in LOOPBACK,
+        )
         self._leaving: asyncio.Task[None] | None = None
         self.server: HttpServer
 

@@ -446,8 +446,9 @@ class FleetMachine:
         if not spec.is_remote and not most_replicas(spec):
             lane.outage, lane.outage_until_ns = f"The model {spec.name!r} is set to zero replicas.", NEVER_NS
         elif now_ns < crew.retry_at_ns and refuses_while_backing_off(crew.crashes) and not crew.wanted:
-            why = crew.last_error.rstrip(".")
-            lane.outage, lane.outage_until_ns = f"The model {spec.name!r} fails: {why}.", crew.retry_at_ns
+            # Every tenant reads this; the reason, with paths of this machine, is the operator's: status and events.
+            why = "does not start; its operator sees why in `baseload status`"
+            lane.outage, lane.outage_until_ns = f"The model {spec.name!r} {why}.", crew.retry_at_ns
         if lane.outage:
             retry_ns = min(lane.outage_until_ns - now_ns, 60 * NS_PER_S)
             self._router.refuse_waiting(lane, now_ns, Reason.MODEL_UNAVAILABLE, lane.outage, retry_after_ns=retry_ns)

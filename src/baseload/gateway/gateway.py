@@ -62,6 +62,7 @@ class Gateway:
         prepare_model: PrepareModel | None = None,
         first_byte_timeout_s: float = 600.0,
         idle_timeout_s: float = 120.0,
+        open_metrics: bool = False,
     ) -> None:
         self.control = control
         self.client = client
@@ -70,6 +71,7 @@ class Gateway:
         self.is_leaving = False  # set before the server is closed: whoever is still here is told why
         self.first_byte_timeout_s = first_byte_timeout_s
         self.idle_timeout_s = idle_timeout_s
+        self._open_metrics = open_metrics  # whether /metrics, which names every model, needs no admin key
         self._extra_routes = tuple(extra_routes)
         self._administration = Administration(control, prepare_model=prepare_model)
         self._started_s = control.now_ns() // NS_PER_S
@@ -140,12 +142,10 @@ class Gateway:
     def _model(self, name: str, key: Key) -> ModelSpec:
         spec = self.control.model(name)
         if spec is None or (key.models and name not in key.models):
-            if spec is not None:
-                hint = "Its key must name the model, or name none."
-                raise Refusal(Reason.FORBIDDEN, f"This key may not use the model '{name}'.", hint=hint, param="model")
+            # The same words for both: a key limited to some models cannot find out which others there are.
             known = ", ".join([model.name for model in self._models_of(key)][:10]) or "none yet"
-            text = f"The model '{name}' does not exist."
-            raise Refusal(Reason.UNKNOWN_MODEL, text, hint=f"Models here: {known}.", param="model")
+            text = f"The model '{name}' does not exist, or this key may not use it."
+            raise Refusal(Reason.UNKNOWN_MODEL, text, hint=f"Models for this key: {known}.", param="model")
         return spec
 
     def _limits_left(self, key: Key, tokens: int) -> str:
@@ -186,6 +186,8 @@ class Gateway:
                 exchange.respond(200, b'{"status":"ok"}', headers=[("cache-control", "no-store")])
         elif path == "/metrics":
             if self._allows(exchange, "GET"):
+                if not self._open_metrics:
+                    authenticate_admin(self.control, exchange.headers)
                 figures = exposition(self.metrics, self.control.status(), in_flight=self.in_flight)
                 exchange.respond(200, figures, content_type=CONTENT_TYPE)
         elif path in _ENDPOINTS:

@@ -218,7 +218,8 @@ def test_a_crash_loop_backs_off_says_why_and_refuses_from_the_third(stage: Any) 
     (refusal,) = stage.refused()
     assert (refusal.request_id, refusal.reason) == (first, Reason.MODEL_UNAVAILABLE)
     assert refusal.retry_after_ns == waits[-1]
-    assert "ValueError: bad weights" in refusal.message
+    assert "ValueError" not in refusal.message, "why it fails is the operator's to see, not every tenant's"
+    assert "baseload status" in refusal.message
     assert "ValueError: bad weights" in stage.model().last_error
     assert stage.model().crashes == 3
     stage.ask()
@@ -255,7 +256,7 @@ def test_a_worker_that_crashes_after_each_answer_backs_off(stage: Any) -> None:
     assert {refusal.reason for refusal in refusals} == {Reason.MODEL_UNAVAILABLE}
     assert all(0 < refusal.retry_after_ns <= 60 * NS_PER_S for refusal in refusals)
     assert len(refusals) > 1_000
-    assert "SIGSEGV" in refusals[-1].message
+    assert "SIGSEGV" in stage.model().last_error
 
 
 def test_a_crash_after_a_long_quiet_time_is_the_first_of_its_row(stage: Any) -> None:
