@@ -93,7 +93,12 @@ class Written(Struct, frozen=True):
 # -- the options -------------------------------------------------------------------------------------------------
 
 GLOBAL_OPTIONS: tuple[Option, ...] = (
-    Option("host", str, "127.0.0.1", "Address to listen on. 0.0.0.0 lets other machines in: every call needs a key, /metrics an admin key."),
+    Option(
+        "host",
+        str,
+        "127.0.0.1",
+        "Address to listen on. 0.0.0.0 lets other machines in: every call needs a key, /metrics an admin key.",
+    ),
     Option("port", int, 8080, "Port of the API and the dashboard; 0 takes a free one.", 0, 65535),
     Option("data_dir", str, "baseload-data", "Where the journal, keys and logs live. Back this folder up."),
     Option(
