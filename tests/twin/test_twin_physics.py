@@ -131,7 +131,7 @@ def test_a_worker_that_crashes_after_each_answer_backs_off_while_clients_are_tol
         if isinstance(action, Refuse) and action.reason is Reason.MODEL_UNAVAILABLE
     ]
     assert all(0 < refusal.retry_after_ns <= 60 * NS_PER_S for refusal in refusals)
-    assert "SIGSEGV" in refusals[-1].message
+    assert all("SIGSEGV" not in refusal.message for refusal in refusals), "clients are not told the machine's affairs"
 
 
 def test_a_power_loss_is_billed_to_nobody() -> None:
