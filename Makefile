@@ -28,7 +28,7 @@ format: setup-dev  ## format the code
 	$(BIN)/ruff format src tests bench
 	$(BIN)/ruff check --fix src tests bench
 
-guide: setup  ## train the shipped model `guide` from scratch
+guide: setup  ## train the shipped model `guide` from scratch (about 8 minutes on 2 cores)
 	$(BIN)/baseload train --config configs/guide.toml --fresh
 
 bench-gateway: setup-dev  ## the gateway's added latency and requests per second (needs wrk and a C compiler)

@@ -103,7 +103,7 @@ def load(path: Path) -> TrainConfig:
 
 
 def _absolute(base: Path, path: str) -> str:
-    return str((base / Path(path).expanduser()).absolute())
+    return str((base / Path(path).expanduser()).resolve())
 
 
 def _check(config: TrainConfig, path: Path) -> None:
