@@ -95,6 +95,21 @@ def test_the_guide_answers_at_least_36_of_40_questions(guide: Guide) -> None:
     assert len(missed) <= 4, missed
 
 
+def test_the_guide_answers_what_the_page_suggests_to_ask(guide: Guide) -> None:
+    facts = {
+        "What is Baseload?": "OpenAI-compatible",
+        "How do I scale a model to zero?": "min_replicas = 0",
+        "How do I add a model?": "baseload models add",
+        "What happens if a worker crashes?": "retried",
+    }
+    page = (files("baseload") / "web" / "static" / "page.js").read_text()
+    ideas = re.search(r"^const IDEAS = (\[.*\]);$", page, re.MULTILINE)
+    assert ideas
+    assert msgspec.json.decode(ideas[1]) == list(facts)
+    answers = guide.answer([[_user(question)] for question in facts])
+    assert [fact for fact, answer in zip(facts.values(), answers, strict=True) if fact not in answer] == []
+
+
 def test_the_guide_answers_within_a_conversation_and_under_a_system_message(guide: Guide) -> None:
     messages = [
         {"role": "system", "content": "You are a helpful assistant."},

@@ -3,7 +3,7 @@
 
 const $ = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
-const IDEAS = ["What is Baseload?", "How do I scale a model to zero?", "How do I add a model?", "Why does the first answer take longer?"];
+const IDEAS = ["What is Baseload?", "How do I scale a model to zero?", "How do I add a model?", "What happens if a worker crashes?"];
 const WORDS = {
   start: "Started", stop: "Stopped", drain: "Let finish", wake: "Woke", sleep: "Put to sleep", scale_up: "Added a replica",
   scale_down: "Removed a replica", retry: "Tried elsewhere", refuse: "Refused", backoff: "Waits before retrying",
