@@ -7,6 +7,7 @@ BaseloadError
 │   ├── UnsupportedArchitecture
 │   └── BadWeights       a file is corrupt, or a tensor is missing or of the wrong shape
 ├── DataError            training data or a workload file is wrong
+│   └── MissingFigure    a question needs a figure that the catalogue leaves blank
 ├── CheckpointError      a checkpoint cannot be written or read
 ├── JournalError         the journal cannot be opened, read or written
 ├── WorkerError          a worker could not be started or answered wrongly
@@ -92,6 +93,18 @@ class BadWeights(ModelError):
 
 class DataError(BaseloadError):
     """Training data or a workload file is wrong; the message names file and line."""
+
+
+class MissingFigure(DataError):
+    """A question needs `figure` of `owner`, and no source worth trusting gave it; the hint says where to add it."""
+
+    def __init__(self, figure: str, owner: str, *, hint: str = "") -> None:
+        super().__init__(
+            f"The catalogue has no {figure} for {owner}: no source worth trusting was found.",
+            hint=hint or "Add it in your own catalogue TOML (docs/catalogue.md).",
+        )
+        self.figure = figure
+        self.owner = owner
 
 
 class CheckpointError(BaseloadError):

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from baseload.domain.errors import DataError
+from baseload.domain.errors import DataError, MissingFigure
 
 _HINT = "See docs/limits.md for the keys of an accelerator."
 
@@ -40,13 +40,10 @@ class Accelerator(Struct, frozen=True, forbid_unknown_fields=True):
     notes: str = ""
 
     def need(self, figure: str) -> float:
-        """The figure, or DataError saying which one is missing and how to supply it."""
+        """The figure, or MissingFigure saying which one is blank and how to supply it."""
         value = getattr(self, figure)
         if value is None:
-            raise DataError(
-                f"The catalogue has no {figure} for {self.name}: no source worth trusting was found.",
-                hint="Add it in your own accelerators TOML (docs/limits.md).",
-            )
+            raise MissingFigure(figure, self.name)
         return float(value)
 
     def tflops(self, form: str) -> float:
@@ -71,6 +68,7 @@ class InstancePrice(Struct, frozen=True, forbid_unknown_fields=True):
     memory_gib: int = 0
     usd_per_hour: float | None = None
     spot_usd_per_hour: float | None = None
+    tier: str = "on_demand"  # of usd_per_hour: "on_demand", "reserved" or "owned"
 
 
 class Fabric(Struct, frozen=True, forbid_unknown_fields=True):
@@ -97,6 +95,11 @@ class Catalogue:
                 hint="Add it in your own accelerators TOML (docs/limits.md).",
             )
         return self.entries[id_]
+
+    def get(self, name: str) -> Accelerator | None:
+        """The accelerator under an identifier or alias, or None."""
+        id_ = self._by_name.get(key(name))
+        return None if id_ is None else self.entries[id_]
 
 
 def key(name: str) -> str:
