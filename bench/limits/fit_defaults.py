@@ -57,7 +57,7 @@ def fit_to(points, *, start=None, only_groups=False, rounds=12):
     """A fit to measured points."""
     catalogue, models = read_catalogue(), Models()
     tpot, ttft = np.array([p.tpot_ms for p in points]) / 1e3, np.array([p.ttft_ms for p in points]) / 1e3
-    traits = [traits_of(p, models, catalogue) for p in points]
+    traits = [traits_of(p, models.find(p.model)[0]) for p in points]
     features = features_of(points, catalogue, models)
     return fit(features, traits, tpot, ttft, start=start or priors(), only_groups=only_groups, rounds=rounds)
 
@@ -72,7 +72,7 @@ def kernels(points):
         start = fit_to([points[i] for i in train])
         fitted = fit_to([held[i] for i in sample(held)], start=start, only_groups=True)
         features = features_of(held, catalogue, models)
-        times = times_of(features, fitted.theta([traits_of(p, models, catalogue) for p in held]))
+        times = times_of(features, fitted.theta([traits_of(p, models.find(p.model)[0]) for p in held]))
         odd = anomalies(held, features)
         some = [i for i in sample(held, per_group=40, seed=3) if not odd[i]]
         for block, got, said, bound in (

@@ -72,7 +72,7 @@ def made(fitted: Fitted, *, noise: float = 0.0) -> list[Point]:
 
 
 def traits(points: list[Point]) -> list[tuple[tuple[str, tuple[str, ...]], ...]]:
-    return [traits_of(p, MODELS, CATALOGUE) for p in points]
+    return [traits_of(p, MODELS.find(p.model)[0]) for p in points]
 
 
 def times(points: list[Point], fitted: Fitted) -> tuple[np.ndarray, np.ndarray]:

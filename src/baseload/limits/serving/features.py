@@ -6,6 +6,7 @@ fraction of a peak is reached, and what a step costs besides, is in `step`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ MEMORY_USED = {"sglang": 0.85, "vllm": 0.92, "trtllm": 0.95}  # of the memory: u
 MEMORY_USED_ELSE = 0.90
 LEAST_ROOM = 0.03  # of it for the cache however tight the weights: who deploys so tunes for it
 MEMORY_MOST = 0.97  # what weights may fill before a deployment is held to be impossible
+LATENT = 3.4  # decoding MLA works in the latent space: over so many times the elements a pair
 UNKNOWN_LOAD = 64.0  # users an accelerator decodes for where worker counts are unknown, at most
 STEP = (
     "dense_read",
@@ -60,6 +62,51 @@ class Features:
 
     def __getitem__(self, column: str) -> Floats:
         return self.table[:, _AT[column]]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertCounts:
+    """A group of routed-expert layers: seconds to read one expert of each, and to multiply one token's."""
+
+    experts: int
+    top_k: int
+    read_s: float
+    math_s: float
+
+    def covered(self, tokens: float) -> float:
+        """Experts that at least one of so many tokens goes to, for tokens routed at random."""
+        return float(self.experts * (1.0 - (1.0 - self.top_k / self.experts) ** tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCounts:
+    """A group of attention layers: seconds to read, and to work on, one cached position; and a pair of a prefill."""
+
+    window: int
+    read_s: float
+    math_s: float
+    pair_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """A worker's step at the sheet's peaks: seconds per token unless named otherwise."""
+
+    layers: float
+    messages: float  # collectives of a step
+    outside: bool  # of the fast domain
+    ep: int
+    dense_read_s: float  # once a step
+    dense_math_s: float
+    head_math_s: float  # per row whose next token is wanted
+    experts: tuple[ExpertCounts, ...]
+    attention: tuple[AttentionCounts, ...]
+    state_read_s: float  # of linear attention, per decoding row
+    state_math_s: float
+    link_s: float
+    weight_bytes: float  # per accelerator
+    kv_element_bytes: float
+    kv_cut: float  # over how many accelerators the cache is spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +167,17 @@ def _kv_cut(shape: ModelShape, layout: Layout) -> float:
 def _row(point: Point, chip: Accelerator, shape: ModelShape) -> list[float]:
     q = weights_of(point, shape)
     decode, prefill = point.decode, point.prefill or point.decode
+    of_decode = counts_of(shape, q, chip, decode)
+    of_prefill = of_decode if prefill == decode else counts_of(shape, q, chip, prefill)
     memory = _memory(point, decode, chip, shape, q)
     wanted = point.concurrency / workers_of(point)
     batch = max(1.0, min(wanted, memory.sequences)) if memory.fits else max(1.0, wanted)
     context = point.isl + point.osl / 2
     return [
-        *_terms(shape, q, chip, decode, tokens=batch, sequences=batch, context=context, pairs=batch * context),
-        *_terms(shape, q, chip, prefill, tokens=point.isl, sequences=1, context=0, pairs=point.isl**2 / 2),
-        float(decode.gpus > (chip.scale_up_domain or 1)),
-        float(prefill.gpus > (chip.scale_up_domain or 1)),
+        *_terms(of_decode, tokens=batch, sequences=batch, context=context, pairs=0.0),
+        *_terms(of_prefill, tokens=point.isl, sequences=0.0, context=0.0, pairs=point.isl**2 / 2),
+        float(of_decode.outside),
+        float(of_prefill.outside),
         batch,
         max(0.0, wanted / batch - 1.0),
         point.concurrency,
@@ -148,72 +197,94 @@ def workers_of(point: Point) -> float:
     return max(1.0, point.concurrency / point.decode.gpus / UNKNOWN_LOAD)
 
 
-def _terms(
-    shape: ModelShape,
-    q: Quantization,
-    chip: Accelerator,
-    layout: Layout,
-    *,
-    tokens: float,
-    sequences: float,
-    context: float,
-    pairs: float,
-) -> list[float]:
-    """STEP terms of a step over `tokens` tokens, which reads the cache of `sequences` × `context` positions."""
+def _terms(c: Counts, *, tokens: float, sequences: float, context: float, pairs: float) -> list[float]:
+    """STEP terms of a step over `tokens` tokens: `sequences` that decode at `context`, or `pairs` of a prefill."""
+    expert_read = expert_math = 0.0
+    for e in c.experts:
+        crowd = 1.0 + crowding(c.ep, tokens * e.top_k)
+        expert_read += e.read_s * min(e.covered(tokens) * crowd, e.experts)
+        expert_math += e.math_s * tokens * crowd
+    kv_read = kv_math = 0.0
+    if sequences:
+        kv_read, kv_math = sequences * c.state_read_s, sequences * c.state_math_s
+        for a in c.attention:
+            kv_read += sequences * a.read_s * min(context, a.window or context)
+            kv_math += sequences * a.math_s * min(context, a.window or context)
+    else:
+        kv_math = tokens * c.state_math_s
+        for a in c.attention:
+            kv_math += a.pair_s * (min(pairs, tokens * a.window) if a.window else pairs)
+    return [
+        c.dense_read_s,
+        tokens * c.dense_math_s + (sequences or 1.0) * c.head_math_s,
+        expert_read,
+        expert_math,
+        kv_read,
+        kv_math,
+        tokens * c.link_s,
+        c.messages,
+        c.layers,
+        tokens,
+    ]
+
+
+def counts_of(shape: ModelShape, q: Quantization, chip: Accelerator, layout: Layout) -> Counts:
+    """What a worker's step costs per token, row, position and expert; DataError where the sheet lacks a figure."""
     gpus, cut = layout.gpus, layout.gpus / layout.dp
     read, dense_peak = chip.need("memory_gb_per_s") * 1e9, chip.tflops(q.dense) * 1e12
     attention_peak, expert_peak = chip.tflops(q.attention) * 1e12, chip.tflops(_compute(q.experts)) * 1e12
     bf16_peak = chip.tflops("bf16") * 1e12
     dense_read = (shape.mixer_params * q.attention_bytes + shape.dense_params * q.dense_bytes) / cut
     dense_read += shape.head_params * 2.0 / gpus
-    head_rows = sequences if context == 0 else tokens
-    dense_math = tokens * shape.mixer_params / attention_peak + tokens * shape.dense_params / dense_peak
-    dense_math = 2.0 / gpus * (dense_math + head_rows * shape.head_params / bf16_peak)
-    expert_read = expert_math = 0.0
-    for f in shape.feedforwards:
-        if f.experts:
-            covered = f.experts * (1.0 - (1.0 - f.top_k / f.experts) ** tokens)
-            crowd = 1.0 + _crowding(layout.ep, tokens * f.top_k)
-            expert_read += f.layers * f.expert_params * q.expert_bytes * min(covered * crowd, f.experts) / gpus
-            expert_math += 2.0 * f.layers * f.expert_params * f.top_k * tokens * crowd / gpus / expert_peak
-    elements = _kv_bytes(q)
-    kv = sum(m.layers * m.kv_elements * min(context, m.window or context) for m in shape.mixers) * elements
-    kv = sequences * (kv + 8.0 * sum(m.layers * m.state_elements for m in shape.mixers)) / _kv_cut(shape, layout)
-    kv_math = _pair_flops(shape, pairs, tokens, decode=context > 0) / gpus / bf16_peak
-    layers = float(shape.layers)
-    bytes_out = 2.0 * tokens * shape.hidden * 2.0 * layers * (gpus - 1) / gpus / (1.0 if layout.dp == 1 else gpus)
+    dense_math = shape.mixer_params / attention_peak + shape.dense_params / dense_peak
+    elements, kv_cut = _kv_bytes(q), _kv_cut(shape, layout)
+    experts = tuple(
+        ExpertCounts(
+            experts=f.experts,
+            top_k=f.top_k,
+            read_s=f.layers * f.expert_params * q.expert_bytes / gpus / read,
+            math_s=2.0 * f.layers * f.expert_params * f.top_k / gpus / expert_peak,
+        )
+        for f in shape.feedforwards
+        if f.experts
+    )
+    attention = tuple(
+        AttentionCounts(
+            window=m.window,
+            read_s=m.layers * m.kv_elements * elements / kv_cut / read,
+            math_s=m.layers * m.pair_flops * (LATENT if m.kind == "mla" else 1.0) / gpus / bf16_peak,
+            pair_s=m.layers * m.pair_flops / gpus / bf16_peak,
+        )
+        for m in shape.mixers
+        if m.kv_elements
+    )
+    states = sum(m.layers * m.state_elements for m in shape.mixers)
+    bytes_out = 4.0 * shape.hidden * shape.layers * (gpus - 1) / gpus / (1.0 if layout.dp == 1 else gpus)
     if layout.dp > 1:
-        experts_met = max((f.top_k for f in shape.feedforwards), default=1)
-        bytes_out *= max(1, min(experts_met, gpus))
-    link = bytes_out / _link(chip, gpus) if gpus > 1 else 0.0
-    messages = 2.0 * layers if gpus > 1 else 0.0
-    return [
-        dense_read / read,
-        dense_math,
-        expert_read / read,
-        expert_math,
-        kv / read,
-        kv_math,
-        link,
-        messages,
-        layers,
-        tokens,
-    ]
+        bytes_out *= max(1, min(max((f.top_k for f in shape.feedforwards), default=1), gpus))
+    weights = shape.weight_bytes(q) / gpus + shape.mixer_params * q.attention_bytes * (layout.dp - 1) / gpus
+    return Counts(
+        layers=float(shape.layers),
+        messages=2.0 * shape.layers if gpus > 1 else 0.0,
+        outside=gpus > (chip.scale_up_domain or 1),
+        ep=layout.ep,
+        dense_read_s=dense_read / read,
+        dense_math_s=2.0 * dense_math / gpus,
+        head_math_s=2.0 * shape.head_params / gpus / bf16_peak,
+        experts=experts,
+        attention=attention,
+        state_read_s=8.0 * states / kv_cut / read,
+        state_math_s=6.0 * states / gpus / bf16_peak,
+        link_s=bytes_out / _link(chip, gpus) if gpus > 1 else 0.0,
+        weight_bytes=weights,
+        kv_element_bytes=elements,
+        kv_cut=kv_cut,
+    )
 
 
-def _pair_flops(shape: ModelShape, pairs: float, tokens: float, *, decode: bool) -> float:
-    """FLOPs of attention over `pairs`; decoding MLA works in the latent space, over more elements a pair."""
-    total = 0.0
-    for m in shape.mixers:
-        per_pair = m.pair_flops * (3.4 if decode and m.kind == "mla" else 1.0)
-        seen = min(pairs, tokens * m.window) if m.window else pairs
-        total += m.layers * (per_pair * seen + 6.0 * m.state_elements * tokens)
-    return total
-
-
-def _crowding(ep: int, routed: float) -> float:
+def crowding(ep: int, routed: float) -> float:
     """How much fuller than the mean the fullest of `ep` ranks is, for tokens routed at random."""
-    return float(np.sqrt(2.0 * np.log(ep) * ep / routed)) if ep > 1 else 0.0
+    return sqrt(2.0 * log(ep) * ep / routed) if ep > 1 else 0.0
 
 
 def _compute(form: str) -> str:

@@ -134,7 +134,7 @@ def _left_out(
 def fit_points(points: Sequence[Point], catalogue: Catalogue, models: Models, *, rounds: int = 12) -> Fitted:
     """Values fitted to measured points, from the priors alone."""
     tpot_s, ttft_s = np.array([p.tpot_ms for p in points]) / 1e3, np.array([p.ttft_ms for p in points]) / 1e3
-    traits = [traits_of(p, models, catalogue) for p in points]
+    traits = [traits_of(p, models.find(p.model)[0]) for p in points]
     return fit(features_of(points, catalogue, models), traits, tpot_s, ttft_s, start=priors(), rounds=rounds)
 
 

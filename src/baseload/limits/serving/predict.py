@@ -13,12 +13,13 @@ import numpy as np
 from baseload.limits.catalogue.accelerators import Catalogue, read_catalogue
 from baseload.limits.catalogue.models import Models
 from baseload.limits.serving.defaults import Defaults, read_defaults
-from baseload.limits.serving.features import features_of
+from baseload.limits.serving.features import Floats, features_of
 from baseload.limits.serving.fit import Fitted, fit
 from baseload.limits.serving.points import Point
 from baseload.limits.serving.residual import Residual, learn
 from baseload.limits.serving.step import times_of
 from baseload.limits.serving.traits import traits_of
+from baseload.limits.shapes import ModelShape
 
 SPECULATING = 1.45
 """How much shorter TPOT was where builds of one engine were seen to differ by speculative decoding: 1.3–1.6 times."""
@@ -88,7 +89,7 @@ class Predictor:
                 Prediction(
                     tpot_ms=float(tpot_ms[i]),
                     ttft_ms=float(ttft_ms[i]),
-                    basis=self._basis(point),
+                    basis=self.basis_of(point),
                     tpot_expected_error=_mean_error(spread[i], self.defaults.tpot.noise),
                     ttft_expected_error=_mean_error(spread_first[i], self.defaults.ttft.noise),
                     tpot_if_speculating_ms=float(tpot_ms[i]) / SPECULATING if may_speculate else 0.0,
@@ -98,9 +99,15 @@ class Predictor:
         return answers
 
     def _traits(self, points: Sequence[Point]) -> list[tuple[tuple[str, tuple[str, ...]], ...]]:
-        return [traits_of(point, self.models, self.catalogue) for point in points]
+        return [traits_of(point, self.models.find(point.model)[0]) for point in points]
 
-    def _basis(self, point: Point) -> str:
+    def theta_of(self, point: Point, shape: ModelShape) -> Floats:
+        """Logarithms of PARAMETERS for one deployment."""
+        theta: Floats = self.fitted.theta([traits_of(point, shape)])[0]
+        return theta
+
+    def basis_of(self, point: Point) -> str:
+        """What an answer for this point rests on."""
         count = self._known[(point.system, point.engine, point.mode)]
         if count:
             return f"calibrated: {count} points of {point.system}/{point.engine}/{point.mode}"

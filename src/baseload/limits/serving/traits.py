@@ -9,11 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from baseload.limits.catalogue.accelerators import Catalogue
-from baseload.limits.catalogue.models import Models
 from baseload.limits.serving.features import weights_of
 from baseload.limits.serving.points import Point
 from baseload.limits.serving.step import INDEX, PARAMETERS
+from baseload.limits.shapes import ModelShape
 
 _GENERATIONS = (
     ("gb", "blackwell"),
@@ -44,9 +43,8 @@ _KIND = (
 _GROUP = tuple(name for name in PARAMETERS if name != "pace")
 
 
-def traits_of(point: Point, models: Models, catalogue: Catalogue) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def traits_of(point: Point, shape: ModelShape) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """(trait, the parameters it may correct), from the general to the particular."""
-    shape = models.find(point.model)[0]
     q = weights_of(point, shape)
     generation = generation_of(point.system)
     kind = "moe" if shape.moe_layers else "dense"

@@ -1,0 +1,211 @@
+"""What a step of one replica costs, for whoever steps or plans replicas: `step_cost(...)` answers a `StepCost`.
+
+The form and its parameters are those of `features` and `step`: fitted efficiencies on the sheet's peaks. A decode
+step is affine in the KV positions it reads for a fixed number of rows, exactly and in integers, so that many steps
+can be summed in closed form:
+
+    fixed, slope = cost.decode_line(rows)          # femtoseconds, femtoseconds per KV position
+    cost.decode_ns(rows, context) == (fixed + slope * context) // FS_PER_NS
+
+Context is the number of KV positions a step reads, summed over its rows (`Plan.context_tokens` for decodes).
+"""
+
+from dataclasses import dataclass
+from math import cbrt, exp, log
+
+from baseload.domain.errors import DataError
+from baseload.limits.catalogue.accelerators import Accelerator
+from baseload.limits.serving.features import (
+    LEAST_ROOM,
+    MEMORY_MOST,
+    MEMORY_USED,
+    MEMORY_USED_ELSE,
+    Counts,
+    counts_of,
+    crowding,
+    weights_of,
+)
+from baseload.limits.serving.points import Layout, Point
+from baseload.limits.serving.power import Watts, watts_of
+from baseload.limits.serving.predict import Predictor
+from baseload.limits.serving.step import PARAMETERS
+from baseload.limits.shapes import ModelShape
+
+FS_PER_NS = 1_000_000  # femtoseconds in a nanosecond
+_FS = 1e15
+FEW, MANY = 256.0, 2048.0  # tokens of a step between which matrix units go from decoding's efficiency to prefill's
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """Step times of one replica (all its accelerators together). Times are integer nanoseconds, at least 1."""
+
+    basis: str  # what it rests on, as `Prediction.basis`
+    note: str  # what is odd: weights that do not fit, a shape guessed
+    accelerators: int
+    kv_tokens: int  # KV room of the whole replica, in tokens of sequences of `typical_tokens`
+    max_sequences: int  # of that length
+    weight_bytes: int  # per accelerator
+    fits: bool
+    power: Watts  # of the whole replica, by what it does
+    lines: tuple[tuple[int, int], ...]  # decode (fixed, slope) in fs by rows, from 0
+    parts: "Parts"
+
+    @property
+    def idle_w(self) -> float:
+        """Watts of the whole replica with nothing to do (0 where the sheet gives no power)."""
+        return self.power.idle_w
+
+    @property
+    def busy_w(self) -> float:
+        """Watts of the whole replica while it decodes a full batch, or prefills."""
+        return self.power.prefill_w
+
+    def decode_line(self, rows: int) -> tuple[int, int]:
+        """(fixed, slope) of a decode step in femtoseconds and femtoseconds per KV position."""
+        return self.lines[rows] if rows < len(self.lines) else self.parts.line(rows)
+
+    def decode_ns(self, rows: int, context_tokens: int) -> int:
+        """A step in which `rows` sequences decode a token each, over `context_tokens` positions in all."""
+        fixed, slope = self.decode_line(rows)
+        return max(1, (fixed + slope * context_tokens) // FS_PER_NS)
+
+    def prefill_ns(self, tokens: int, context_tokens: int = 0) -> int:
+        """A step that computes `tokens` prompt tokens of one sequence that has `context_tokens` in the cache."""
+        pairs = tokens * context_tokens + tokens * tokens // 2
+        return self.mixed_ns(tokens=tokens, pairs=pairs, rows=0, context_tokens=0)
+
+    def mixed_ns(self, *, tokens: int, pairs: int, rows: int, context_tokens: int, prompts: int = 1) -> int:
+        """A step of `tokens` prompt tokens (`pairs` of a token and an earlier position) beside `rows` decodes."""
+        if tokens <= 0:
+            return self.decode_ns(rows, context_tokens)
+        return max(1, round(self.parts.mixed_s(tokens, pairs, rows, context_tokens, prompts) * 1e9))
+
+    def decode_w(self, rows: int) -> float:
+        """Watts of the whole replica while it decodes `rows` sequences."""
+        return self.power.decode(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What was counted, and the efficiencies reached."""
+
+    counts: Counts
+    p: dict[str, float]
+
+    def line(self, rows: int) -> tuple[int, int]:
+        """See `StepCost.decode_line`."""
+        if rows <= 0:
+            return round(self._fixed() * _FS), 0
+        fixed = self._fixed() + self._linear(rows, rows) + rows * self._per_row()
+        return round(fixed / self.p["pace"] * _FS), round(self._per_position() / self.p["pace"] * _FS)
+
+    def mixed_s(self, tokens: float, pairs: float, rows: float, context: float, prompts: float) -> float:
+        """Seconds of a step with prompt tokens in it."""
+        attend = context * self._per_position() + rows * self._per_row()
+        seen = tokens * self.counts.state_math_s
+        for a in self.counts.attention:
+            seen += a.pair_s * (min(pairs, tokens * a.window) if a.window else pairs)
+        return self._fixed() + self._linear(tokens + rows, rows + prompts) + attend + seen / self.p["prefill_pairs"]
+
+    def _fixed(self) -> float:
+        far = self.p["outside"] if self.counts.outside else 1.0
+        p, c = self.p, self.counts
+        return c.layers * p["launch_s"] + p["host_s"] + c.messages * p["message_s"] * far
+
+    def _per_position(self) -> float:
+        p, whole = self.p, [a for a in self.counts.attention if not a.window]
+        return _max(sum(a.read_s for a in whole) / p["kv_read"], sum(a.math_s for a in whole) / p["kv_math"])
+
+    def _per_row(self) -> float:
+        """A decoding row's own: host work, windows (held to be full), linear-attention states."""
+        p, c = self.p, self.counts
+        read = c.state_read_s + sum(a.read_s * a.window for a in c.attention)
+        math = c.state_math_s + sum(a.math_s * a.window for a in c.attention)
+        return p["row_s"] + _max(read / p["kv_read"], math / p["kv_math"])
+
+    def _linear(self, tokens: float, head_rows: float) -> float:
+        """Matrix products and the links, for so many tokens."""
+        p, c = self.p, self.counts
+        many = min(1.0, max(0.0, log(tokens / FEW) / log(MANY / FEW)))
+        dense_math = tokens * c.dense_math_s + head_rows * c.head_math_s
+        dense = _between(p["dense_math"], p["prefill_dense"], many)
+        total = _max(c.dense_read_s / p["dense_read"], dense_math / dense) + tokens * c.link_s / p["link"]
+        read = math = 0.0
+        for e in c.experts:
+            crowd = 1.0 + crowding(c.ep, tokens * e.top_k)
+            read += e.read_s * min(e.covered(tokens) * crowd, e.experts)
+            math += e.math_s * tokens * crowd
+        if c.experts:
+            total += _max(read / p["expert_read"], math / _between(p["expert_math"], p["prefill_expert"], many))
+        return total
+
+
+def step_cost(
+    model: ModelShape | str,
+    accelerator: Accelerator | str,
+    *,
+    engine: str = "vllm",
+    version: str = "",
+    tp: int = 1,
+    dp: int = 1,
+    ep: int = 1,
+    pp: int = 1,
+    weights: str = "",
+    expert_weights: str = "",
+    memory_share: float = 0.0,
+    typical_tokens: int = 2048,
+    max_rows: int = 512,
+    predictor: Predictor | None = None,
+) -> StepCost:
+    """Cost of the steps of a replica of `tp` × `dp` × `pp` accelerators.
+
+    `dp` are attention replicas inside it, `ep` the expert-parallel width; `weights` a format ("" is the model's own).
+    `memory_share` of the memory is used (0: the engine's usual setting). `predictor` carries a catalogue, models and
+    calibration; without one the shipped values are read. DataError where a figure is missing.
+    """
+    predictor = predictor or Predictor()
+    shape, origin = (model, "config") if isinstance(model, ModelShape) else predictor.models.find(model)
+    name = accelerator if isinstance(accelerator, str) else accelerator.name
+    chip = predictor.catalogue.find(accelerator) if isinstance(accelerator, str) else accelerator
+    if min(tp, dp, ep, pp, typical_tokens) < 1:
+        raise DataError("A replica needs tp, dp, ep and pp of at least 1.", hint="Leave out what is not used.")
+    layout = Layout(gpus=tp * dp * pp, dp=dp, ep=max(ep, 1), pp=pp)
+    point = Point(
+        line=0, id="", engine=engine, version=version, model=shape.name, system=name, dense_format=weights,
+        expert_format=expert_weights or weights, isl=typical_tokens, osl=1, concurrency=1.0, decode=layout,
+    )  # fmt: skip
+    quantization = weights_of(point, shape)
+    counts = counts_of(shape, quantization, chip, layout)
+    theta = predictor.theta_of(point, shape)
+    parts = Parts(counts, {n: exp(float(v)) for n, v in zip(PARAMETERS, theta, strict=True)})
+    memory = chip.need("memory_gb") * 1e9
+    used = memory_share or MEMORY_USED.get(engine, MEMORY_USED_ELSE)
+    room = max(memory * used - counts.weight_bytes, memory * LEAST_ROOM)
+    per_sequence = max(1.0, shape.kv_bytes(typical_tokens, counts.kv_element_bytes) / counts.kv_cut)
+    sequences = room / per_sequence
+    notes = [] if counts.weight_bytes <= memory * MEMORY_MOST else ["weights exceed the memory of the accelerators"]
+    notes += [] if origin == "config" else ["model shape guessed from its name: give its config.json"]
+    return StepCost(
+        basis=predictor.basis_of(point),
+        note="; ".join(notes),
+        accelerators=layout.gpus,
+        kv_tokens=int(sequences * typical_tokens),
+        max_sequences=int(sequences),
+        weight_bytes=int(counts.weight_bytes),
+        fits=counts.weight_bytes <= memory * MEMORY_MOST,
+        power=watts_of(chip, layout.gpus),
+        lines=tuple(parts.line(rows) for rows in range(max_rows + 1)),
+        parts=parts,
+    )
+
+
+def _max(a: float, b: float) -> float:
+    """The smooth maximum of `step`."""
+    high, low = (a, b) if a >= b else (b, a)
+    return high * cbrt(1.0 + (low / high) ** 3) if high > 0 else 0.0
+
+
+def _between(low: float, high: float, share: float) -> float:
+    mixed: float = low * (high / low) ** share
+    return mixed
