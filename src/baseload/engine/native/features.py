@@ -1,0 +1,48 @@
+"""Which instruction sets the native kernels may use here, and which one a setting chooses."""
+
+from dataclasses import dataclass
+
+from baseload.domain.errors import SettingsError
+
+SETTINGS = ("auto", "xla", "avx2", "avx512", "amx")
+XLA = "xla"  # no native kernels
+SCALAR = "scalar"  # the reference; never chosen, only asked for by tests
+
+
+@dataclass(frozen=True, slots=True)
+class CpuFeatures:
+    """What processor and kernel offer. `avx512` means F, BW, VL, DQ, VNNI and BF16 together."""
+
+    avx2: bool = False
+    avxvnni: bool = False
+    avx512: bool = False
+    amx_int8: bool = False
+    amx_bf16: bool = False
+
+    @classmethod
+    def of_bits(cls, bits: int) -> "CpuFeatures":
+        """Of the bit field the library answers (native/common/exports.cc)."""
+        return cls(*(bool(bits >> index & 1) for index in range(5)))
+
+    @property
+    def isas(self) -> tuple[str, ...]:
+        """Usable instruction sets, the best first."""
+        has = {
+            "amx": self.amx_int8 and self.amx_bf16,
+            "avx512": self.avx512,
+            "avxvnni": self.avxvnni,
+            "avx2": self.avx2,
+        }
+        return tuple(name for name, present in has.items() if present)
+
+
+def choose(setting: str, features: CpuFeatures) -> str:
+    """The instruction set for `EngineSpec.kernels`, or "xla". Raises SettingsError where it is not to be had."""
+    if setting not in SETTINGS:
+        raise SettingsError(f"engine.kernels is {setting!r}: choose one of {', '.join(SETTINGS)}")
+    if setting == "auto":
+        return features.isas[0] if features.isas else XLA
+    if setting != XLA and setting not in features.isas:
+        usable = ", ".join((*features.isas, XLA))
+        raise SettingsError(f"engine.kernels is {setting!r}, which this processor does not offer: it has {usable}")
+    return setting
