@@ -95,7 +95,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(tmp_path: Path, tiny_model: Path, cache: Path) -> Iterator[Callable[..., Up]]:
     settings = tmp_path / "baseload.toml"
     settings.write_text(
-        f'cache_dir = "{cache}"\nguide = false\n'
+        f'cache_dir = "{cache}"\nguide = false\nspares = 0\n'
         f'[[models]]\nname = "tiny"\nsource = "{tiny_model}"\nengine.max_context = 256\nengine.max_seqs = 4\n'
     )
     started: list[Up] = []

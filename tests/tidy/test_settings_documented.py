@@ -19,6 +19,7 @@ FROZEN = {
     "log_level": "info",
     "guide": True,
     "drain_s": 30.0,
+    "spares": 1,
     "gateway.max_body_bytes": 16777216,
     "journal.max_events": 5_000_000,
     "journal.max_age_days": 90,

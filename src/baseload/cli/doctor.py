@@ -66,6 +66,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _cache(cache_dir(settings))
     yield _port(settings, data_dir)
     yield _files()
+    yield _spares(settings)
 
 
 def _python() -> Finding:
@@ -195,3 +196,9 @@ def _files() -> Finding:
         advice = f"ulimit -n {FILES_WANTED}" if more else "Ask your administrator for more."
         return Finding("open files", "note", found, f"Few connections at once. {advice}")
     return Finding("open files", "ok", found)
+
+
+def _spares(settings: Settings) -> Finding:
+    if settings.spares:
+        return Finding("spares", "ok", f"{settings.spares} kept ready to become a model, about 170 MiB each")
+    return Finding("spares", "note", "none are kept", "Sleeping models wake more slowly. Set spares = 1.")

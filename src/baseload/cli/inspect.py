@@ -58,6 +58,9 @@ def status(
             say(f"{model.name}: {says[:1].lower()}{says[1:]}")
         if desk.is_running and found.replicas:
             _print_replicas(found)
+        for spare in found.spares if desk.is_running else ():
+            state = "is ready to become any model" if spare.is_warm else "is being made ready"
+            say(f"spare process {spare.pid} {state} ({spare.memory_bytes >> 20} MiB)")
         for model in found.models:
             if model.last_error:
                 say(f"{model.name}, last error: {model.last_error}", style="red")

@@ -180,7 +180,7 @@ def _options(settings: Settings, cache_dir: Path) -> ControlOptions:
     cache_dir.mkdir(parents=True, exist_ok=True)
     journal = settings.journal
     return ControlOptions(
-        launcher=LauncherOptions(cache_dir=cache_dir),
+        launcher=LauncherOptions(cache_dir=cache_dir, spares=settings.spares),
         journal=JournalOptions(max_events=journal.max_events, max_age_days=journal.max_age_days),
         settings_sha256=fingerprint,
     )

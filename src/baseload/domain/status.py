@@ -44,6 +44,14 @@ class ModelStatus(Struct, frozen=True):
     completion_tokens_total: int
 
 
+class SpareStatus(Struct, frozen=True):
+    """A process without a model that waits to become any."""
+
+    pid: int
+    is_warm: bool  # false: it still imports
+    memory_bytes: int  # resident
+
+
 class ControlStatus(Struct, frozen=True):
     """Everything at one instant."""
 
@@ -59,3 +67,4 @@ class ControlStatus(Struct, frozen=True):
     requests_total: int
     refused_total: int
     shutting_down: bool
+    spares: tuple[SpareStatus, ...] = ()  # of the live world only

@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import assert_never
 
+from msgspec.structs import replace
+
 from baseload.core.control import ControlMachine
 from baseload.core.ports import JournalRow, Launcher, Sink, UsageRow
 from baseload.domain.actions import (
@@ -35,7 +37,7 @@ from baseload.domain.events import (
     WorkerExited,
 )
 from baseload.domain.model import ModelSpec
-from baseload.domain.status import ControlStatus
+from baseload.domain.status import ControlStatus, SpareStatus
 from baseload.domain.tenant import Allowance, Key
 from baseload.domain.units import NS_PER_S
 from baseload.domain.work import Entry, Request
@@ -74,6 +76,7 @@ class LiveControl:
         self._reading = asyncio.Lock()
         self._launcher: Launcher | None = None
         self._on_failed_dispatch: Callable[[str], None] | None = None
+        self._spares: Callable[[], tuple[SpareStatus, ...]] | None = None
         self._timers = Timers(now_ns=clock.now_ns, fire=self._fire)
         self._sinks: dict[str, Sink] = {}
         self._queue: deque[Event] = deque()
@@ -244,7 +247,8 @@ class LiveControl:
 
     def status(self) -> ControlStatus:
         """Everything at this instant; offline, at the last one the machine knows of."""
-        return self._machine.status(0 if self._is_offline else self._now_ns())
+        found = self._machine.status(0 if self._is_offline else self._now_ns())
+        return found if self._spares is None else replace(found, spares=self._spares())
 
     def now_ns(self) -> int:
         """Wall time in nanoseconds that never runs backwards."""
@@ -303,13 +307,21 @@ class LiveControl:
         """Why the journal cannot be written at this time, if so; new work is refused meanwhile."""
         return self._journal.failure
 
-    def attach(self, launcher: Launcher, *, on_failed_dispatch: Callable[[str], None] | None = None) -> None:
+    def attach(
+        self,
+        launcher: Launcher,
+        *,
+        on_failed_dispatch: Callable[[str], None] | None = None,
+        spares: Callable[[], tuple[SpareStatus, ...]] | None = None,
+    ) -> None:
         """Perform StartWorker and StopWorker through this launcher; without one they are ignored.
 
-        `on_failed_dispatch(replica_id)` invites a look at a replica that could not be reached.
+        `on_failed_dispatch(replica_id)` invites a look at a replica that could not be reached; `spares` tells for the
+        status which processes are kept ready.
         """
         self._launcher = launcher
         self._on_failed_dispatch = on_failed_dispatch
+        self._spares = spares
 
     def take_snapshot(self) -> None:
         """Store the whole state with the next commit."""

@@ -18,7 +18,7 @@ import msgspec
 
 from baseload.domain.events import Event, WorkerExited, WorkerReady, WorkerSampled, WorkerStarted
 from baseload.domain.model import ModelSpec
-from baseload.domain.status import ReplicaStatus
+from baseload.domain.status import ReplicaStatus, SpareStatus
 from baseload.domain.units import NS_PER_S
 from baseload.live.inotify import FolderWatch
 from baseload.live.probe import Probe, Telling
@@ -34,6 +34,7 @@ from baseload.live.process import (
     prune_logs,
     send,
 )
+from baseload.live.spares import REFILL_S, Spare, SparePool
 
 _log = logging.getLogger("baseload.live")
 NOT_STARTED = 127
@@ -53,6 +54,8 @@ class LauncherOptions:
     sample_s: float = 1.0
     unresponsive_s: float = 120.0  # a ready worker that answers no probe for so long is killed
     orphan_grace_s: float = 5.0
+    spares: int = 0  # processes kept ready to become a worker; only for the default command
+    spare_refill_s: float = REFILL_S
 
 
 @dataclass(slots=True, eq=False)
@@ -81,6 +84,8 @@ class ProcessLauncher:
         self._options = options
         self._workers: dict[str, _Worker] = {}
         self._watch = FolderWatch(folder, self._file_appeared)
+        count = options.spares if options.command is None else 0
+        self._spares = SparePool(folder, count=count, refill_s=options.spare_refill_s)
         self._lease_handle: asyncio.TimerHandle | None = None
         self._none_left = asyncio.Event()
         self._none_left.set()
@@ -90,29 +95,52 @@ class ProcessLauncher:
         self._loop = asyncio.get_running_loop()
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._watch.start()
+        self._spares.open()
         self._renew_leases()
 
     # -- core.ports.Launcher -------------------------------------------------------------------------------------
 
     def start(self, replica_id: str, spec: ModelSpec) -> None:
-        """Begin to start a worker."""
+        """Begin to start a worker: a spare becomes it, or else a new process."""
         files = WorkerFiles(self._folder, replica_id)
+        spare = self._spares.take(spec.engine.threads)
         try:
             files.ready.unlink(missing_ok=True)
             files.touch_lease()
-            files.register(Registration(replica_id, spec.name, None))
-            with files.log.open("ab") as log:
-                child = subprocess.Popen(
-                    self._command(spec, files),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
+            if spare is None or not self._hand_over(spare, spec, files):
+                self._spawn(spec, files)
         except OSError as error:
             files.forget()
             self._tell(WorkerExited(replica_id, NOT_STARTED, str(error)))
-            return
+        self._spares.refill_later(spec.engine.threads)
+
+    def _hand_over(self, spare: Spare, spec: ModelSpec, files: WorkerFiles) -> bool:
+        """Let the spare become this worker; False where it has died meanwhile."""
+        try:
+            files.register(Registration(files.replica_id, spec.name, spare.identity))
+            spare.become(worker_arguments(spec, files, cache_dir=self._options.cache_dir), log=files.log)
+        except OSError as error:
+            _log.warning("A spare process could not be used: %s.", error)
+            kill_group(spare.identity.pid)
+            os.close(spare.pidfd)
+            spare.part()
+            spare.child.wait()
+            return False
+        self._add(files, spare.identity, spare.pidfd, spare.child)
+        self._tell(WorkerStarted(files.replica_id, spare.identity.pid, ""))
+        return True
+
+    def _spawn(self, spec: ModelSpec, files: WorkerFiles) -> None:
+        replica_id = files.replica_id
+        files.register(Registration(replica_id, spec.name, None))
+        with files.log.open("ab") as log:
+            child = subprocess.Popen(
+                self._command(spec, files),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         identity = identify(child.pid)
         pidfd = -1 if identity is None else open_pidfd(identity)
         if identity is None or pidfd < 0:
@@ -156,6 +184,7 @@ class ProcessLauncher:
 
     async def close(self, *, grace_s: float = 5.0) -> None:
         """End every worker that is left and stop watching."""
+        self._spares.close()
         for worker in list(self._workers.values()):
             self._end(worker, grace_s, why="the control process ends")
         await self._none_left.wait()
@@ -166,6 +195,7 @@ class ProcessLauncher:
         """Stop watching and leave the workers that are left alone: a later control process adopts them."""
         if self._lease_handle is not None:
             self._lease_handle.cancel()
+        self._spares.close()
         for worker in list(self._workers.values()):
             self._drop(worker)
         self._watch.close()
@@ -180,6 +210,11 @@ class ProcessLauncher:
     def pids(self) -> dict[str, int]:
         """The workers' processes by replica id."""
         return {replica_id: worker.pid for replica_id, worker in self._workers.items()}
+
+    @property
+    def spares(self) -> tuple[SpareStatus, ...]:
+        """The processes kept ready."""
+        return self._spares.statuses
 
     # -- one worker ----------------------------------------------------------------------------------------------
 
@@ -311,11 +346,12 @@ class ProcessLauncher:
 
 def worker_command(spec: ModelSpec, files: WorkerFiles, *, cache_dir: Path) -> list[str]:
     """The command line of our own worker for this model."""
+    return [sys.executable, "-u", "-m", "baseload.worker", *worker_arguments(spec, files, cache_dir=cache_dir)]
+
+
+def worker_arguments(spec: ModelSpec, files: WorkerFiles, *, cache_dir: Path) -> list[str]:
+    """What stands after the program's name."""
     return [
-        sys.executable,
-        "-u",
-        "-m",
-        "baseload.worker",
         *("--model", spec.source),
         *("--name", spec.name),
         *("--port", "0"),

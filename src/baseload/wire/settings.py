@@ -57,6 +57,7 @@ class Settings(Struct, frozen=True):
     log_level: str = "info"
     guide: bool = True
     drain_ns: int = 30 * NS_PER_S
+    spares: int = 1
     gateway: GatewaySettings = GatewaySettings()
     journal: JournalSettings = JournalSettings()
     defaults: ModelDefaults = ModelDefaults()
@@ -109,6 +110,14 @@ GLOBAL_OPTIONS: tuple[Option, ...] = (
         "guide", bool, True, "Add the shipped model `guide`, which answers questions about Baseload, at first start."
     ),
     Option("drain_s", float, 30.0, "Longest that running requests are waited for when Baseload stops.", 0, 3600),
+    Option(
+        "spares",
+        int,
+        1,
+        "Processes kept ready to become any sleeping model, of about 170 MB each. 0: models wake more slowly.",
+        0,
+        16,
+    ),
     Option(
         "gateway.max_body_bytes",
         int,

@@ -10,12 +10,10 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import uvloop
 
-from baseload.domain.model import EngineSpec
 from baseload.engine.generation import read_defaults
 from baseload.engine.loop import EngineLoop
 from baseload.engine.runner import Runner
@@ -24,27 +22,13 @@ from baseload.engine.tokenizer import TextTokenizer
 from baseload.files import write_whole
 from baseload.net.server import serve
 from baseload.worker.app import WorkerApp
+from baseload.worker.options import Options
 from baseload.worker.prepare import Served
 
 LEASE_CHECK_S = 5.0
 LEASE_S = 60.0
 _NO_LIMIT_S = 30 * 24 * 3600.0  # a drain is bounded by whoever asked for it
 _SWITCH_INTERVAL_S = 0.0005  # the engine's thread must not hold the event loop back for Python's 5 ms
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the command line says."""
-
-    model_dir: Path
-    name: str
-    host: str
-    port: int
-    spec: EngineSpec
-    cache_dir: Path | None
-    replica_id: str
-    ready_file: Path | None
-    lease_file: Path | None
 
 
 def run(options: Options) -> int:
