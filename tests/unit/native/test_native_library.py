@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from baseload.domain.errors import SettingsError
-from baseload.engine.native import features, library as module
+from baseload.engine.native import features
+from baseload.engine.native import library as module
 from baseload.engine.native.features import CpuFeatures
 from baseload.engine.native.library import Library, load
 

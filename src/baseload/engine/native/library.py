@@ -24,7 +24,8 @@ class Library:
         self.c.bl_threads.restype = ctypes.c_int32
         self.c.bl_set_threads.argtypes = [ctypes.c_int32]
         for name in HANDLERS:
-            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(self.c, name)), platform="cpu")
+            capsule = jax.ffi.pycapsule(getattr(self.c, name))  # type: ignore[no-untyped-call]
+            jax.ffi.register_ffi_target(name, capsule, platform="cpu")
 
     @property
     def features(self) -> CpuFeatures:

@@ -1,0 +1,75 @@
+// AVX-512 with VNNI and BF16.
+#include <immintrin.h>
+
+#include "attention/layout.h"
+
+namespace {
+
+struct S {
+  using F = __m512;
+  using I = __m512i;
+  static constexpr int kR = 4, kT = 4, kV = 4;  // vectors × tiles (or × 16 dimensions) held in registers
+
+  static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
+  static F set(float x) { return _mm512_set1_ps(x); }
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static float first(F x) { return _mm512_cvtss_f32(x); }
+  static float highest(F x) { return _mm512_reduce_max_ps(x); }
+  static float sum(F x) { return _mm512_reduce_add_ps(x); }
+  static F keep_lanes(F x, int from, int to, F other) {
+    const unsigned mask = to > from ? ((1u << to) - 1u) & ~((1u << from) - 1u) : 0u;
+    return _mm512_mask_blend_ps(static_cast<__mmask16>(mask), other, x);
+  }
+  static F exp(F x) {  // of x <= 0; below -87 it is 0
+    const F n = _mm512_roundscale_ps(_mm512_mul_ps(x, set(1.44269504088896341f)), 8);
+    F r = _mm512_fnmadd_ps(n, set(0.693359375f), x);
+    r = _mm512_fnmadd_ps(n, set(-2.12194440e-4f), r);
+    F p = set(1.9875691500e-4f);
+    p = fma(p, r, set(1.3981999507e-3f));
+    p = fma(p, r, set(8.3334519073e-3f));
+    p = fma(p, r, set(4.1665795894e-2f));
+    p = fma(p, r, set(1.6666665459e-1f));
+    p = fma(p, r, set(5.0000001201e-1f));
+    p = fma(mul(p, r), r, add(r, set(1.0f)));
+    p = _mm512_scalef_ps(p, n);
+    const __mmask16 tiny = _mm512_cmp_ps_mask(x, set(-87.0f), _CMP_LT_OQ);
+    return _mm512_mask_blend_ps(tiny, p, set(0.0f));
+  }
+  static void store_bf16(uint16_t* p, F x) {
+    const __m256bh b = _mm512_cvtneps_pbh(x);
+    __builtin_memcpy(p, &b, 32);
+  }
+
+  static I loadi(const void* p) { return _mm512_loadu_si512(p); }
+  static I seti(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
+  static I addi(I a, I b) { return _mm512_add_epi32(a, b); }
+  static I subi(I a, I b) { return _mm512_sub_epi32(a, b); }
+  static int32_t sumi(I x) { return _mm512_reduce_add_epi32(x); }
+  static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
+  static I to_int(F x) { return _mm512_cvtps_epi32(x); }
+  static I even_bytes(I x) { return _mm512_and_si512(x, _mm512_set1_epi16(255)); }
+  static I odd_bytes(I x) { return _mm512_srli_epi16(x, 8); }
+  static I dot_i16(I acc, I a, I b) { return _mm512_dpwssd_epi32(acc, a, b); }
+  static F dot_bf16(F acc, I a, I b) {
+    return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+  }
+  static void store_widening(uint16_t* p, I x) {
+    __m256i w = _mm512_cvtepi32_epi16(x);
+    w = _mm256_shufflelo_epi16(w, _MM_SHUFFLE(3, 1, 2, 0));
+    w = _mm256_shufflehi_epi16(w, _MM_SHUFFLE(3, 1, 2, 0));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), w);
+  }
+};
+
+}  // namespace
+
+#include "attention/body.inl"
+
+namespace baseload {
+extern const AttentionIsa kAttentionAvx512{prepare, attend, merge, finish};
+}

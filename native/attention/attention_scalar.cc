@@ -1,0 +1,141 @@
+// The reference, without any instruction set asked for.
+#include "attention/layout.h"
+
+namespace {
+
+struct S {
+  struct F {
+    float v[16];
+  };
+  struct I {
+    uint32_t v[16];
+  };
+  static constexpr int kR = 1, kT = 1, kV = 1;
+
+  template <typename G>
+  static F each(G g) {
+    F out;
+    for (int i = 0; i < 16; ++i) out.v[i] = g(i);
+    return out;
+  }
+  template <typename G>
+  static I eachi(G g) {
+    I out;
+    for (int i = 0; i < 16; ++i) out.v[i] = g(i);
+    return out;
+  }
+  static F load(const float* p) {
+    return each([&](int i) { return p[i]; });
+  }
+  static void store(float* p, F x) {
+    for (int i = 0; i < 16; ++i) p[i] = x.v[i];
+  }
+  static F set(float x) {
+    return each([&](int) { return x; });
+  }
+  static F add(F a, F b) {
+    return each([&](int i) { return a.v[i] + b.v[i]; });
+  }
+  static F sub(F a, F b) {
+    return each([&](int i) { return a.v[i] - b.v[i]; });
+  }
+  static F mul(F a, F b) {
+    return each([&](int i) { return a.v[i] * b.v[i]; });
+  }
+  static F fma(F a, F b, F c) {
+    return each([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+  }
+  static F max(F a, F b) {
+    return each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  static float first(F x) { return x.v[0]; }
+  static float highest(F x) {
+    float out = x.v[0];
+    for (int i = 1; i < 16; ++i) out = x.v[i] > out ? x.v[i] : out;
+    return out;
+  }
+  static float sum(F x) {
+    float out = 0;
+    for (int i = 0; i < 16; ++i) out += x.v[i];
+    return out;
+  }
+  static F keep_lanes(F x, int from, int to, F other) {
+    return each([&](int i) { return i >= from && i < to ? x.v[i] : other.v[i]; });
+  }
+  static F exp(F x) {
+    return each([&](int i) { return x.v[i] < -87.0f ? 0.0f : __builtin_expf(x.v[i]); });
+  }
+  static void store_bf16(uint16_t* p, F x) {
+    for (int i = 0; i < 16; ++i) {
+      uint32_t u;
+      __builtin_memcpy(&u, &x.v[i], 4);
+      p[i] = static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+    }
+  }
+
+  static I loadi(const void* p) {
+    I out;
+    __builtin_memcpy(out.v, p, 64);
+    return out;
+  }
+  static I seti(uint32_t x) {
+    return eachi([&](int) { return x; });
+  }
+  static I addi(I a, I b) {
+    return eachi([&](int i) { return a.v[i] + b.v[i]; });
+  }
+  static I subi(I a, I b) {
+    return eachi([&](int i) { return a.v[i] - b.v[i]; });
+  }
+  static int32_t sumi(I x) {
+    uint32_t out = 0;
+    for (int i = 0; i < 16; ++i) out += x.v[i];
+    return static_cast<int32_t>(out);
+  }
+  static F to_float(I x) {
+    return each([&](int i) { return static_cast<float>(static_cast<int32_t>(x.v[i])); });
+  }
+  static I to_int(F x) {
+    return eachi([&](int i) {  // what is not a number gives 0 here
+      const float v = __builtin_rintf(x.v[i]);
+      return v >= -2.0e9f && v <= 2.0e9f ? static_cast<uint32_t>(static_cast<int32_t>(v)) : 0u;
+    });
+  }
+  static I even_bytes(I x) {
+    return eachi([&](int i) { return x.v[i] & 0x00ff00ffu; });
+  }
+  static I odd_bytes(I x) {
+    return eachi([&](int i) { return x.v[i] >> 8 & 0x00ff00ffu; });
+  }
+  static I dot_i16(I acc, I a, I b) {
+    const auto low = [](uint32_t x) { return static_cast<int32_t>(static_cast<int16_t>(x & 0xffffu)); };
+    const auto high = [](uint32_t x) { return static_cast<int32_t>(static_cast<int16_t>(x >> 16)); };
+    return eachi([&](int i) {
+      return acc.v[i] + static_cast<uint32_t>(low(a.v[i]) * low(b.v[i])) +
+             static_cast<uint32_t>(high(a.v[i]) * high(b.v[i]));
+    });
+  }
+  static F dot_bf16(F acc, I a, I b) {
+    const auto value = [](uint32_t u) {
+      float x;
+      __builtin_memcpy(&x, &u, 4);
+      return x;
+    };
+    return each([&](int i) {
+      const float low = value(a.v[i] << 16) * value(b.v[i] << 16);
+      return acc.v[i] + low + value(a.v[i] & 0xffff0000u) * value(b.v[i] & 0xffff0000u);
+    });
+  }
+  static void store_widening(uint16_t* p, I x) {
+    static const int order[4] = {0, 2, 1, 3};
+    for (int i = 0; i < 16; ++i) p[i] = static_cast<uint16_t>(x.v[i / 4 * 4 + order[i % 4]]);
+  }
+};
+
+}  // namespace
+
+#include "attention/body.inl"
+
+namespace baseload {
+extern const AttentionIsa kAttentionScalar{prepare, attend, merge, finish};
+}
