@@ -123,5 +123,5 @@ struct S {
 #include "attention/body.inl"
 
 namespace baseload {
-extern const AttentionIsa kAttentionAvx2{prepare, attend, merge, finish};
+extern const AttentionIsa kAttentionAvx2{prepare, attend, merge, route, finish};
 }

@@ -1,4 +1,5 @@
 // AVX-512 with VNNI and BF16.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 says so of its own intrinsics
 #include <immintrin.h>
 
 #include "attention/layout.h"
@@ -71,5 +72,5 @@ struct S {
 #include "attention/body.inl"
 
 namespace baseload {
-extern const AttentionIsa kAttentionAvx512{prepare, attend, merge, finish};
+extern const AttentionIsa kAttentionAvx512{prepare, attend, merge, route, finish};
 }

@@ -137,5 +137,5 @@ struct S {
 #include "attention/body.inl"
 
 namespace baseload {
-extern const AttentionIsa kAttentionScalar{prepare, attend, merge, finish};
+extern const AttentionIsa kAttentionScalar{prepare, attend, merge, route, finish};
 }

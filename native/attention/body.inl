@@ -9,6 +9,7 @@ using baseload::CacheLayout;
 using baseload::kChunkTiles;
 using baseload::kSplitChunks;
 using baseload::kTile;
+using baseload::RouteTask;
 using baseload::RowTask;
 using F = S::F;
 using I = S::I;
@@ -505,6 +506,75 @@ void attend(const AttendTask& t) {
     else
       __builtin_memcpy(t.part + r * stride, run.total + r * stride, static_cast<size_t>(stride) * 4);
   }
+}
+
+// Softmax of logits[experts] and the `chosen` largest, the lower index first among equals.
+inline void choose(const RouteTask& t, float* logits, int32_t* experts, float* weights) {
+  float top = logits[0], sum = 0;
+  for (int64_t e = 1; e < t.experts; ++e) top = logits[e] > top ? logits[e] : top;
+  for (int64_t e = 0; e < t.experts; ++e) {
+    logits[e] = S::first(S::exp(S::set(logits[e] - top)));
+    sum += logits[e];
+  }
+  float kept = 0;
+  for (int64_t i = 0; i < t.chosen; ++i) {
+    int64_t best = -1;
+    for (int64_t e = 0; e < t.experts; ++e) {
+      bool taken = false;
+      for (int64_t j = 0; j < i; ++j) taken = taken || experts[j] == e;
+      if (!taken && (best < 0 || logits[e] > logits[best])) best = e;
+    }
+    experts[i] = static_cast<int32_t>(best);
+    weights[i] = logits[best] / sum;
+    kept += weights[i];
+  }
+  if (t.normalize)
+    for (int64_t i = 0; i < t.chosen; ++i) weights[i] /= kept;
+}
+
+template <int R>
+inline void route_logits(const RouteTask& t, const float* x, int64_t padded, const float* router, float* out) {
+  F acc[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) acc[r] = S::set(0);
+  const int64_t whole = t.hidden / 16 * 16;
+  for (int64_t i = 0; i < whole; i += 16) {
+    const F w = S::load(router + i);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) acc[r] = S::fma(S::load(x + r * padded + i), w, acc[r]);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    float sum = S::sum(acc[r]);
+    for (int64_t i = whole; i < t.hidden; ++i) sum += x[r * padded + i] * router[i];
+    out[r * t.experts] = sum;
+  }
+}
+
+void route(const RouteTask& t) {
+  const int64_t padded = (t.hidden + 15) / 16 * 16;
+  float* logits = t.scratch + baseload::kRouteRows * padded;
+  for (int64_t r = 0; r < t.rows; ++r) {
+    const float* x = t.x + r * t.hidden;
+    float* normed = t.scratch + r * padded;
+    float parts[16] = {};
+    for (int64_t i = 0; i + 16 <= t.hidden; i += 16)
+      for (int j = 0; j < 16; ++j) parts[j] += x[i + j] * x[i + j];
+    for (int64_t i = t.hidden / 16 * 16; i < t.hidden; ++i) parts[i % 16] += x[i] * x[i];
+    float sum = 0;
+    for (int j = 0; j < 16; ++j) sum += parts[j];
+    const float scale = 1.0f / __builtin_sqrtf(sum / static_cast<float>(t.hidden) + t.eps);
+    for (int64_t i = 0; i < t.hidden; ++i) normed[i] = x[i] * scale * t.norm[i];
+  }
+  for (int64_t e = 0; e < t.experts; ++e) {
+    int64_t r = 0;
+    for (; r + 4 <= t.rows; r += 4)
+      route_logits<4>(t, t.scratch + r * padded, padded, t.router + e * t.hidden, logits + r * t.experts + e);
+    for (; r < t.rows; ++r)
+      route_logits<1>(t, t.scratch + r * padded, padded, t.router + e * t.hidden, logits + r * t.experts + e);
+  }
+  for (int64_t r = 0; r < t.rows; ++r)
+    choose(t, logits + r * t.experts, t.experts_out + r * t.chosen, t.weights_out + r * t.chosen);
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 // The first position written to a tile clears the rest, so unwritten lanes are always finite.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace baseload {
@@ -28,7 +29,7 @@ struct CacheLayout {
   bool int8;
 };
 
-inline CacheLayout make_layout(int64_t heads, int64_t kv_heads, int64_t dim, int64_t block_tokens, int64_t blocks,
+static inline CacheLayout make_layout(int64_t heads, int64_t kv_heads, int64_t dim, int64_t block_tokens, int64_t blocks,
                                bool int8) {
   CacheLayout c{};
   c.heads = heads;
@@ -56,20 +57,20 @@ struct Place {
   int lane;
 };
 
-inline Place place_of(const CacheLayout& c, int64_t position) {
+static inline Place place_of(const CacheLayout& c, int64_t position) {
   const int64_t block = position / c.block_tokens, inside = position % c.block_tokens;
   return {block * c.block_tiles + inside / kTile, static_cast<int>(inside % kTile)};
 }
 
 // Position of a tile's first lane, and how many lanes it has.
-inline int64_t tile_start(const CacheLayout& c, int64_t tile) {
+static inline int64_t tile_start(const CacheLayout& c, int64_t tile) {
   return tile / c.block_tiles * c.block_tokens + tile % c.block_tiles * kTile;
 }
-inline int64_t tile_lanes(const CacheLayout& c, int64_t tile) {
+static inline int64_t tile_lanes(const CacheLayout& c, int64_t tile) {
   const int64_t left = c.block_tokens - tile % c.block_tiles * kTile;
   return left < kTile ? left : kTile;
 }
-inline int64_t tile_offset(const CacheLayout& c, const int32_t* table, int64_t kv_head, int64_t tile) {
+static inline int64_t tile_offset(const CacheLayout& c, const int32_t* table, int64_t kv_head, int64_t tile) {
   const int64_t block = table[tile / c.block_tiles];
   return block * c.block_bytes + (kv_head * c.block_tiles + tile % c.block_tiles) * c.tile_bytes;
 }
@@ -105,19 +106,36 @@ struct AttendTask {
 
 constexpr int kMaxVectors = 32;  // query vectors of one AttendTask (at least one row, however many groups)
 
-inline int64_t rows_per_task(const CacheLayout& c) {
+static inline int64_t rows_per_task(const CacheLayout& c) {
   return c.groups >= kMaxVectors ? 1 : kMaxVectors / c.groups;
 }
-inline int64_t attend_scratch_bytes(const CacheLayout& c) {
+static inline int64_t attend_scratch_bytes(const CacheLayout& c) {
   const int64_t n = rows_per_task(c) * c.groups;
   return n * (2 * (c.dim_v + 2) * 4 + kChunkTiles * kTile * 6 + 64) + 4096;
 }
-inline int64_t part_floats(const CacheLayout& c) { return c.dim_v + 2; }
-inline int64_t split_of(const CacheLayout& c, int64_t position) {
+static inline int64_t part_floats(const CacheLayout& c) { return c.dim_v + 2; }
+static inline int64_t split_of(const CacheLayout& c, int64_t position) {
   return place_of(c, position).tile / (kChunkTiles * kSplitChunks);
 }
-inline int64_t first_seen(int64_t position, int64_t window) {
+static inline int64_t first_seen(int64_t position, int64_t window) {
   return position - window + 1 > 0 ? position - window + 1 : 0;
+}
+
+// Up to kRouteRows rows and the experts they choose.
+constexpr int64_t kRouteRows = 8;
+struct RouteTask {
+  const float* x;       // [rows][hidden]
+  const float* norm;    // [hidden]
+  const float* router;  // [experts][hidden]
+  int64_t rows, hidden, experts, chosen;
+  bool normalize;
+  float eps;
+  int32_t* experts_out;  // [rows][chosen]
+  float* weights_out;    // [rows][chosen]
+  float* scratch;        // route_scratch_floats
+};
+static inline int64_t route_scratch_floats(int64_t hidden, int64_t experts) {
+  return kRouteRows * ((hidden + 15) / 16 * 16 + experts);
 }
 
 // The instruction sets' entry points. `merge` adds part to total; both as AttendTask.part's rows.
@@ -125,6 +143,7 @@ struct AttentionIsa {
   void (*prepare)(const RowTask&);
   void (*attend)(const AttendTask&);
   void (*merge)(const CacheLayout&, float* total, const float* part);
+  void (*route)(const RouteTask&);
   void (*finish)(const CacheLayout&, const float* total, float* out);  // one vector: sums / weight -> out[dim]
 };
 

@@ -11,7 +11,7 @@ from baseload.engine.native.features import CpuFeatures
 
 _FILE = Path(__file__).with_name("_kernels.so")
 # Handlers called from JAX programs: symbol in the library = target name in the program.
-HANDLERS = ("bl_add_one",)
+HANDLERS = ("bl_add_one", "bl_attention", "bl_embed", "bl_new_cache", "bl_pick", "bl_route")
 
 
 class Library:
