@@ -1,0 +1,281 @@
+"""A plan as a problem to solve again and again: options are judged once, then units, columns and an allocation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
+
+from baseload.limits.catalogue.accelerators import InstancePrice
+from baseload.limits.money import HOURS_PER_MONTH
+from baseload.limits.serving.predict import Predictor
+from baseload.limits.shapes import ModelShape
+from baseload.policy.plan.allocate import Bound, Column, allocate
+from baseload.policy.plan.candidates import Candidate, Unit, better, candidate_for, mean_share, unit_for
+from baseload.policy.plan.offers import NO_LIMIT, Place, places_of
+from baseload.policy.plan.options import Judged, Option, judge, refined
+from baseload.policy.plan.spec import Levels, PlanSpec, ServedModel, Stock, peak_of, stocks_of
+
+KEPT = 3  # units of a model at a place that enter the allocation
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """An allocation: who runs where."""
+
+    chosen: dict[str, list[Candidate]]  # by model
+    jobs: dict[str, "Extra"]
+
+    @property
+    def usd_per_hour(self) -> float:
+        """All of it."""
+        return sum(c.usd_per_hour for many in self.chosen.values() for c in many) + sum(
+            j.column.usd_per_hour for j in self.jobs.values()
+        )
+
+    @property
+    def peak_w(self) -> float:
+        """At the meters."""
+        return sum(c.peak_w for many in self.chosen.values() for c in many) + sum(
+            j.column.peak_w for j in self.jobs.values()
+        )
+
+    @property
+    def mean_w(self) -> float:
+        """At the meters."""
+        return sum(c.mean_w for many in self.chosen.values() for c in many) + sum(
+            j.column.mean_w for j in self.jobs.values()
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """A column that is no serving unit: a way to do a training job. `answer` is its own business."""
+
+    column: Column
+    days: float
+    region: str
+    answer: object
+
+
+@dataclass(slots=True)
+class Problem:
+    """What was judged, and how to solve it under a specification that may differ in levels, limits or traffic."""
+
+    predictor: Predictor
+    prices: Sequence[InstancePrice]
+    shapes: dict[str, ModelShape]
+    judged: dict[tuple[str, str], Judged] = field(default_factory=dict)
+    extras: dict[str, list[Extra]] = field(default_factory=dict)  # by training job
+    _units: dict[tuple[object, ...], Unit | None] = field(default_factory=dict)
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """Accelerators of the catalogue."""
+        return tuple(self.predictor.catalogue.entries)
+
+    def judge_all(self, spec: PlanSpec) -> None:
+        """Judge each model on each accelerator of any site; good options also get other step budgets."""
+        for model in spec.models:
+            for place in self.places(spec):
+                key = (model.name, place.accelerator)
+                if key not in self.judged:
+                    self.judged[key] = judge(model, self.shapes[model.name], place.accelerator, self.predictor)
+            tops = sorted(self.candidates(spec, model), key=lambda c: better(c, spec.objective))
+            for option in list({id(c.unit.option): c.unit.option for c in tops[:12]}.values()):
+                key = (model.name, option.accelerator)
+                more = tuple(refined(option, model))[1:]
+                self.judged[key] = Judged((*self.judged[key].options, *more))
+
+    def places(self, spec: PlanSpec) -> list[Place]:
+        """Every accelerator, site and tier that has a price."""
+        return [p for site in spec.sites for p in self._places(spec, site.name)[0]]
+
+    def blanks(self, spec: PlanSpec) -> list[tuple[str, Stock, str]]:
+        """(site, stock, missing figure) of what cannot be priced."""
+        return [(s.name, stock, why) for s in spec.sites for stock, why in self._places(spec, s.name)[1]]
+
+    def candidates(self, spec: PlanSpec, model: ServedModel, *, slow: float = 1.0) -> list[Candidate]:
+        """All that meet the model's levels and residency, each alone on all of its traffic, within the stock."""
+        found = []
+        for place in self.places(spec):
+            if not allowed(model.residency, place.site.region):
+                continue
+            for option in self._options(model, place):
+                unit = self.unit(option, model, place, spec, slow=slow)
+                if unit is not None:
+                    candidate = candidate_for(unit, model, place, slow=slow)
+                    if candidate.accelerators <= place.most:
+                        found.append(candidate)
+        return found
+
+    def unit(self, option: Option, model: ServedModel, place: Place, spec: PlanSpec, *, slow: float) -> Unit | None:
+        """The option's unit under the levels, remembered."""
+        levels = model.levels
+        key = (id(option), levels.ttft_ms, levels.tpot_ms, place.site.network_ms, spec.objective, slow)
+        if key not in self._units:
+            self._units[key] = unit_for(
+                option, model.traffic, levels, network_ms=place.site.network_ms, objective=spec.objective, slow=slow
+            )
+        return self._units[key]
+
+    def solve(self, spec: PlanSpec, *, slow: float = 1.0, dearer: dict[str, float] | None = None) -> Solved | None:
+        """The best allocation, or None. `slow` stretches all times, `dearer` multiplies prices by accelerator."""
+        columns: list[Column] = []
+        sources: list[tuple[Unit, ServedModel, Place] | Extra] = []
+        demands = {f"model {m.name}": peak_of(m.traffic) for m in spec.models}
+        demands |= {f"job {name}": 1.0 for name in self.extras}
+        for model in spec.models:
+            for place in self.places(spec):
+                factor = (dearer or {}).get(place.accelerator, 1.0)
+                if allowed(model.residency, place.site.region):
+                    for unit in self._kept(model, place, spec, slow):
+                        columns.append(_column(unit, model, place, spec, factor))
+                        sources.append((unit, model, place))
+        for job in spec.training:
+            for extra in self.extras.get(job.name, ()):
+                in_time = not job.deadline_days or extra.days <= job.deadline_days
+                if in_time and allowed(job.residency, extra.region):
+                    columns.append(extra.column)
+                    sources.append(extra)
+        counts = allocate(demands, columns, bounds_of(spec))
+        if counts is None:
+            return None
+        return _solved(counts, columns, sources, spec, slow)
+
+    def _places(self, spec: PlanSpec, site_name: str) -> tuple[list[Place], list[tuple[Stock, str]]]:
+        site = next(s for s in spec.sites if s.name == site_name)
+        key = ("places", site)
+        if key not in self._place_cache:
+            self._place_cache[key] = places_of(
+                site, stocks_of(site, self.known), self.predictor.catalogue, self.prices
+            )
+        return self._place_cache[key]
+
+    _place_cache: dict[object, tuple[list[Place], list[tuple[Stock, str]]]] = field(default_factory=dict)
+
+    def _options(self, model: ServedModel, place: Place) -> Sequence[Option]:
+        judged = self.judged.get((model.name, place.accelerator))
+        if judged is None or (place.tier == "spot" and not model.interruptible):
+            return ()
+        return judged.options
+
+    def _kept(self, model: ServedModel, place: Place, spec: PlanSpec, slow: float) -> list[Unit]:
+        """Units worth allocating: best by accelerators, by power and by speed."""
+        needs_power = spec.objective == "tokens_per_joule" or has_power_limit(spec, place)
+        units = [self.unit(option, model, place, spec, slow=slow) for option in self._options(model, place)]
+        found = [u for u in units if u is not None and (u.option.cost.busy_w > 0 or not needs_power)]
+        found = [u for u in found if u.gpus <= place.most]
+        if not found:
+            return []
+        alone = min(
+            (candidate_for(u, model, place, slow=slow) for u in found), key=lambda c: better(c, spec.objective)
+        )
+        kept = {
+            id(alone.unit): None,
+            id(min(found, key=lambda u: (u.gpus / u.rate, u.decode.ttft_ms))): None,
+            id(min(found, key=lambda u: (u.gpus, u.gpus / u.rate))): None,
+            id(min(found, key=lambda u: u.decode.watts * u.decode_workers / u.rate)): None,
+        }
+        return [u for u in found if id(u) in kept][: KEPT + 1]
+
+
+def allowed(residency: Sequence[str], region: str) -> bool:
+    """Whether a region is among those allowed (none named: any)."""
+    return not residency or region in residency
+
+
+def has_power_limit(spec: PlanSpec, place: Place) -> bool:
+    """Whether power or carbon is limited there."""
+    limits = spec.limits
+    return bool(place.site.power_mw or limits.megawatts or limits.tonnes_co2_per_month)
+
+
+def bounds_of(spec: PlanSpec) -> list[Bound]:
+    """The limits that the allocation itself must keep."""
+    bounds = []
+    for site in spec.sites:
+        bounds += [
+            Bound(f"{item.accelerator} at {site.name}", float(item.count), "gpus", site.name, item.accelerator)
+            for item in site.accelerators
+            if isinstance(item, Stock) and item.count
+        ]
+        if site.power_mw:
+            bounds.append(Bound(f"power at {site.name}", site.power_mw * 1e6, "peak_w", site.name))
+    limits = spec.limits
+    if limits.usd_per_month:
+        bounds.append(Bound("budget", limits.usd_per_month / HOURS_PER_MONTH, "usd_per_hour"))
+    if limits.megawatts:
+        bounds.append(Bound("megawatts", limits.megawatts * 1e6, "peak_w"))
+    if limits.tonnes_co2_per_month:
+        bounds.append(Bound("carbon", limits.tonnes_co2_per_month * 1e3 / HOURS_PER_MONTH, "kg_per_hour"))
+    return bounds
+
+
+def _column(unit: Unit, model: ServedModel, place: Place, spec: PlanSpec, factor: float) -> Column:
+    whole = candidate_for(unit, model, place, replicas=_units_needed(unit, model, place))
+    share = mean_share(model, place, unit.rate)
+    usd = place.usd_per_hour * factor * unit.gpus * share
+    per_unit = 1.0 / whole.replicas
+    kg = whole.mean_w * per_unit / 1e3 * (place.site.gco2_per_kwh or 0.0) / 1e3
+    match spec.objective:
+        case "usd_per_mtok":
+            score = usd * (1.0 + 1e-7 * whole.answer_ms)  # of equals, the faster
+        case "tokens_per_joule":
+            score = whole.mean_w * per_unit
+        case "latency":
+            score = unit.rate / peak_of(model.traffic) * whole.answer_ms + 1e-6 * usd
+    return Column(
+        f"model {model.name}", place.site.name, place.stock.accelerator, unit.rate, unit.gpus, score, usd,
+        whole.peak_w * per_unit, whole.mean_w * per_unit, kg, model.spare_replicas,
+    )  # fmt: skip
+
+
+def _units_needed(unit: Unit, model: ServedModel, place: Place) -> int:
+    needed = int(peak_of(model.traffic) / unit.rate + 0.999999)
+    return (
+        max(1, min(needed, (place.most if place.most < NO_LIMIT else NO_LIMIT) // unit.gpus)) + model.spare_replicas
+    )
+
+
+def _solved(
+    counts: list[int],
+    columns: list[Column],
+    sources: list["tuple[Unit, ServedModel, Place] | Extra"],
+    spec: PlanSpec,
+    slow: float,
+) -> Solved:
+    chosen: dict[str, list[Candidate]] = {m.name: [] for m in spec.models}
+    jobs: dict[str, Extra] = {}
+    used = [(n, c, s) for n, c, s in zip(counts, columns, sources, strict=True) if n > 0]
+    capacity: dict[str, float] = {}
+    for count, column, _ in used:
+        capacity[column.demand] = capacity.get(column.demand, 0.0) + (count - column.spare) * column.rate
+    for count, column, source in used:
+        if isinstance(source, Extra):
+            jobs[column.demand.removeprefix("job ")] = source
+            continue
+        unit, model, place = source
+        share = (count - column.spare) * column.rate / capacity[column.demand]
+        chosen[model.name].append(candidate_for(unit, model, place, replicas=count, share=share, slow=slow))
+    return Solved({name: sorted(many, key=lambda c: -c.replicas) for name, many in chosen.items()}, jobs)
+
+
+def scaled_traffic(spec: PlanSpec, factor: float) -> PlanSpec:
+    """The same with all request rates multiplied."""
+    models = tuple(
+        replace(
+            m,
+            traffic=replace(
+                m.traffic,
+                requests_per_s=m.traffic.requests_per_s * factor,
+                peak_requests_per_s=m.traffic.peak_requests_per_s * factor,
+            ),
+        )
+        for m in spec.models
+    )
+    return replace(spec, models=models)
+
+
+def with_levels(spec: PlanSpec, name: str, levels: Levels) -> PlanSpec:
+    """The same with other levels for one model."""
+    return replace(spec, models=tuple(replace(m, levels=levels) if m.name == name else m for m in spec.models))
