@@ -4,7 +4,8 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
-from baseload.core.batcher import Batcher, FinishedBy, Plan, Sampled, SeqSpec
+from baseload.core.batch import FinishedBy, Plan, Sampled, SeqSpec
+from baseload.core.batcher import Batcher
 from baseload.domain.errors import Reason, Refusal
 
 

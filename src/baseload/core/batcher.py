@@ -14,110 +14,36 @@ cache kept, it finds there).
 
 from bisect import insort
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from itertools import pairwise
 from operator import attrgetter
 
+from baseload.core.batch import BatcherTotals, Finished, FinishedBy, Plan, Sampled, SeqSpec, Share
 from baseload.core.blocks import BlockPool, block_hash, root_hash
+from baseload.core.step_times import StepTimes
 from baseload.domain.errors import Reason, Refusal
 from baseload.domain.work import PhaseTimes, TokenCounts
 from baseload.policy.batching import admits, choose_victim, share_budget
-
-
-@dataclass(frozen=True, slots=True)
-class SeqSpec:
-    """A sequence to be computed: a prompt and at most so many new tokens.
-
-    Without `tokens` only counts are known (the twin); then `prefix_hashes`, one per full block of the prompt or
-    fewer, say what the prefix cache may share. Sequences with the same `group` (the n choices of a request) share
-    the prompt's blocks even where the prefix cache is off. `salt` separates prefix caches, for example of tenants.
-    """
-
-    seq_id: str
-    prompt_tokens: int
-    max_new_tokens: int
-    tokens: Sequence[int] | None = None
-    prefix_hashes: tuple[int, ...] = ()
-    group: str = ""
-    salt: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """One sequence's part of a step: compute `count` tokens from position `start` on, in these blocks."""
-
-    seq_id: str
-    start: int
-    count: int
-    blocks: Sequence[int]  # the sequence's whole block table; valid until commit
-    tokens: Sequence[int]  # the `count` token ids; empty where only counts are known
-    wants_token: bool  # these are its last known tokens: the engine samples the next one
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """One engine step. Empty `shares`: nothing to do."""
-
-    shares: tuple[Share, ...]
-    decode_tokens: int
-    prefill_tokens: int
-    context_tokens: int  # sum of start + count over shares: what attention reads
-    preempted: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """The next token of a sequence. `stop`: it ends the sequence (an end token, a stop string, a full grammar)."""
-
-    seq_id: str
-    token: int = 0
-    stop: bool = False
-
-
-class FinishedBy(StrEnum):
-    """Why a sequence ended."""
-
-    STOP = "stop"
-    LENGTH = "length"
-    CANCEL = "cancel"
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A sequence that ended, with what it used."""
-
-    seq_id: str
-    by: FinishedBy
-    tokens: TokenCounts
-    phases: PhaseTimes
-
-
-@dataclass(frozen=True, slots=True)
-class BatcherTotals:
-    """Counters since the start."""
-
-    prompt_tokens: int = 0  # of sequences that came in
-    cached_tokens: int = 0  # of those, found in the prefix cache
-    generated_tokens: int = 0
-    preemptions: int = 0
-    steps: int = 0
+from baseload.policy.pacing import NO_PACE, allowed_ns, has_room, prefill_tokens
 
 
 class _Seq:
     __slots__ = (
-        "arrival", "arrived_ns", "blocks", "cached", "computed", "first_token_ns", "group", "hashes", "limit",
-        "parent", "prompt", "published", "seq_id", "started_ns", "tokens", "total",
+        "arrival", "arrived_ns", "blocks", "cached", "computed", "ends_at", "first_token_ns", "group", "guesses", "hashes",
+        "limit", "pace", "parent", "prompt", "published", "seq_id", "started_ns", "stop_at", "tokens", "total",
     )  # fmt: skip
 
     def __init__(self, spec: SeqSpec, *, arrival: int, now_ns: int, limit: int) -> None:
         self.seq_id = spec.seq_id
         self.arrival = arrival
         self.group = spec.group
+        self.pace = spec.pace
+        self.guesses: list[int] = []  # of the tokens after `total`, for the next step only
         self.tokens = None if spec.tokens is None else list(spec.tokens)
         self.prompt = spec.prompt_tokens
         self.total = spec.prompt_tokens  # prompt and generated
         self.limit = limit  # total at which it ends by length
+        self.stop_at = spec.prompt_tokens + spec.stop_after if spec.stop_after else limit + 1
+        self.ends_at = min(self.stop_at, limit)
         self.computed = 0  # tokens whose KV is in the blocks
         self.cached = -1  # prompt tokens found in the prefix cache when first admitted; -1: not admitted yet
         self.blocks: list[int] = []
@@ -130,6 +56,10 @@ class _Seq:
 
 
 _by_arrival = attrgetter("arrival")
+
+
+def _by_due(seq: _Seq) -> tuple[int, int]:
+    return seq.arrived_ns + seq.pace.patience_ns, seq.arrival
 
 
 class Batcher:
@@ -145,6 +75,7 @@ class Batcher:
         max_context: int,
         max_waiting: int,
         prefix_cache: bool = True,
+        step_times: StepTimes | None = None,
     ) -> None:
         assert max_seqs > 0
         self.pool = BlockPool(num_blocks, block_tokens=block_tokens)
@@ -156,10 +87,13 @@ class Batcher:
         self._running: list[_Seq] = []  # by arrival
         self._waiting: list[_Seq] = []  # by arrival
         self._seqs: dict[str, _Seq] = {}
-        self._plan: Plan | None = None
+        self._planned: list[tuple[_Seq, int]] | None = None  # the step that runs: who computes how many tokens
         self._doomed: dict[str, None] = {}  # cancelled while their step runs
         self._arrivals = 0
-        self._totals = [0, 0, 0, 0, 0]
+        self._totals = [0, 0, 0, 0, 0, 0, 0]
+        self._guessing = False  # whether any sequence has guesses for the next step
+        self._step_times = step_times
+        self._paced = False  # whether any sequence ever had a target; without, time plays no part
 
     # -- what others may look at ------------------------------------------------------------------------------
 
@@ -214,6 +148,7 @@ class Batcher:
             seq = _Seq(spec, arrival=self._arrivals, now_ns=now_ns, limit=limit)
             self._arrivals += 1
             self._start_hashing(seq, spec)
+            self._paced = self._paced or spec.pace != NO_PACE
             self._seqs[seq.seq_id] = seq
             self._waiting.append(seq)  # the latest arrival: order kept
 
@@ -222,53 +157,64 @@ class Batcher:
         seq = self._seqs.get(seq_id)
         if seq is None or seq_id in self._doomed:
             return None
-        if self._plan is not None and any(share.seq_id == seq_id for share in self._plan.shares):
+        if self._planned is not None and any(planned is seq for planned, _ in self._planned):
             self._doomed[seq_id] = None
         else:
             del self._seqs[seq_id]
             self._drop(seq)
         return self._finish(seq, FinishedBy.CANCEL, now_ns)
 
+    def decode_contexts(self) -> dict[str, int]:
+        """Tokens so far of each running sequence, where all of them decode; empty where one still has a prompt."""
+        running = self._running
+        if any(seq.total - seq.computed != 1 or seq.tokens is None for seq in running):
+            return {}
+        return {seq.seq_id: seq.total for seq in running}
+
+    def guess(self, seq_id: str, tokens: Sequence[int]) -> None:
+        """What may follow this sequence's last token, for the next step to check; as many as fit are taken.
+
+        Only a sequence that owes one token takes guesses; for others this does nothing.
+        """
+        assert self._planned is None
+        seq = self._seqs[seq_id]
+        if seq.blocks and seq.tokens is not None and seq.total - seq.computed == 1:
+            seq.guesses = list(tokens[: max(0, seq.limit - seq.total - 1)])
+            self._guessing = True
+
     def plan(self, now_ns: int) -> Plan:
         """The next step. Answer it with `commit` or `abandon` before asking again."""
-        assert self._plan is None, "the last plan was neither committed nor abandoned"
-        preempted = self._grow_decodes()
-        budget = self.max_step_tokens
-        shares = share_budget([seq.total - seq.computed for seq in self._running], budget=budget)
-        pairs = [(seq, share) for seq, share in zip(self._running, shares, strict=True) if share]
-        if self._waiting and not preempted:
-            pairs += self._admit(now_ns, budget - sum(shares))
+        preempted, pairs = self._schedule(now_ns)
         decodes = context = tokens = 0
         planned = []
         for seq, count in pairs:
             end = seq.computed + count
             context += end
             tokens += count
-            decodes += seq.total > seq.prompt and count == 1
-            part = () if seq.tokens is None else seq.tokens[seq.computed : end]
-            planned.append(Share(seq.seq_id, seq.computed, count, seq.blocks, part, end == seq.total))
-        assert tokens <= budget
-        self._plan = Plan(tuple(planned), decodes, tokens - decodes, context, tuple(preempted))
-        return self._plan
+            guessed = len(seq.guesses)
+            decodes += count if seq.total > seq.prompt and count == 1 + guessed else 0
+            part = () if seq.tokens is None else seq.tokens[seq.computed : end] + seq.guesses
+            wants = end - guessed == seq.total
+            planned.append(Share(seq.seq_id, seq.computed, count, seq.blocks, part, wants, guessed))
+        return Plan(tuple(planned), decodes, tokens - decodes, context, tuple(preempted))
 
     def commit(self, now_ns: int, sampled: Iterable[Sampled]) -> list[Finished]:
         """The planned step was computed; `sampled` holds the next token of each share that wanted one."""
-        assert self._plan is not None, "commit answers a plan"
-        plan, self._plan = self._plan, None
-        self._totals[4] += 1
+        planned = self._take_planned()
         results = {result.seq_id: result for result in sampled}
         finished = []
-        for share in plan.shares:
-            seq = self._seqs[share.seq_id]
-            if share.seq_id in self._doomed:
-                del self._seqs[share.seq_id]
+        for seq, count in planned:
+            if seq.seq_id in self._doomed:
+                del self._seqs[seq.seq_id]
                 self._drop(seq)
                 continue
-            seq.computed += share.count
+            seq.computed += count
+            if seq.guesses:
+                self._settle_guesses(seq, results[seq.seq_id].right)
             self._publish(seq)
-            if not share.wants_token:
+            if seq.computed < seq.total:
                 continue
-            result = results[share.seq_id]
+            result = results[seq.seq_id]
             self._extend(seq, result, now_ns)
             if result.stop or seq.total >= seq.limit:
                 del self._seqs[seq.seq_id]
@@ -283,13 +229,13 @@ class Batcher:
 
         Sequences that were not in the step start again from their first token.
         """
-        assert self._plan is not None
-        plan, self._plan = self._plan, None
+        assert self._planned is not None
+        planned, self._planned = self._planned, None
         finished = []
-        for share in plan.shares:
-            seq = self._seqs.pop(share.seq_id)
+        for seq, _ in planned:
+            del self._seqs[seq.seq_id]
             self._drop(seq)
-            if share.seq_id not in self._doomed:
+            if seq.seq_id not in self._doomed:
                 finished.append(self._finish(seq, FinishedBy.CANCEL, now_ns))
         self._doomed = {}
         for seq in list(self._running):
@@ -300,7 +246,7 @@ class Batcher:
     def check(self) -> None:
         """Assert every invariant; for tests and idle moments."""
         self.pool.check()
-        refs = [0] * self.pool.num_blocks
+        refs = [0] * len(self.pool._refs)
         for seq in self._running:
             for block in seq.blocks:
                 refs[block] += 1
@@ -317,10 +263,96 @@ class Batcher:
 
     # -- the parts of a step ----------------------------------------------------------------------------------
 
+    def _schedule(self, now_ns: int) -> tuple[list[str], list[tuple[_Seq, int]]]:
+        """Choose the next step: who is preempted, and who computes how many tokens."""
+        assert self._planned is None, "the last plan was neither committed nor abandoned"
+        preempted = self._grow_decodes()
+        pending = [seq.total - seq.computed for seq in self._running]
+        budget = self._budget(now_ns, pending) if self._paced else self.max_step_tokens
+        shares = share_budget(pending, budget=budget)
+        pairs = [(seq, share) for seq, share in zip(self._running, shares, strict=True) if share]
+        spent = sum(shares)
+        assert spent <= budget
+        if self._waiting and not preempted:
+            admitted = self._admit(now_ns, budget - spent)
+            spent += sum([share for _, share in admitted])
+            pairs += admitted
+        if self._guessing:
+            pairs = self._with_guesses(pairs, budget - spent)
+        self._planned = pairs
+        return preempted, pairs
+
+    def _budget(self, now_ns: int, pending: Sequence[int]) -> int:
+        """Tokens of this step, so that the answers with a target keep their pace."""
+        times = self._step_times
+        if times is None or not times.steps:
+            return self.max_step_tokens
+        decodes = [seq for seq, left in zip(self._running, pending, strict=True) if left == 1]
+        paced = [
+            (seq.first_token_ns, seq.total - seq.prompt, seq.pace.tpot_ns)
+            for seq in decodes
+            if seq.pace.tpot_ns and seq.first_token_ns >= 0
+        ]
+        rows = len(decodes)
+        start = next((seq.computed for seq, left in zip(self._running, pending, strict=True) if left > 1), 0)
+        room = prefill_tokens(
+            budget=self.max_step_tokens - rows,
+            rows=rows,
+            pairs=sum([seq.total for seq in decodes]),
+            start=start,
+            allowed=allowed_ns(now_ns, paced),
+            predict=times.predict,
+        )
+        return rows + room
+
+    def _with_guesses(self, pairs: list[tuple[_Seq, int]], left: int) -> list[tuple[_Seq, int]]:
+        """Lengthen the shares of decodes by their guesses, as far as the budget and the free blocks go."""
+        self._guessing = False
+        size, longer = self.pool.block_tokens, []
+        planned = {seq.seq_id: None for seq, _ in pairs}
+        for seq in self._running:
+            if seq.seq_id not in planned:
+                seq.guesses = []
+        for seq, count in pairs:
+            if seq.guesses:
+                slack = max(0, self.pool.available - len(self._running))  # the next decodes need theirs
+                room = (len(seq.blocks) + slack) * size - seq.total
+                seq.guesses = seq.guesses[: max(0, min(left, room))]
+                missing = self.pool.blocks_for(seq.total + len(seq.guesses)) - len(seq.blocks)
+                if missing > 0:
+                    seq.blocks += self.pool.allocate(missing)
+                left -= len(seq.guesses)
+            longer.append((seq, count + len(seq.guesses)))
+        return longer
+
+    def _settle_guesses(self, seq: _Seq, right: int) -> None:
+        """Keep the guesses that were right; the cache holds the others' keys until they are written over."""
+        assert seq.tokens is not None
+        guesses, seq.guesses = seq.guesses, []
+        assert right <= len(guesses)
+        seq.computed -= len(guesses) - right
+        seq.tokens += guesses[:right]
+        seq.total += right
+        self._totals[2] += right
+        self._totals[5] += len(guesses)
+        self._totals[6] += right
+
+    def _take_planned(self) -> list[tuple[_Seq, int]]:
+        """The planned step was computed."""
+        assert self._planned is not None, "commit answers a plan"
+        planned, self._planned = self._planned, None
+        self._totals[4] += 1
+        return planned
+
     def _grow_decodes(self) -> list[str]:
         """Give each running sequence the block its last token needs; preempt the latest arrivals if none is left."""
         preempted: list[str] = []
         size = self.pool.block_tokens
+        short = [seq for seq in self._running if len(seq.blocks) * size < seq.total]
+        if len(short) <= self.pool.available:
+            for seq, block in zip(short, self.pool.allocate(len(short)), strict=True):
+                seq.blocks.append(block)
+            return preempted
         i = 0
         while i < len(self._running):
             seq = self._running[i]
@@ -337,13 +369,14 @@ class Batcher:
         return preempted
 
     def _admit(self, now_ns: int, budget: int) -> list[tuple[_Seq, int]]:
-        """Bring waiting sequences in, oldest first; the first that does not fit holds back those after it."""
+        """Bring waiting sequences in, whoever is due first; the first that does not fit holds back those after it."""
         admitted: list[tuple[_Seq, int]] = []
         pool = self.pool
-        held_back = []
-        for at, seq in enumerate(self._waiting):
-            if budget <= 0 or len(self._running) >= self.max_seqs:
-                held_back += self._waiting[at:]
+        held_back: list[_Seq] = []
+        waiting = sorted(self._waiting, key=_by_due) if self._paced else self._waiting
+        for at, seq in enumerate(waiting):
+            if budget <= 0 or len(self._running) >= self.max_seqs or (self._paced and not self._has_pace_for(seq)):
+                held_back += waiting[at:]
                 break
             if seq.group and self._is_prefilled_by_sibling(seq):
                 held_back.append(seq)  # it will share the sibling's blocks in a moment; others may pass
@@ -357,7 +390,7 @@ class Batcher:
                 max_seqs=self.max_seqs,
                 budget_left=budget,
             ):
-                held_back += self._waiting[at:]
+                held_back += waiting[at:]
                 break
             pool.take(found)
             seq.blocks = found + pool.allocate(needed - len(found))
@@ -372,8 +405,20 @@ class Batcher:
             share = min(seq.total - seq.computed, budget)
             budget -= share
             admitted.append((seq, share))
-        self._waiting = held_back
+        self._waiting = sorted(held_back, key=_by_arrival) if self._paced else held_back
         return admitted
+
+    def _has_pace_for(self, seq: _Seq) -> bool:
+        """Whether this one may come in without bringing the steps of decodes over the tightest target."""
+        targets = [other.pace.tpot_ns for other in (*self._running, seq) if other.pace.tpot_ns]
+        times = self._step_times
+        if times is None or not times.steps or not targets:
+            return True
+        running = self._running
+        pairs = sum([other.total for other in running])
+        return has_room(
+            rows=len(running), pairs=pairs, context=seq.total, tpot_ns=min(targets), predict=times.predict
+        )
 
     def _is_prefilled_by_sibling(self, seq: _Seq) -> bool:
         shareable = (seq.prompt - 1) // self.pool.block_tokens * self.pool.block_tokens
@@ -385,6 +430,7 @@ class Batcher:
         seq.blocks = []
         seq.computed = 0
         seq.published = 0
+        seq.guesses = []
         self._totals[3] += 1
         insort(self._waiting, seq, key=_by_arrival)
 
@@ -414,12 +460,12 @@ class Batcher:
     # -- prefix cache -----------------------------------------------------------------------------------------
 
     def _start_hashing(self, seq: _Seq, spec: SeqSpec) -> None:
-        if not self._prefix_cache and not spec.group:
+        if not spec.group and (not self._prefix_cache or (spec.tokens is None and not spec.prefix_hashes)):
             return
         seq.parent = root_hash(spec.salt if self._prefix_cache else f"{spec.salt}\n{spec.group}")
         full = spec.prompt_tokens // self.pool.block_tokens
         if spec.tokens is None:
-            seq.hashes = list(spec.prefix_hashes[:full]) if self._prefix_cache else []
+            seq.hashes = list(spec.prefix_hashes) if self._prefix_cache else []
             if spec.group and not seq.hashes:
                 seq.parent = root_hash(f"{spec.salt}\n{spec.group}")
                 for i in range(full):

@@ -31,17 +31,17 @@ class BlockPool:
         assert block_tokens > 0
         self.num_blocks = num_blocks
         self.block_tokens = block_tokens
-        self._refs = [0] * num_blocks
-        self._hash_of: list[int | None] = [None] * num_blocks
+        self._refs: list[int] = []  # of the blocks ever used: the first so many
+        self._hash_of: list[int | None] = []
         self._by_hash: dict[int, int] = {}
-        self._free = list(range(num_blocks - 1, -1, -1))  # a stack: lowest number on top
+        self._free: list[int] = []  # used before and given back: a stack; below it lie the never used, lowest on top
         self._cached: dict[int, None] = {}  # unreferenced blocks with a hash, idle longest first
         self.evictions = 0
 
     @property
     def available(self) -> int:
         """Blocks that can be allocated now."""
-        return len(self._free) + len(self._cached)
+        return self.num_blocks - len(self._refs) + len(self._free) + len(self._cached)
 
     @property
     def usage(self) -> float:
@@ -76,16 +76,24 @@ class BlockPool:
     def allocate(self, count: int) -> list[int]:
         """Hold `count` blocks of unknown content, evicting cached ones where needed. `available` must suffice."""
         assert count <= self.available, "the caller checks `available` first"
-        taken = []
-        for _ in range(count):
-            if self._free:
-                block = self._free.pop()
-            else:
-                block = next(iter(self._cached))
-                del self._cached[block]
-                self._forget(block)
-                self.evictions += 1
-            self._refs[block] = 1
+        refs, free = self._refs, self._free
+        taken: list[int] = []
+        if free and count:
+            taken = free[: -count - 1 : -1]
+            del free[-count:]
+            for block in taken:
+                refs[block] = 1
+        fresh = min(count - len(taken), self.num_blocks - len(refs))
+        if fresh > 0:
+            taken += range(len(refs), len(refs) + fresh)
+            refs += [1] * fresh
+            self._hash_of += [None] * fresh
+        while len(taken) < count:
+            block = next(iter(self._cached))
+            del self._cached[block]
+            self._forget(block)
+            self.evictions += 1
+            refs[block] = 1
             taken.append(block)
         return taken
 
@@ -98,13 +106,21 @@ class BlockPool:
 
     def release(self, blocks: Sequence[int]) -> None:
         """Hold these blocks once less; give them in sequence order, so that a prefix outlives what follows it."""
+        refs, hash_of, free = self._refs, self._hash_of, self._free
+        if not self._by_hash:  # nothing is known by its content, so nothing is shared
+            for block in blocks:
+                assert refs[block] == 1, "released more often than held"
+                refs[block] = 0
+            free += reversed(blocks)
+            return
         for block in reversed(blocks):
-            self._refs[block] -= 1
-            assert self._refs[block] >= 0
-            if self._refs[block]:
+            left = refs[block] - 1
+            refs[block] = left
+            if left > 0:
                 continue
-            if self._hash_of[block] is None:
-                self._free.append(block)
+            assert left == 0, "released more often than held"
+            if hash_of[block] is None:
+                free.append(block)
             else:
                 self._cached[block] = None
 
@@ -113,15 +129,15 @@ class BlockPool:
         assert not any(self._refs), "blocks are still held"
         for block in list(self._cached):
             self._forget(block)
-        self._free = list(range(self.num_blocks - 1, -1, -1))
-        self._cached = {}
+        self._refs, self._hash_of, self._free, self._cached = [], [], [], {}
 
     def check(self) -> None:
-        """Assert every invariant; for tests and idle moments. O(num_blocks)."""
+        """Assert every invariant; for tests and idle moments. O(blocks ever used)."""
         free = sorted(self._free)
         cached = sorted(self._cached)
         held = [block for block, refs in enumerate(self._refs) if refs]
-        assert sorted(free + cached + held) == list(range(self.num_blocks)), "a block is lost or counted twice"
+        assert len(self._refs) == len(self._hash_of) <= self.num_blocks
+        assert sorted(free + cached + held) == list(range(len(self._refs))), "a block is lost or counted twice"
         assert all(self._hash_of[block] is None for block in free)
         assert all(self._hash_of[block] is not None for block in cached)
         for value, block in self._by_hash.items():

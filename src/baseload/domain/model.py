@@ -40,6 +40,14 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True):
     max_waiting: int = 256  # bound of the worker's own queue
     prefix_cache: bool = True
     threads: int = 0
+    ttft_target_ns: int = (
+        0  # a prompt is due so long after its arrival: who is due first comes in first; 0: no target
+    )
+    tpot_target_ns: int = 0  # pace of an answer: prompts take of each step only what leaves it so; 0: no target
+    priority_ttft_target_ns: int = 0  # of requests with service_tier "priority"; 0: as the others
+    priority_tpot_target_ns: int = 0
+    guess: str = "off"  # "off" | "prompt" | directory of a draft model with the same vocabulary
+    guess_tokens: int = 4  # guessed ahead at most; fewer or none where they do not pay
 
 
 class Price(Struct, frozen=True, forbid_unknown_fields=True):

@@ -15,6 +15,14 @@ class Endpoint(StrEnum):
     COMPLETIONS = "/v1/completions"
 
 
+class Tier(StrEnum):
+    """A request's class of service, as OpenAI's `service_tier` names it; "auto" is default."""
+
+    PRIORITY = "priority"
+    DEFAULT = "default"
+    FLEX = "flex"  # no targets: it waits until others have their pace
+
+
 class Request(Struct, frozen=True, array_like=True):
     """A request at the router. Prompt text never enters: the journal keeps counts and prefix hashes."""
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from baseload.domain.errors import Refusal
 from baseload.domain.sampling import Sampling
-from baseload.domain.work import PhaseTimes, TokenCounts
+from baseload.domain.work import PhaseTimes, Tier, TokenCounts
 from baseload.engine.structured import GrammarState
 
 
@@ -22,6 +22,7 @@ class Job:
     seed: int
     grammar: GrammarState | None = None
     salt: str = ""
+    tier: Tier = Tier.DEFAULT
 
     @property
     def width(self) -> int:

@@ -18,17 +18,21 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from baseload.core.batcher import Batcher, BatcherTotals, Finished, FinishedBy, Plan, Sampled, SeqSpec, Share
+from baseload.core.batch import BatcherTotals, Finished, FinishedBy, Plan, Sampled, SeqSpec, Share, attended
+from baseload.core.batcher import Batcher
+from baseload.core.step_times import StepTimes
 from baseload.domain.errors import Reason, Refusal
 from baseload.domain.model import EngineSpec
-from baseload.domain.work import PhaseTimes, TokenCounts
-from baseload.engine.detokenize import Detokenizer, StopStrings
-from baseload.engine.jobs import Delta, Ended, Failed, Job, Output
+from baseload.engine.guessing import GuessAhead, GuessSource
+from baseload.engine.jobs import Delta, Failed, Job, Output
+from baseload.engine.lines import Answer, Line, Made, OpenRequest, ended
 from baseload.engine.runner import Span
-from baseload.engine.sampling import Choice, RowSampler, SamplingFailed, sample
+from baseload.engine.sampling import SamplingFailed
+from baseload.policy.pacing import paces
 
 MAX_FAILURES = 3  # steps in a row
 _UNBOUNDED = 1 << 30
+_UNLEARNED_STEPS = 3
 
 
 class StepRunner(Protocol):
@@ -54,41 +58,6 @@ class StepRunner(Protocol):
         """Logits float32[rows, vocab] of the spans that want them, in order."""
 
 
-class _Line:
-    """One sequence: what turns its tokens into an answer."""
-
-    __slots__ = ("block_array", "block_list", "detokenizer", "grammar", "index", "request_id", "sampler", "stops")
-
-    def __init__(self, job: Job, index: int, token_bytes: Callable[[int], bytes]) -> None:
-        choice = index % job.sampling.n
-        self.request_id = job.request_id
-        self.index = index
-        self.grammar = job.grammar.copy() if job.grammar is not None else None
-        self.sampler = RowSampler(job.sampling, seed=job.seed, choice=choice, mask=self.grammar)
-        self.detokenizer = Detokenizer(token_bytes)
-        self.stops = StopStrings(job.sampling.stop)
-        self.block_list: Sequence[int] = ()
-        self.block_array = np.zeros(0, np.int32)
-
-    def block_table(self, blocks: Sequence[int]) -> NDArray[np.int32]:
-        """The blocks as an array, made anew only when they changed (lists grow in place, or are replaced)."""
-        if blocks is not self.block_list or len(blocks) != len(self.block_array):
-            self.block_list = blocks
-            self.block_array = np.array(blocks, np.int32)
-        return self.block_array
-
-
-class _Request:
-    """A request's sequences and what the finished ones used."""
-
-    __slots__ = ("finished", "job", "open")
-
-    def __init__(self, job: Job, seq_ids: Sequence[str]) -> None:
-        self.job = job
-        self.open: dict[str, None] = dict.fromkeys(seq_ids)
-        self.finished: list[Finished] = []
-
-
 class EngineLoop:
     """Owns the batcher and drives the runner. `start` begins, `close` ends."""
 
@@ -100,12 +69,15 @@ class EngineLoop:
         spec: EngineSpec,
         emit: Callable[[list[Output]], None],
         on_fatal: Callable[[BaseException], None],
+        guesser: GuessSource | None = None,
     ) -> None:
         self._runner = runner
         self._token_bytes = token_bytes
         self._emit = emit
         self._on_fatal = on_fatal
         self._eos = frozenset(runner.eos_token_ids)
+        self._times = StepTimes()
+        self._seen = 0  # steps
         self._batcher = Batcher(
             num_blocks=runner.num_blocks,
             block_tokens=runner.block_tokens,
@@ -114,10 +86,13 @@ class EngineLoop:
             max_context=runner.max_context,
             max_waiting=spec.max_waiting,
             prefix_cache=spec.prefix_cache,
+            step_times=self._times,
         )
+        self._paces = paces(spec)
+        self._guesses = GuessAhead(guesser, most=spec.guess_tokens)
         self.capacity = spec.max_seqs + spec.max_waiting  # sequences in the house at once
-        self._lines: dict[str, _Line] = {}
-        self._requests: dict[str, _Request] = {}
+        self._lines: dict[str, Line] = {}
+        self._requests: dict[str, OpenRequest] = {}
         self._inbox: deque[Job | str] = deque()  # jobs, and ids to cancel; bounded by `capacity` open sequences
         self._widths: dict[str, int] = {}  # sequences of each request not yet ended; guarded by _lock
         self._lock = threading.Lock()
@@ -214,78 +189,91 @@ class EngineLoop:
     def _admit(self, job: Job) -> None:
         n = job.sampling.n
         wanted = job.sampling.max_tokens or _UNBOUNDED
+        pace = self._paces[job.tier]
         specs = []
         for at, prompt in enumerate(job.prompts):
             group = f"{job.request_id}/{at}" if n > 1 else ""
             for choice in range(n):
                 seq_id = f"{job.request_id}/{at * n + choice}"
-                specs.append(SeqSpec(seq_id, len(prompt), wanted, prompt, group=group, salt=job.salt))
+                specs.append(SeqSpec(seq_id, len(prompt), wanted, prompt, group=group, salt=job.salt, pace=pace))
         self._batcher.add(time.monotonic_ns(), *specs)
-        self._requests[job.request_id] = _Request(job, [spec.seq_id for spec in specs])
+        self._requests[job.request_id] = OpenRequest(job, [spec.seq_id for spec in specs])
         for index, spec in enumerate(specs):
-            self._lines[spec.seq_id] = _Line(job, index, self._token_bytes)
+            line = self._lines[spec.seq_id] = Line(job, index, self._token_bytes)
+            self._guesses.open(spec.seq_id, job.prompts[index // n], line.sampler)
 
     def _step(self) -> list[Output]:
+        self._guesses.propose(self._batcher, self._times)
         plan = self._batcher.plan(time.monotonic_ns())
         assert plan.shares, "a busy batcher plans something"
-        wanted = [share for share in plan.shares if share.wants_token]
+        spans = [self._span(share) for share in plan.shares]
+        began = time.monotonic_ns()
         try:
-            logits = np.asarray(self._runner.run([self._span(share) for share in plan.shares]))
-            chosen = sample(logits, [self._lines[share.seq_id].sampler for share in wanted])
+            logits = np.asarray(self._runner.run(spans))
+            made = self._choose(plan, logits)
         except Exception as error:
             return self._step_failed(plan, error)
+        self._observe(plan, time.monotonic_ns() - began)
         self._failures = 0
         broken: dict[str, SamplingFailed] = {}
-        advanced: dict[str, tuple[str, Choice, bool]] = {}
         results = []
-        for share, choice in zip(wanted, chosen, strict=True):
-            if isinstance(choice, SamplingFailed):
-                broken[self._lines[share.seq_id].request_id] = choice
+        for share, answer in made:
+            if answer.failure is not None:
+                broken[self._lines[share.seq_id].request_id] = answer.failure
                 results.append(Sampled(share.seq_id, stop=True))
-                continue
-            text, shown, stop = self._advance(self._lines[share.seq_id], choice.token)
-            advanced[share.seq_id] = (text, choice, shown)
-            results.append(Sampled(share.seq_id, choice.token, stop))
+            else:
+                last = answer.tokens[-1]
+                results.append(Sampled(share.seq_id, last.choice.token, last.stop, right=len(answer.tokens) - 1))
+                self._guesses.settle(share.seq_id, share.guessed, [made.choice.token for made in answer.tokens])
         finished = {end.seq_id: end for end in self._batcher.commit(time.monotonic_ns(), results)}
         outputs = self._fail(broken)
-        for seq_id, (text, choice, shown) in advanced.items():
-            if seq_id in self._lines:  # otherwise its request broke
-                outputs += self._report(seq_id, text, choice, shown, finished.get(seq_id))
+        for share, answer in made:
+            if share.seq_id in self._lines:  # otherwise its request broke
+                outputs += self._report(share.seq_id, answer.tokens, finished.get(share.seq_id))
         return outputs
+
+    def _choose(self, plan: Plan, logits: NDArray[np.float32]) -> list[tuple[Share, Answer]]:
+        """What each share that wants a token gets: one, or more where it had guesses."""
+        made, row = [], 0
+        for share in plan.shares:
+            if share.wants_token:
+                rows = logits[row : row + 1 + share.guessed]
+                row += 1 + share.guessed
+                guesses = share.tokens[len(share.tokens) - share.guessed :]
+                made.append((share, self._lines[share.seq_id].answer(rows, guesses, self._eos)))
+        assert row == len(logits), "as many rows as were asked for"
+        return made
+
+    def _observe(self, plan: Plan, step_ns: int) -> None:
+        """Learn what steps cost. The first ones may have compiled a program, which says nothing of the next."""
+        self._seen += 1
+        if self._seen > _UNLEARNED_STEPS:
+            decode_pairs, prefill_pairs = attended(plan.shares)
+            self._times.observe(plan.decode_tokens + plan.prefill_tokens, decode_pairs, prefill_pairs, step_ns)
 
     def _span(self, share: Share) -> Span:
         table = self._lines[share.seq_id].block_table(share.blocks)
-        return Span(np.array(share.tokens, np.int32), share.start, table, share.wants_token)
+        return Span(np.array(share.tokens, np.int32), share.start, table, share.wants_token, logits=1 + share.guessed)
 
-    def _advance(self, line: _Line, token: int) -> tuple[str, bool, bool]:
-        """(text to show, whether the token is part of the answer, whether the answer ends here)."""
-        sampling = line.sampler.sampling
-        if token in self._eos and not sampling.ignore_eos:
-            return line.stops.flush(), False, True
-        if token in sampling.stop_token_ids:
-            return line.stops.flush(), False, True
-        text = line.stops.push(line.detokenizer.push(token))
-        if line.stops.found is not None:
-            return text, True, True
-        if line.grammar is not None and line.grammar.complete:
-            return text + line.stops.flush(), token not in self._eos, True
-        return text, True, False
-
-    def _report(self, seq_id: str, text: str, choice: Choice, shown: bool, end: Finished | None) -> list[Output]:
+    def _report(self, seq_id: str, tokens: Sequence[Made], end: Finished | None) -> list[Output]:
         line = self._lines[seq_id]
-        finish = None
-        if end is not None:
-            finish = "stop" if end.by is FinishedBy.STOP else "length"
-            text += line.stops.flush()
-        outputs: list[Output] = [
-            Delta(line.request_id, line.index, text, choice.token, choice.logprob, choice.top, shown, finish)
-        ]
+        outputs: list[Output] = []
+        for at, made in enumerate(tokens, start=1):
+            text, finish = made.text, None
+            if end is not None and at == len(tokens):
+                finish = "stop" if end.by is FinishedBy.STOP else "length"
+                text += line.stops.flush()
+            choice = made.choice
+            outputs.append(
+                Delta(line.request_id, line.index, text, choice.token, choice.logprob, choice.top, made.shown, finish)
+            )
         if end is not None:
             request = self._requests[line.request_id]
             request.finished.append(end)
             del request.open[seq_id], self._lines[seq_id]
+            self._guesses.close(seq_id)
             if not request.open:
-                outputs.append(_ended(request))
+                outputs.append(ended(request))
                 self._forget(line.request_id)
         return outputs
 
@@ -319,25 +307,10 @@ class EngineLoop:
             for seq_id in request.open:
                 self._batcher.cancel(time.monotonic_ns(), seq_id)
                 del self._lines[seq_id]
+                self._guesses.close(seq_id)
         self._forget(request_id)
 
     def _forget(self, request_id: str) -> None:
         self._requests.pop(request_id, None)
         with self._lock:
             self._widths.pop(request_id, None)
-
-
-def _ended(request: _Request) -> Ended:
-    """The request's sums. A prompt counts once, however many choices; phases are those of the whole request."""
-    ends = {end.seq_id: end for end in request.finished}
-    job = request.job
-    firsts = [ends[f"{job.request_id}/{at * job.sampling.n}"] for at in range(len(job.prompts))]
-    counts = TokenCounts(
-        prompt=sum(end.tokens.prompt for end in firsts),
-        cached_in=sum(end.tokens.cached_in for end in firsts),
-        completion=sum(end.tokens.completion for end in request.finished),
-    )
-    queue = min(end.phases.queue_ns for end in request.finished)
-    first = min(end.phases.queue_ns + end.phases.prefill_ns for end in request.finished)
-    last = max(end.phases.queue_ns + end.phases.prefill_ns + end.phases.decode_ns for end in request.finished)
-    return Ended(job.request_id, counts, PhaseTimes(queue, first - queue, last - first))

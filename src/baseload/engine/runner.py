@@ -37,6 +37,7 @@ class Span:
     start: int
     blocks: np.ndarray  # int32[m], enough for start + n positions
     wants_logits: bool
+    logits: int = 1  # where it wants any: after each of its last so many tokens
 
 
 # The spans of one program call, by index, and their logits (rows beyond them are padding).
@@ -102,7 +103,8 @@ class Runner:
     def run(self, spans: Sequence[Span]) -> np.ndarray:
         """Computes all spans and writes their keys and values; float32[rows, vocab] on the host, in span order.
 
-        A row is the logits after a span's last token, for each span with `wants_logits`. Read-only.
+        A row is the logits after a span's last token, for each span with `wants_logits`; where it asks for more
+        than one, the rows of its last tokens follow each other. Read-only.
         """
         if not spans:
             raise ValueError("run needs at least one span")
@@ -114,16 +116,19 @@ class Runner:
         for index, span in enumerate(spans):
             if len(span.tokens) > 1:
                 parts.append(self._prefill(index, span))
-        wanted = [index for index, span in enumerate(spans) if span.wants_logits]
+        wanted = [index for index, span in enumerate(spans) if span.wants_logits for _ in range(span.logits)]
         for indexes, logits in parts:
             if indexes == wanted and logits is not None:
                 return logits[: len(wanted)]
-        row_of = {index: row for row, index in enumerate(wanted)}
+        row_of: dict[int, int] = {}  # the first row of each span
+        for row, index in enumerate(wanted):
+            row_of.setdefault(index, row)
         out = np.empty((len(wanted), self.vocab_size), np.float32)
         for indexes, logits in parts:
             for row, index in enumerate(indexes):
                 if logits is not None and index in row_of:
                     out[row_of[index]] = logits[row]
+                    row_of[index] += 1
         return out
 
     def warm(self, *, background: bool = True) -> None:
@@ -175,7 +180,12 @@ class Runner:
             x = self._layers("prefill", bucket, tokens, positions, slots, table, count)
         if not span.wants_logits:
             return [index], None
-        return [index], self._head(x, bucket, np.full(self.buckets.decode[0], count - 1, np.int32), 1)
+        if span.logits > count:
+            raise ValueError("the last tokens of a span do not fit into one step's rows")
+        rows = next(size for size in self.buckets.decode if size >= span.logits)
+        picks = np.full(rows, count - 1, np.int32)
+        picks[: span.logits] = np.arange(count - span.logits, count)
+        return [index] * span.logits, self._head(x, bucket, picks, span.logits)
 
     def _layers(
         self,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from baseload.core.batcher import BatcherTotals
+from baseload.core.batch import BatcherTotals
 from baseload.wire.prometheus import Histogram, head, sample
 
 _LATENCY_S = (

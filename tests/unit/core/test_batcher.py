@@ -1,6 +1,7 @@
 import pytest
 
-from baseload.core.batcher import Batcher, FinishedBy, Plan, Sampled, SeqSpec
+from baseload.core.batch import FinishedBy, Plan, Sampled, SeqSpec
+from baseload.core.batcher import Batcher
 from baseload.domain.errors import Reason, Refusal
 from baseload.domain.work import PhaseTimes, TokenCounts
 

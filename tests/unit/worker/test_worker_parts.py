@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from baseload.core.batcher import BatcherTotals
+from baseload.core.batch import BatcherTotals
 from baseload.domain.errors import Reason, Refusal
 from baseload.domain.sampling import Sampling
 from baseload.engine.structured import GrammarCompiler

@@ -1,0 +1,191 @@
+"""The batcher where tokens are only counted (the twin): the same schedule, and many quiet steps at once.
+
+A step's choices are the production batcher's own (`Batcher._schedule`); what differs is only that nobody needs the
+token ids, so `plan_counted` tells sums and `commit_counted` samples by itself: a sequence ends after `stop_after`
+tokens, or at its limit.
+
+While every running sequence decodes, nothing can come in and nothing ends, the next steps are known: each sequence
+gains one token a step, and blocks are taken at known steps. `quiet_steps` says for how many steps this holds;
+`fast_forward` performs them in one call with the same end as so many plans and commits (a property test holds it).
+"""
+
+from dataclasses import dataclass
+
+from baseload.core.batch import Finished, FinishedBy
+from baseload.core.batcher import Batcher, _Seq
+from baseload.policy.batching import admits
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """One engine step as sums. `rows` 0: nothing to do."""
+
+    rows: int
+    decode_tokens: int
+    prefill_tokens: int
+    context_tokens: int  # KV positions read by all rows; of decodes alone: `decode_context`
+    decode_context: int = 0
+    prefill_pairs: int = 0  # of a prompt token and an earlier position that it attends to
+    prompts: int = 0  # sequences that prefill
+
+
+class CountedBatcher(Batcher):
+    """The production batcher, and a shorter way through its steps for sequences without token ids."""
+
+    def generated(self, seq_id: str) -> int:
+        """New tokens of a sequence that has not ended."""
+        seq = self._seqs[seq_id]
+        return seq.total - seq.prompt
+
+    def is_doomed(self, seq_id: str) -> bool:
+        """Whether it was cancelled while its step runs."""
+        return seq_id in self._doomed
+
+    def plan_counted(self, now_ns: int) -> Counts:
+        """As `plan`, told in sums. Answer it with `commit_counted` or `abandon`."""
+        self._schedule(now_ns)
+        return self.counts()
+
+    def counts(self) -> Counts:
+        """The planned step, told in sums."""
+        pairs = self._planned
+        assert pairs is not None
+        rows, context = len(pairs), sum([seq.computed + count for seq, count in pairs])
+        prefills = [(seq, count) for seq, count in pairs if count > 1 or seq.total == seq.prompt]
+        tokens = seen = ends = 0
+        for seq, count in prefills:
+            start = seq.computed
+            tokens += count
+            ends += start + count
+            seen += start * count + count * count // 2
+        decodes = rows - len(prefills)
+        return Counts(rows, decodes, tokens, context, context - ends, seen, len(prefills))
+
+    def commit_counted(self, now_ns: int) -> tuple[list[str], list[Finished]]:
+        """The planned step was computed. Returns who got a first token (first of all, or after its prefill), and who ended."""
+        planned = self._take_planned()
+        doomed, generated, size = self._doomed, 0, self.pool.block_tokens
+        firsts: list[str] = []
+        ended: list[_Seq] = []
+        for seq, count in planned:
+            if doomed and seq.seq_id in doomed:
+                del self._seqs[seq.seq_id]
+                self._drop(seq)
+                continue
+            seq.computed = computed = seq.computed + count
+            if seq.parent is not None and computed // size != seq.published:
+                self._publish(seq)
+            if computed < seq.total:
+                continue
+            seq.total += 1
+            generated += 1
+            if seq.first_token_ns < 0:
+                seq.first_token_ns = now_ns
+                firsts.append(seq.seq_id)
+            if seq.total >= seq.ends_at:
+                ended.append(seq)
+        self._totals[2] += generated
+        self._doomed = {}
+        return firsts, self._end_all(ended, now_ns)
+
+    def quiet_steps(self) -> int:
+        """For how many steps from now only known things happen: all running sequences decode, none comes in, none is
+        preempted, and none ends before the last of these steps. 0: take one step with `plan_counted`."""
+        running, pool = self._running, self.pool
+        if not running or self._planned is not None:
+            return 0
+        steps, waits = 1 << 62, bool(self._waiting)
+        for seq in running:
+            total = seq.total
+            if waits and seq.published < len(seq.hashes):
+                return 0  # a block it fills may be what somebody waits for
+            if total - seq.computed != 1 or total <= seq.prompt or seq.tokens is not None:
+                return 0
+            left = seq.ends_at - total
+            if left < steps:
+                steps = left
+        if waits and self._first_may_come_in():
+            return 0
+        size, available = pool.block_tokens, pool.available
+        if len(running) * (steps // size + 1) <= available:
+            return steps  # there is room whatever each needs
+        while steps > 0:
+            needed = 0
+            for seq in running:
+                short = seq.total + steps - 1 - len(seq.blocks) * size
+                if short > 0:
+                    needed += -(-short // size)
+            if needed <= available:
+                break
+            steps //= 2
+        return max(0, steps)
+
+    def fast_forward(self, now_ns: int, steps: int, *, grown: bool = False) -> list[Finished]:
+        """Perform `steps` quiet steps, the last of which ends now. Returns who ended with it.
+
+        `grown`: the step after these has already begun, and holds the blocks it needs.
+        """
+        running, size = self._running, self.pool.block_tokens
+        takes: list[tuple[int, int, _Seq]] = []
+        ended: list[_Seq] = []
+        fresh: list[_Seq] = []
+        for at, seq in enumerate(running):
+            total = seq.total
+            first = len(seq.blocks) * size - total + 2  # the step at whose plan it holds no place for its next token
+            seq.total = total = total + steps
+            seq.computed += steps
+            last = steps + grown
+            while first <= last:
+                takes.append((first, at, seq))
+                first += size
+            if seq.published < len(seq.hashes):
+                fresh.append(seq)
+            elif seq.parent is not None:
+                seq.published = seq.computed // size
+            if total >= seq.ends_at:
+                ended.append(seq)
+        if takes:
+            if len(takes) > 1:
+                takes.sort(key=_when)
+            for (_, _, seq), block in zip(takes, self.pool.allocate(len(takes)), strict=True):
+                seq.blocks.append(block)
+        for seq in fresh:
+            self._publish(seq)
+        self._totals[2] += steps * len(running)
+        self._totals[4] += steps
+        return self._end_all(ended, now_ns)
+
+    def decode_state(self) -> tuple[int, int]:
+        """Rows and context tokens of the next step, where it is quiet: each further step reads one token a row more."""
+        return len(self._running), sum(seq.total for seq in self._running)
+
+    def _first_may_come_in(self) -> bool:
+        """Whether the next step might admit somebody. Where it does not, no quiet step does: free blocks only get less."""
+        seq, pool, running = self._waiting[0], self.pool, len(self._running)
+        if seq.group:
+            return True  # those after it may pass it
+        budget = self.max_step_tokens - running
+        if budget <= 0 or running >= self.max_seqs:
+            return False
+        found = pool.match(self._hashes_to_match(seq))
+        needed = pool.blocks_for(seq.total) - pool.count_held(found)
+        return admits(
+            blocks_needed=needed,
+            blocks_free=pool.available,
+            running=running,
+            max_seqs=self.max_seqs,
+            budget_left=budget,
+        )
+
+    def _end_all(self, ended: list[_Seq], now_ns: int) -> list[Finished]:
+        finished = []
+        for seq in ended:
+            del self._seqs[seq.seq_id]
+            self._drop(seq)
+            by = FinishedBy.STOP if seq.total >= seq.stop_at else FinishedBy.LENGTH
+            finished.append(self._finish(seq, by, now_ns))
+        return finished
+
+
+def _when(take: tuple[int, int, _Seq]) -> tuple[int, int]:
+    return take[0], take[1]

@@ -1,0 +1,73 @@
+"""How long the engine's next step will take, learned from the steps before it.
+
+A step costs what its tokens cost (weights are read once whatever their number, arithmetic grows with it) plus what
+attention reads: time = base(tokens) + decode_slope · decode_pairs + prefill_slope · prefill_pairs, where pairs counts
+the earlier positions that the step's tokens attend to (a prompt's tokens share what they read, so theirs cost less).
+`base` is piecewise linear between powers of two. All of it is one small Kalman filter (a recursive least squares
+with drift), whose prior after the first step is: fewer tokens cost the same, more cost in proportion. One step in a
+while takes far longer than its like (a page fault, another process); the filter is shown no more than three times
+what it expected.
+"""
+
+import numpy as np
+
+_KNOTS = 13  # tokens 1, 2, 4 … 4096; beyond in proportion
+_NOISE = 0.05  # of a step's time: what repeated steps differ by
+_DRIFT = 0.004  # of each figure, per step: a machine's speed changes
+_OUTLIER = 3.0
+_TRUST_AFTER = 16  # steps before an outlier is known as one
+
+
+class StepTimes:
+    """The learned model: `observe` after each step, `predict` before the next."""
+
+    __slots__ = ("_covariance", "_state", "steps")
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self._state = np.zeros(_KNOTS + 2)  # base at the knots, then ns per decode pair and per prefill pair
+        self._covariance = np.zeros((_KNOTS + 2, _KNOTS + 2))
+
+    def observe(self, tokens: int, decode_pairs: int, prefill_pairs: int, step_ns: int) -> None:
+        """A step of so many tokens that attended to so many positions took so long."""
+        assert tokens > 0
+        assert step_ns >= 0
+        self.steps += 1
+        if self.steps == 1:
+            self._begin(tokens, float(max(1, step_ns)))
+        x = _features(tokens, decode_pairs, prefill_pairs)
+        expected = max(1.0, float(x @ self._state))
+        shown = float(step_ns)
+        if self.steps > _TRUST_AFTER:
+            shown = min(shown, _OUTLIER * expected)
+        self._covariance[np.diag_indices_from(self._covariance)] += (_DRIFT * self._state) ** 2
+        reach = self._covariance @ x
+        gain = reach / (float(x @ reach) + (_NOISE * max(expected, shown)) ** 2)
+        self._state += gain * (shown - float(x @ self._state))
+        self._covariance -= np.outer(gain, reach)
+        self._covariance = (self._covariance + self._covariance.T) / 2  # rounding must not make it lopsided
+
+    def predict(self, tokens: int, decode_pairs: int, prefill_pairs: int) -> int:
+        """Nanoseconds of a step; 0 while nothing is known. Never falls with more tokens or positions."""
+        if not self.steps:
+            return 0
+        base = np.maximum.accumulate(np.maximum(self._state[:_KNOTS], 0.0))
+        slopes = np.maximum(self._state[_KNOTS:], 0.0)
+        x = _features(tokens, decode_pairs, prefill_pairs)
+        return int(x[:_KNOTS] @ base + x[_KNOTS:] @ slopes)
+
+    def _begin(self, tokens: int, step_ns: float) -> None:
+        scale = np.maximum(1.0, 2.0 ** np.arange(_KNOTS) / tokens)
+        self._state[:_KNOTS] = step_ns * scale
+        spread = np.concatenate([step_ns * scale * 0.5, [step_ns / 1000, step_ns / 10000]])
+        self._covariance = np.diag(spread**2)
+
+
+def _features(tokens: int, decode_pairs: int, prefill_pairs: int) -> np.ndarray:
+    """What each figure of the state counts for in this step."""
+    x = np.zeros(_KNOTS + 2)
+    low = min(tokens.bit_length() - 1, _KNOTS - 2)
+    share = tokens / (1 << low) - 1.0  # above 1 beyond the last knot: the last piece goes on
+    x[low], x[low + 1] = 1.0 - share, share
+    x[_KNOTS], x[_KNOTS + 1] = decode_pairs, prefill_pairs
+    return x

@@ -1,0 +1,40 @@
+"""How many tokens to guess ahead: as many as pay, by what guesses were worth so far and what a step costs.
+
+A guess at place i is used only if all before it were right, so k guesses bring 1 + a + a² + … + aᵏ tokens in one
+step, with a the share of guesses that were right of those that were tried. They pay where that gain is larger than
+what the longer step costs. Where they do not pay, a guess is tried once in a while all the same: text changes.
+"""
+
+from baseload.policy.pacing import Predict
+
+PROBE_EVERY = 32  # steps of a sequence between tries while guessing does not pay
+FIRST_BELIEF = 0.6
+_WEIGHT = 0.12  # of the newest try
+_LEAST_GAIN = 1.03  # a smaller one is noise
+
+
+def believed(belief: float, *, tried: int, right: int) -> float:
+    """The new estimate of a, when `right` of `tried` guesses were used; those behind a wrong one do not count."""
+    if not tried:
+        return belief
+    counted = min(tried, right + 1)
+    return belief + (1.0 - (1.0 - _WEIGHT) ** counted) * (right / counted - belief)
+
+
+def guesses(*, most: int, belief: float, rows: int, pairs: int, predict: Predict, guess_ns: int = 0) -> int:
+    """The number of guesses per row, 0 to `most`, with the most tokens per second over `rows` answers alike.
+
+    `guess_ns` is what one more guess for all rows costs the guesser (a draft model's step; 0 for a look-up).
+    """
+    one = predict(rows, pairs, 0)
+    if one <= 0:
+        return min(1, most)  # nothing is known of the costs: one guess finds out
+    best, rate = 0, _LEAST_GAIN / one
+    gain = reach = 1.0
+    for count in range(1, most + 1):
+        reach *= belief
+        gain += reach
+        now = gain / (predict(rows * (1 + count), pairs, pairs * count) + count * guess_ns)
+        if now > rate:
+            best, rate = count, now
+    return best
