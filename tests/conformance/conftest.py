@@ -29,12 +29,13 @@ from baseload.domain.status import ControlStatus
 from baseload.domain.tenant import Key
 from baseload.domain.units import NS_PER_S
 from baseload.domain.work import Decision, Outcome, PhaseTimes, Request, RequestEntry, TokenCounts
-from baseload.limits.step_time import StepTimeSpec, StepTimeTable
+from baseload.limits.step_time import StepTimeSpec
 from baseload.live.driver import LiveControl
 from baseload.live.launcher import LauncherOptions
 from baseload.live.process import WorkerFiles
 from baseload.live.run import ControlOptions, start_control
 from baseload.twin.clients import Client, request_of
+from baseload.twin.hosting import Fleet
 from baseload.twin.spec import Faults, Physics
 from baseload.twin.workload import Arrival
 from baseload.twin.world import World as SimulatedWorld
@@ -102,11 +103,9 @@ class TwinWorld:
     """The simulated world: waiting is letting things happen."""
 
     def __init__(self) -> None:
-        table = StepTimeTable(
-            StepTimeSpec(basis="stated", fixed_ms=0.1, prefill=((1000, 1000.0),), decode=((1, 9.9), (64, 9.9)))
-        )
-        physics = Physics(start_ms=150, fork_ms=5)
-        self.world = BrokenStarts(seed=1, physics=physics, table=table, faults=Faults())
+        table = StepTimeSpec(basis="stated", fixed_ms=0.1, prefill=((1000, 1000.0),), decode=((1, 9.9), (64, 9.9)))
+        physics = Physics(start_ms=150, fork_ms=5, step_time=table)
+        self.world = BrokenStarts(seed=1, physics=physics, hosting=Fleet(physics, {}), faults=Faults())
         self.world.tell(ControlStarted("1", 1))
         self.world.tell(KeyCreated(KEY))
 

@@ -163,7 +163,7 @@ def test_the_swarm_crashes_workers_at_every_moment_of_their_lives() -> None:
 
     def watched(self: Worker, exit_code: int) -> None:
         if self.life is not Life.DEAD and exit_code == -9:
-            begun = [exchange.emitted > 0 for exchange in self._exchanges.values()]
+            begun = [self.emitted(exchange) > 0 for exchange in self._exchanges.values()]
             doing = ("decode" if any(begun) else "prefill") if begun else "idle" if self.life is Life.READY else ""
             moment = doing or self.life.value
             seen[moment] = seen.get(moment, 0) + 1

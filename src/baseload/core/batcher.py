@@ -28,8 +28,8 @@ from baseload.policy.pacing import NO_PACE, allowed_ns, has_room, prefill_tokens
 
 class _Seq:
     __slots__ = (
-        "arrival", "arrived_ns", "blocks", "cached", "computed", "ends_at", "first_token_ns", "group", "guesses", "hashes",
-        "limit", "pace", "parent", "prompt", "published", "seq_id", "started_ns", "stop_at", "tokens", "total",
+        "arrival", "arrived_ns", "blocks", "cached", "computed", "ends_at", "first_token_ns", "group", "guesses",
+        "hashes", "limit", "pace", "parent", "prompt", "published", "seq_id", "started_ns", "stop_at", "tokens", "total",
     )  # fmt: skip
 
     def __init__(self, spec: SeqSpec, *, arrival: int, now_ns: int, limit: int) -> None:

@@ -37,6 +37,10 @@ class CountedBatcher(Batcher):
         seq = self._seqs[seq_id]
         return seq.total - seq.prompt
 
+    def holds_slot(self, seq_id: str) -> bool:
+        """Whether it runs (and does not wait)."""
+        return bool(self._seqs[seq_id].blocks)
+
     def is_doomed(self, seq_id: str) -> bool:
         """Whether it was cancelled while its step runs."""
         return seq_id in self._doomed
@@ -62,7 +66,7 @@ class CountedBatcher(Batcher):
         return Counts(rows, decodes, tokens, context, context - ends, seen, len(prefills))
 
     def commit_counted(self, now_ns: int) -> tuple[list[str], list[Finished]]:
-        """The planned step was computed. Returns who got a first token (first of all, or after its prefill), and who ended."""
+        """The planned step was computed. Returns who got a first token, and who ended."""
         planned = self._take_planned()
         doomed, generated, size = self._doomed, 0, self.pool.block_tokens
         firsts: list[str] = []
@@ -126,41 +130,55 @@ class CountedBatcher(Batcher):
         `grown`: the step after these has already begun, and holds the blocks it needs.
         """
         running, size = self._running, self.pool.block_tokens
-        takes: list[tuple[int, int, _Seq]] = []
+        deeds: list[tuple[int, int, int, _Seq]] = []  # (step, 0: takes a block, 1: fills one that others may find, …)
         ended: list[_Seq] = []
-        fresh: list[_Seq] = []
+        last, fills = steps + grown, False
         for at, seq in enumerate(running):
             total = seq.total
             first = len(seq.blocks) * size - total + 2  # the step at whose plan it holds no place for its next token
-            seq.total = total = total + steps
-            seq.computed += steps
-            last = steps + grown
             while first <= last:
-                takes.append((first, at, seq))
+                deeds.append((first, 0, at, seq))
                 first += size
-            if seq.published < len(seq.hashes):
-                fresh.append(seq)
-            elif seq.parent is not None:
-                seq.published = seq.computed // size
+            if seq.parent is not None:
+                if seq.published < len(seq.hashes):
+                    fills = True
+                    full = min((seq.computed + steps) // size, len(seq.hashes))
+                    deeds += [((n + 1) * size - seq.computed, 1, at, seq) for n in range(seq.published, full)]
+                else:
+                    seq.published = (seq.computed + steps) // size
+            seq.computed += steps
+            seq.total = total = total + steps
             if total >= seq.ends_at:
                 ended.append(seq)
-        if takes:
-            if len(takes) > 1:
-                takes.sort(key=_when)
-            for (_, _, seq), block in zip(takes, self.pool.allocate(len(takes)), strict=True):
+        if len(deeds) > 1:
+            deeds.sort(key=_when)
+        if not fills:
+            for (_, _, _, seq), block in zip(deeds, self.pool.allocate(len(deeds)), strict=True):
                 seq.blocks.append(block)
-        for seq in fresh:
-            self._publish(seq)
+        else:
+            self._perform(deeds)
         self._totals[2] += steps * len(running)
         self._totals[4] += steps
         return self._end_all(ended, now_ns)
 
+    def _perform(self, deeds: list[tuple[int, int, int, _Seq]]) -> None:
+        """Take and publish blocks one by one: what one publishes, another of the same text does not."""
+        for _, fills, _, seq in deeds:
+            if fills:
+                self.pool.publish(seq.blocks[seq.published], seq.hashes[seq.published])
+                seq.published += 1
+            else:
+                seq.blocks += self.pool.allocate(1)
+        for seq in self._running:
+            if seq.parent is not None:
+                seq.published = seq.computed // self.pool.block_tokens
+
     def decode_state(self) -> tuple[int, int]:
-        """Rows and context tokens of the next step, where it is quiet: each further step reads one token a row more."""
+        """Rows and context tokens of the next step, if it is quiet; each further one reads one token a row more."""
         return len(self._running), sum(seq.total for seq in self._running)
 
     def _first_may_come_in(self) -> bool:
-        """Whether the next step might admit somebody. Where it does not, no quiet step does: free blocks only get less."""
+        """Whether the next step might admit somebody. If it does not, no quiet step does: free blocks only get less."""
         seq, pool, running = self._waiting[0], self.pool, len(self._running)
         if seq.group:
             return True  # those after it may pass it
@@ -187,5 +205,5 @@ class CountedBatcher(Batcher):
         return finished
 
 
-def _when(take: tuple[int, int, _Seq]) -> tuple[int, int]:
-    return take[0], take[1]
+def _when(deed: tuple[int, int, int, _Seq]) -> tuple[int, int, int]:
+    return deed[:3]

@@ -35,21 +35,30 @@ class StepTimeSpec(Struct, frozen=True, forbid_unknown_fields=True):
 class Curve:
     """A piecewise linear, never falling function through (0, 0) with integer nanosecond values."""
 
-    __slots__ = ("_slopes", "_xs", "_ys")
+    __slots__ = ("_rises", "_xs", "_ys")
 
     def __init__(self, points: tuple[tuple[int, int], ...]) -> None:
         self._xs = (0, *(x for x, _ in points))
         self._ys = (0, *(y for _, y in points))
         ends = range(1, len(self._xs))
-        rises = [(self._ys[i] - self._ys[i - 1]) / (self._xs[i] - self._xs[i - 1]) for i in ends]
-        self._slopes = (*rises, rises[-1] if rises else 0.0)  # beyond the last point: on as before
+        rises = [(self._ys[i] - self._ys[i - 1], self._xs[i] - self._xs[i - 1]) for i in ends]
+        self._rises = (*rises, rises[-1] if rises else (0, 1))  # beyond the last point: on as before
 
     def at(self, x: int) -> int:
-        """The value at `x` ≥ 0, in nanoseconds."""
+        """The value at `x` ≥ 0, in nanoseconds, rounded down: exact in integers."""
         if x <= 0:
             return 0
         i = bisect_right(self._xs, x) - 1
-        return self._ys[i] + round((x - self._xs[i]) * self._slopes[i])
+        rise, run = self._rises[i]
+        return self._ys[i] + (x - self._xs[i]) * rise // run
+
+    def line(self, x: int) -> tuple[int, int, int, int]:
+        """The straight part `x` ≥ 0 lies on: (fixed, slope, unit, end); `at(z) == (fixed + slope * z) // unit` for
+        z from x to before `end` (0: without end)."""
+        i = bisect_right(self._xs, x) - 1
+        rise, run = self._rises[i]
+        end = self._xs[i + 1] if i + 1 < len(self._xs) else 0
+        return self._ys[i] * run - self._xs[i] * rise, rise, run, end
 
 
 class StepTimeTable:
@@ -76,6 +85,14 @@ class StepTimeTable:
         """Nanoseconds of a step; at least 1. `context_tokens` is the sum of KV positions all its rows read."""
         work = self._prefill.at(prefill_tokens) + self._decode.at(decode_rows) + self._context.at(context_tokens)
         return max(1, self._fixed_ns + work)
+
+    def decode_line(self, rows: int, context_tokens: int) -> tuple[int, int, int, int]:
+        """Steps in which `rows` only decode, from this context on: (fixed, slope, unit, end), as `Curve.line` has it.
+
+        `step_ns(...) == max(1, (fixed + slope * context_tokens) // unit)`: many steps are summed in closed form.
+        """
+        fixed, slope, unit, end = self._context.line(context_tokens)
+        return fixed + (self._fixed_ns + self._decode.at(rows)) * unit, slope, unit, end
 
 
 def parse_toml(data: bytes, *, name: str) -> StepTimeTable:

@@ -15,11 +15,12 @@ Happening = Callable[[], None]
 class Agenda:
     """What is to happen, and the present instant `now_ns`."""
 
-    __slots__ = ("_dead", "_heap", "_rng", "_seq", "now_ns")
+    __slots__ = ("_dead", "_heap", "_rng", "_seq", "_step_rng", "now_ns")
 
     def __init__(self, seed: int, *, start_ns: int) -> None:
         self.now_ns = start_ns
         self._rng = Rng(seed, "twin.tie")
+        self._step_rng = Rng(seed, "twin.tie.steps")
         self._seq = 0
         self._heap: list[tuple[int, int, int, Happening]] = []
         self._dead: dict[int, None] = {}
@@ -28,6 +29,13 @@ class Agenda:
         """Let it happen at `at_ns` (now, if that is past). Returns a handle for `drop`."""
         self._seq += 1
         heapq.heappush(self._heap, (max(at_ns, self.now_ns), self._rng.u64(), self._seq, happening))
+        return self._seq
+
+    def at_step(self, at_ns: int, happening: Happening) -> int:
+        """As `at`, for the ends of engine steps, whose ties have a stream of their own: how many there are (steps one
+        by one, or many at once) then changes no other tie."""
+        self._seq += 1
+        heapq.heappush(self._heap, (max(at_ns, self.now_ns), self._step_rng.u64(), self._seq, happening))
         return self._seq
 
     def after(self, delay_ns: int, happening: Happening) -> int:

@@ -6,35 +6,33 @@ RequestFinished, or DispatchFailed and another attempt. It ends once: answered, 
 
 from typing import Protocol
 
-from baseload.core.batcher import Sampled
 from baseload.domain.actions import Dispatch, Refuse
 from baseload.domain.errors import Reason
 from baseload.domain.events import DispatchFailed, Event, FirstByteSent, RequestArrived, RequestFinished
 from baseload.domain.work import Endpoint, Outcome, PhaseTimes, Request, TokenCounts
+from baseload.twin.prefixes import router_hashes
 from baseload.twin.workload import Arrival
-
-_NOTHING = Sampled("")
 
 
 class Exchange:
-    """One attempt: a request as the worker holds it. The worker fills in what it has done so far."""
+    """One attempt: a request as the worker holds it. The worker fills in what it did when it has ended."""
 
-    __slots__ = ("cached", "client", "closed", "dispatch", "emitted", "goes_on", "phases", "seq_id", "worker")
+    __slots__ = ("cached", "client", "closed", "dispatch", "emitted", "phases", "seq_id", "worker")
 
     def __init__(self, client: "Client", dispatch: Dispatch) -> None:
         self.client = client
         self.dispatch = dispatch
         self.worker: Upstream | None = None  # set while a worker holds it
-        self.emitted = 0  # tokens the worker has sent
+        self.emitted = 0  # tokens the worker had sent when it ended
         self.cached = 0  # prompt tokens it found in its prefix cache
         self.phases = PhaseTimes()
         self.closed = False  # one of the two sides has hung up
-        self.goes_on: Sampled = _NOTHING  # the same answer for each of its tokens but the last
         self.seq_id = ""  # under which the worker's batcher knows it
 
     def tokens(self) -> TokenCounts:
         """What the gateway counts of this attempt."""
-        return TokenCounts(self.client.arrival.prompt_tokens if self.emitted else 0, self.cached, self.emitted)
+        emitted = self.emitted if self.worker is None else self.worker.emitted(self)
+        return TokenCounts(self.client.arrival.prompt_tokens if emitted else 0, self.cached, emitted)
 
 
 class Upstream(Protocol):
@@ -42,6 +40,9 @@ class Upstream(Protocol):
 
     def hang_up(self, exchange: Exchange) -> None:
         """The gateway closed the connection: stop working for it."""
+
+    def emitted(self, exchange: Exchange) -> int:
+        """Tokens it has sent so far."""
 
 
 class Gateway(Protocol):
@@ -182,7 +183,6 @@ class Client:
 
 def request_of(arrival: Arrival, *, request_id: str, key_id: str, deadline_ns: int) -> Request:
     """The request as the gateway would describe it to the router."""
-    hashes = () if arrival.prefix < 0 else (1_000_003 * (arrival.prefix + 1),)
     return Request(
         request_id=request_id,
         key_id=key_id,
@@ -192,5 +192,5 @@ def request_of(arrival: Arrival, *, request_id: str, key_id: str, deadline_ns: i
         max_tokens=arrival.max_tokens,
         deadline_ns=deadline_ns,
         stream=arrival.stream,
-        prefix_hashes=hashes,
+        prefix_hashes=router_hashes(arrival),
     )

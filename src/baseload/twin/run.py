@@ -1,7 +1,7 @@
 """Simulations from start to end: a plain run, or a hunt over many seeds with faults drawn from each."""
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,13 +11,16 @@ from baseload.domain.errors import DataError
 from baseload.domain.events import ControlStarted, KeyCreated, ModelPut, ShutdownAsked
 from baseload.domain.rng import Rng
 from baseload.domain.units import NS_PER_DAY, NS_PER_S
-from baseload.limits.step_time import StepTimeTable, default_table, parse_json, parse_toml
+from baseload.limits.serving.replica import StepCost
+from baseload.twin.baselines import machine_for
 from baseload.twin.faults import FaultMaker, make_keys
+from baseload.twin.hosting import Fleet
 from baseload.twin.report import Failure, Hunt, SimulateReport, TimelinePoint, make_report
-from baseload.twin.spec import DEFAULT_MODEL, Physics, SimulateConfig
+from baseload.twin.sources import all_arrivals
+from baseload.twin.spec import DEFAULT_MODEL, SimulateConfig
 from baseload.twin.swarm import drawn_config
 from baseload.twin.workers import Life
-from baseload.twin.workload import Arrival, arrivals
+from baseload.twin.workload import Arrival
 from baseload.twin.world import POLICY_VERSION, START_NS, World
 
 SHUTDOWN_GRACE_NS = 120 * NS_PER_S
@@ -63,24 +66,30 @@ class Simulation:
     """One run: a safety phase with faults while requests come, then a liveness phase in which all must end."""
 
     def __init__(
-        self, config: SimulateConfig, *, is_hunt: bool = False, machine: type[ControlMachine] = ControlMachine
+        self,
+        config: SimulateConfig,
+        *,
+        is_hunt: bool = False,
+        machine: type[ControlMachine] | None = None,
+        costs: Mapping[str, StepCost] | None = None,
     ) -> None:
         self.config = config
         self.is_hunt = is_hunt
-        self.models = config.models or (DEFAULT_MODEL,)
         base = Path(config.spec_path).parent if config.spec_path else None
-        table = load_table(config.physics, base)
-        self.arrivals = arrivals(
-            config.workload, models=[spec.name for spec in self.models], seed=config.seed, trace_base=base
-        )
+        self.fleet = Fleet(config.physics, config.hardware, base=base, costs=costs)
+        self.models = tuple(self.fleet.priced(spec) for spec in config.models or (DEFAULT_MODEL,))
+        names = [spec.name for spec in self.models]
+        self.basis = self.fleet.basis_of(names)
+        self.arrivals = all_arrivals(config.workload, models=names, seed=config.seed, base=base)
         self.world = World(
             seed=config.seed,
             physics=config.physics,
-            table=table,
+            hosting=self.fleet,
             faults=config.faults,
             start_ns=START_NS + (_drawn_start(config.seed) if is_hunt else 0),
             checked=config.checked,
-            machine=machine,
+            exact=config.exact,
+            machine=machine or machine_for(config.policies),
         )
         self.world.snapshot_every = 50 + config.seed % 200 if config.faults.control_restart_every_s > 0 else 0
         keys = make_keys(config.workload.keys, config.workload.key_limits, created_ns=self.world.start_ns)
@@ -101,7 +110,7 @@ class Simulation:
         world = self.world
         return make_report(
             seed=self.config.seed,
-            basis=world.table.basis,
+            basis=self.basis,
             clients=[*world.ended_clients, *world.clients.values()],
             unreached=world.unreached,
             entries=(entry for item in world.journal for entry in item.entries()),
@@ -215,20 +224,6 @@ def _drawn_start(seed: int) -> int:
     """When a hunt's run starts: any time of day, half of them within a minute before midnight."""
     rng = Rng(seed, "twin.start")
     return NS_PER_DAY - rng.below(60 * NS_PER_S) if rng.below(2) else rng.below(NS_PER_DAY)
-
-
-def load_table(physics: Physics, base: Path | None) -> StepTimeTable:
-    """The step-time table that `physics` names; a relative path starts at `base` (the spec's folder)."""
-    if physics.step_time is not None:
-        return StepTimeTable(physics.step_time, name="physics.step_time")
-    if not physics.step_time_file:
-        return default_table()
-    path = base / physics.step_time_file if base is not None else Path(physics.step_time_file)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
-    return (parse_json if path.suffix == ".json" else parse_toml)(data, name=str(path))
 
 
 def describe_failures(failures: Sequence[Failure]) -> list[str]:

@@ -13,8 +13,40 @@ from baseload.limits.step_time import StepTimeSpec
 from baseload.wire.toml import parse_toml
 
 
+class Source(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Some of the traffic: who asks for what, and when. Lengths are log-normal around a median; `spread` is its
+    sigma, 0: all equal. Rates are mean requests per second over `duration_s`, or until `requests` are made (0: no bound)."""
+
+    kind: str = "poisson"  # poisson | gamma | diurnal | bursts | sessions | agents | trace
+    model: str = ""  # "": drawn from `mix`
+    mix: dict[str, float] = {}  # model → weight; empty: all alike
+    start_s: float = 0.0
+    duration_s: float = 0.0  # 0: until `requests` are made
+    requests: int = 0
+    rate_per_s: float = 1.0  # of sessions and agents: how many of them begin
+    prompt_tokens: int = 256
+    output_tokens: int = 64
+    spread: float = 0.5
+    stream: float = 0.8  # share of requests that stream
+    shared_prefix: float = 0.0  # share of requests that begin with one of `prefixes` common prefixes
+    prefixes: int = 4
+    burstiness: float = 4.0  # gamma: squared coefficient of variation of the gaps (1: Poisson)
+    peak_hour: float = 14.0  # diurnal: hour of the day with most traffic
+    trough: float = 0.3  # diurnal: least rate as a share of the most
+    weekend: float = 1.0  # diurnal: rate on days 6 and 7 of a week as a share of the others'
+    burst: int = 1  # at each instant come 1 to so many requests; bursts: that many times the rate
+    burst_every_s: float = 300.0  # bursts: mean time between
+    burst_s: float = 20.0  # bursts: how long one lasts
+    turns: int = 5  # sessions: mean number of turns; agents: mean number of calls
+    think_s: float = 20.0  # sessions: mean time between an answer and the next question; agents: a tool's time
+    system_tokens: int = 512  # sessions and agents: common beginning of all
+    trace: str = ""  # trace: a CSV of arrivals and lengths, or JSON lines as Mooncake's
+    trace_speed: float = 1.0  # 2: the trace's arrivals come twice as fast
+    columns: dict[str, str] = {}  # trace: our names (arrival_s, input_tokens, output_tokens, model) → the file's
+
+
 class Workload(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Who asks for what, and when. Lengths are log-normal around a median; `spread` is its sigma, 0: all equal."""
+    """Who asks for what, and when: one stream described here, or the mix of several `sources`."""
 
     requests: int = 200  # of a trace: at most so many; 0: all of it
     rate_per_s: float = 1.0  # Poisson arrivals; not used with a trace
@@ -22,8 +54,9 @@ class Workload(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     prompt_tokens: int = 256
     output_tokens: int = 64
     spread: float = 0.5
-    trace: str = ""  # a CSV of arrivals and lengths, instead of Poisson arrivals
+    trace: str = ""  # a CSV of arrivals and lengths (or Mooncake's JSON lines), instead of Poisson arrivals
     trace_speed: float = 1.0  # 2: the trace's arrivals come twice as fast
+    columns: dict[str, str] = {}  # of the trace: our names → the file's
     mix: dict[str, float] = {}  # model → weight; empty: all alike
     deadline_s: float = 0.0  # clients want the first byte within so long; 0: they do not say
     keys: int = 1  # API keys that ask in turn, at random
@@ -31,6 +64,50 @@ class Workload(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     shared_prefix: float = 0.0  # share of requests that begin with one of `prefixes` common prefixes
     prefixes: int = 4
     stream: float = 0.8  # share of requests that stream
+    sources: tuple[Source, ...] = ()  # instead of the stream above, all of these together
+
+
+class Hardware(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What one replica of a model runs on: its steps then take what the limits model of serving says."""
+
+    model: str = ""  # a model of the catalogue, or the path of a config.json
+    accelerator: str = ""  # of the catalogue
+    engine: str = "vllm"  # whose measured efficiencies hold
+    version: str = ""
+    tp: int = 1
+    dp: int = 1
+    ep: int = 1
+    pp: int = 1
+    weights: str = ""  # a format, as fp8; "": the model's own
+    expert_weights: str = ""
+    memory_share: float = 0.0  # of the accelerator's memory; 0: the engine's usual setting
+    typical_tokens: int = 2048  # length of a sequence, for the KV room
+    usd_per_accelerator_hour: float = 0.0  # 0: the model's `price` stands
+
+
+class Slo(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What counts as served well. 0: not asked for."""
+
+    ttft_ms: float = 2000.0  # request sent → first byte, of streamed answers; of whole ones: 0 or `e2e_ms`
+    tpot_ms: float = 100.0  # mean time between tokens after the first
+    e2e_ms: float = 0.0
+
+
+class Energy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a site's electricity costs and emits. Lists go round: of 24 values each is an hour of the day."""
+
+    pue: float = 1.2  # facility power over power of the machines
+    usd_per_kwh: tuple[float, ...] = ()  # empty: electricity is part of the replicas' price
+    carbon_g_per_kwh: tuple[float, ...] = ()  # empty: not told
+
+
+class Policies(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Whose decisions: ours, or simple ones to compare with."""
+
+    routing: str = "ours"  # ours | round_robin | least_loaded | random
+    scaling: str = "ours"  # ours | request_rate (fixed replicas: min_replicas = max_replicas)
+    requests_per_replica_s: float = 1.0  # request_rate: what one replica is held to take
+    rate_window_s: float = 60.0  # request_rate: over which the rate is measured
 
 
 class Physics(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -84,6 +161,11 @@ class SimulateConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     workload: Workload = Workload()
     physics: Physics = Physics()
     faults: Faults = Faults()
+    hardware: dict[str, Hardware] = {}  # by model; others take `physics.step_time`
+    slo: Slo = Slo()
+    energy: Energy = Energy()
+    policies: Policies = Policies()
+    exact: bool = False  # engines step one by one: slower, with the same result
     checked: bool = True  # look after each event whether all that must always hold does; False: faster
     decisions: int = 200  # at most so many decisions stand in the report, the first ones
     spec_path: str = ""  # filled by `load`; named in the command that reproduces a failure

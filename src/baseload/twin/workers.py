@@ -1,20 +1,23 @@
-"""A simulated worker process: the same batcher as the engine's, stepped by a step-time table.
+"""A simulated worker process: the same batcher as the engine's, stepped by a model of step times.
 
 It is forked, starts, gets ready, computes, drains and dies, and reports through the events of a live launcher.
 """
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Protocol
 
-from baseload.core.batcher import Batcher, Plan, Sampled, SeqSpec
+from baseload.core.batch import Finished, SeqSpec
+from baseload.core.batcher import Batcher
 from baseload.domain.errors import Reason, Refusal
 from baseload.domain.events import EnergyMeasured, Event, WorkerExited, WorkerReady, WorkerSampled, WorkerStarted
-from baseload.domain.fleet import WorkerSample
 from baseload.domain.model import ModelSpec
-from baseload.limits.step_time import StepTimeTable
 from baseload.twin.agenda import Agenda, Happening
 from baseload.twin.clients import Exchange
+from baseload.twin.costs import Costs
+from baseload.twin.prefixes import kv_hashes
 from baseload.twin.spec import Faults, Physics
+from baseload.twin.stepping import Stepper
 
 LOCAL = ".simulated"  # ends the URL of each worker that is ours
 SIGKILLED, SIGSEGV, SIGTERMED, START_FAILED = -9, -11, -15, 1
@@ -34,11 +37,17 @@ class Host(Protocol):
 
     agenda: Agenda
     physics: Physics
-    table: StepTimeTable
+    exact: bool  # engines step one by one
 
     @property
     def faults(self) -> Faults:
         """Those of this moment."""
+
+    def costs_of(self, spec: ModelSpec) -> Costs:
+        """What steps of a replica of this model take."""
+
+    def kv_tokens_of(self, spec: ModelSpec) -> int:
+        """KV positions of one replica."""
 
     def happens(self, share: float) -> bool:
         """Whether a fault with this share of occasions happens now."""
@@ -63,11 +72,7 @@ class Host(Protocol):
 class Worker:
     """One process. `born_ready`: somebody else's (a remote model); it is never started nor stopped."""
 
-    def __init__(
-        self, host: Host, replica_id: str, spec: ModelSpec, *, pid: int, kv_tokens: int, born_ready: bool = False
-    ) -> None:
-        engine = spec.engine
-        context = engine.max_context or spec.context_tokens or 8192
+    def __init__(self, host: Host, replica_id: str, spec: ModelSpec, *, pid: int, born_ready: bool = False) -> None:
         self.host = host
         self.replica_id = replica_id
         self.spec = spec
@@ -78,19 +83,17 @@ class Worker:
         self.stopping = False
         self.is_hung = False
         self.killed_by_stop = False
-        self.steps = 0
-        self.step_ns = 0  # time spent computing
-        self.batcher = Batcher(
-            num_blocks=max(1, kv_tokens // engine.block_tokens),
-            block_tokens=engine.block_tokens,
-            max_seqs=engine.max_seqs,
-            max_step_tokens=engine.max_step_tokens,
-            max_context=context,
-            max_waiting=engine.max_waiting,
-            prefix_cache=engine.prefix_cache,
+        self.engine = Stepper(
+            spec.engine,
+            kv_tokens=host.kv_tokens_of(spec),
+            max_context=spec.engine.max_context or spec.context_tokens or 8192,
+            costs=host.costs_of(spec),
+            clock=host.agenda,
+            on_step=self._stepped,
+            exact=host.exact,
+            stretch=self._stall if host.faults.stalls > 0 else None,
         )
         self._exchanges: dict[str, Exchange] = {}
-        self._stepping = False
         self._reported_ns = 0
         self._metered_ns = host.agenda.now_ns
         self._metered_step_ns = 0
@@ -123,11 +126,14 @@ class Worker:
         if self.life is Life.DEAD:
             return
         self.life = Life.DEAD
+        self.engine.halt()
         host = self.host
         unfinished = list(self._exchanges.values())
+        for exchange in unfinished:
+            exchange.emitted = self.emitted(exchange)
+            exchange.worker = None
         self._exchanges.clear()
         for exchange in unfinished:
-            exchange.worker = None
             host.agenda.after(host.network_ns(), _later(exchange.client.failed, exchange, Reason.WORKER_LOST))
         host.worker_gone(self, unfinished)
         detail = "" if exit_code == 0 else f"simulated end with code {exit_code}"
@@ -137,6 +143,7 @@ class Worker:
         """It goes on to exist and does nothing more."""
         if self.life is Life.READY:
             self.is_hung = True
+            self.engine.halt()
             self.host.agenda.after(self.host.physics.unresponsive_ms * 1_000_000, lambda: self.die(SIGKILLED))
 
     def report(self, event: Event, delay_ns: int) -> None:
@@ -154,12 +161,8 @@ class Worker:
         """Be polled."""
         if self.life is not Life.READY or self.is_hung:
             return
-        batcher, host = self.batcher, self.host
-        totals = batcher.totals
-        figures = WorkerSample(
-            batcher.running, batcher.waiting, batcher.kv_usage, totals.prompt_tokens, totals.generated_tokens
-        )
-        self.report(WorkerSampled(self.replica_id, figures), host.network_ns())
+        host = self.host
+        self.report(WorkerSampled(self.replica_id, self.engine.figures()), host.network_ns())
         host.agenda.after(host.physics.sample_ms * 1_000_000, self.sample)
 
     def meter(self) -> None:
@@ -168,9 +171,10 @@ class Worker:
             return
         host, price = self.host, self.spec.price
         now_ns = host.agenda.now_ns
-        busy_ns = min(self.step_ns - self._metered_step_ns, now_ns - self._metered_ns)
+        step_ns = self.engine.computed_ns()
+        busy_ns = min(step_ns - self._metered_step_ns, now_ns - self._metered_ns)
         idle_ns = now_ns - self._metered_ns - busy_ns
-        self._metered_ns, self._metered_step_ns = now_ns, self.step_ns
+        self._metered_ns, self._metered_step_ns = now_ns, step_ns
         energy_uj = round((busy_ns * price.busy_w + idle_ns * price.idle_w) / 1000)  # ns x W = nJ
         self.report(EnergyMeasured(self.replica_id, energy_uj, "nvml"), host.network_ns())
         host.agenda.after(host.physics.meter_ms * 1_000_000, self.meter)
@@ -191,7 +195,7 @@ class Worker:
         self._taken += 1
         seq_id = f"{client.request.request_id}.{self._taken}"
         try:
-            self.batcher.add(agenda.now_ns, self._sequence(seq_id, exchange))
+            self.engine.add(self._sequence(seq_id, exchange))
         except Refusal as refusal:
             answer = client.rejected if refusal.reason is Reason.CONTEXT_TOO_LONG else client.failed
             agenda.after(host.network_ns(), _later(answer, exchange, refusal.reason))
@@ -199,16 +203,29 @@ class Worker:
         exchange.worker = self
         exchange.seq_id = seq_id
         self._exchanges[seq_id] = exchange
-        self._step()
 
     def hang_up(self, exchange: Exchange) -> None:
         """The gateway closed the connection; the worker notices after the network's delay."""
         self.host.agenda.after(self.host.network_ns(), lambda: self._hung_up(exchange))
 
+    def emitted(self, exchange: Exchange) -> int:
+        """Tokens it has sent so far."""
+        return self.engine.generated(exchange.seq_id)
+
     @property
     def unfinished(self) -> int:
         """Requests it works for."""
         return len(self._exchanges)
+
+    @property
+    def batcher(self) -> Batcher:
+        """The engine's batcher, to look at."""
+        return self.engine.batcher
+
+    @property
+    def steps(self) -> int:
+        """Engine steps it took."""
+        return self.engine.steps
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
@@ -240,69 +257,47 @@ class Worker:
 
     def _sequence(self, seq_id: str, exchange: Exchange) -> SeqSpec:
         arrival = exchange.client.arrival
-        blocks = arrival.prefix_tokens // self.spec.engine.block_tokens if arrival.prefix >= 0 else 0
         return SeqSpec(
             seq_id=seq_id,
             prompt_tokens=arrival.prompt_tokens,
             max_new_tokens=arrival.max_tokens,
-            prefix_hashes=tuple((arrival.prefix + 1) * 1_000_003 + i for i in range(blocks)),
+            prefix_hashes=kv_hashes(arrival, self.spec.engine.block_tokens),
+            stop_after=arrival.output_tokens,
         )
 
-    def _step(self) -> None:
-        """Begin the next engine step, unless one runs or there is nothing to do."""
-        if not self.batcher.busy:
-            assert not self._exchanges, f"the batcher lost {list(self._exchanges)}"
-            assert self.batcher.kv_usage == 0, "the batcher holds blocks for nobody"
-        if self._stepping or not self.batcher.busy or self.life is not Life.READY or self.is_hung:
-            return
-        plan = self.batcher.plan(self.host.agenda.now_ns)
-        took_ns = self.host.table.step_ns(
-            prefill_tokens=plan.prefill_tokens, decode_rows=plan.decode_tokens, context_tokens=plan.context_tokens
-        )
-        if self.host.happens(self.host.faults.stalls):
-            took_ns = round(took_ns * self.host.faults.slow_factor)
-        self._stepping = True
-        self.steps += 1
-        self.step_ns += took_ns
-        self.host.agenda.after(took_ns, lambda: self._stepped(plan))
+    def _stall(self, took_ns: int) -> int:
+        """What a step takes where some stall."""
+        host = self.host
+        return round(took_ns * host.faults.slow_factor) if host.happens(host.faults.stalls) else took_ns
 
-    def _stepped(self, plan: Plan) -> None:
-        if self.life is Life.DEAD or self.is_hung:
-            return
-        self._stepping = False
-        host, now_ns = self.host, self.host.agenda.now_ns
-        sampled = []
-        for share in plan.shares:
-            if not share.wants_token:
-                continue
-            exchange = self._exchanges.get(share.seq_id)
-            if exchange is None:  # hung up during the step
-                sampled.append(Sampled(share.seq_id))
-                continue
-            exchange.emitted += 1
-            if exchange.emitted == 1:
-                host.agenda.after(host.network_ns(), _later(exchange.client.first_byte, exchange))
-                exchange.goes_on = Sampled(share.seq_id)
-            is_last = exchange.emitted >= exchange.client.arrival.output_tokens
-            sampled.append(Sampled(share.seq_id, stop=True) if is_last else exchange.goes_on)
-        for finished in self.batcher.commit(now_ns, sampled):
-            exchange = self._exchanges.pop(finished.seq_id)
-            assert finished.tokens.completion == exchange.emitted, "the batcher lost or invented a token"
+    def _stepped(self, firsts: Sequence[str], finished: Sequence[Finished]) -> None:
+        """A step of the engine ended: first tokens leave, and answers."""
+        host = self.host
+        for seq_id in firsts:
+            exchange = self._exchanges[seq_id]
+            host.agenda.after(host.network_ns(), _later(exchange.client.first_byte, exchange))
+        for end in finished:
+            exchange = self._exchanges.pop(end.seq_id)
             exchange.worker = None
-            exchange.cached, exchange.phases = finished.tokens.cached_in, finished.phases
+            exchange.emitted = end.tokens.completion
+            exchange.cached, exchange.phases = end.tokens.cached_in, end.phases
             answer_ns = host.network_ns()
             host.agenda.after(answer_ns, _later(exchange.client.finished, exchange))
             if host.happens(host.faults.crash_after_answer):
                 host.agenda.after(2 * answer_ns, lambda: self.die(SIGSEGV))
-        self._step()
+        if not self.batcher.busy:
+            assert not self._exchanges, f"the batcher lost {list(self._exchanges)}"
+            assert self.batcher.kv_usage == 0, "the batcher holds blocks for nobody"
         self._end_if_drained()
 
     def _hung_up(self, exchange: Exchange) -> None:
         if self.is_hung:
             return
-        if self._exchanges.pop(exchange.seq_id, None) is not None:
-            self.batcher.cancel(self.host.agenda.now_ns, exchange.seq_id)
+        if exchange.seq_id in self._exchanges:
+            exchange.emitted = self.emitted(exchange)
             exchange.worker = None
+            self.engine.cancel(exchange.seq_id)
+            del self._exchanges[exchange.seq_id]
             self._end_if_drained()
 
 

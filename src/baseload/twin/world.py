@@ -7,7 +7,7 @@ checkers look after each event.
 import hashlib
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import assert_never
+from typing import Protocol, assert_never
 
 import msgspec
 
@@ -37,11 +37,11 @@ from baseload.domain.model import ModelSpec
 from baseload.domain.rng import Rng
 from baseload.domain.units import NS_PER_MS, NS_PER_S, NS_PER_US
 from baseload.domain.work import Entry
-from baseload.limits.step_time import StepTimeTable
 from baseload.twin.agenda import Agenda
 from baseload.twin.chance import exponential_ns
 from baseload.twin.checkers import Checkers
 from baseload.twin.clients import Client, Exchange, request_of
+from baseload.twin.costs import Costs
 from baseload.twin.spec import Faults, Physics
 from baseload.twin.workers import LOCAL, SIGKILLED, Life, Worker
 from baseload.twin.workload import Arrival
@@ -63,6 +63,16 @@ class JournalItem(msgspec.Struct, frozen=True):
         return (action.entry for action in self.actions if isinstance(action, Record))
 
 
+class Hosting(Protocol):
+    """What replicas run on."""
+
+    def costs_of(self, spec: ModelSpec) -> Costs:
+        """What steps of a replica of this model take."""
+
+    def kv_tokens_of(self, spec: ModelSpec) -> int:
+        """KV positions of one replica."""
+
+
 class World:
     """Everything of one simulation."""
 
@@ -71,15 +81,17 @@ class World:
         *,
         seed: int,
         physics: Physics,
-        table: StepTimeTable,
+        hosting: "Hosting",
         faults: Faults,
         start_ns: int = START_NS,
         checked: bool = True,
+        exact: bool = False,
         machine: type[ControlMachine] = ControlMachine,
     ) -> None:
         self.seed = seed
         self.physics = physics
-        self.table = table
+        self.hosting = hosting
+        self.exact = exact
         self.faults = faults
         self.start_ns = start_ns
         self.agenda = Agenda(seed, start_ns=start_ns)
@@ -139,6 +151,14 @@ class World:
     def happens(self, share: float) -> bool:
         """Whether a fault with this share of occasions happens now."""
         return share > 0 and self._luck.unit() < share
+
+    def costs_of(self, spec: ModelSpec) -> Costs:
+        """What steps of a replica of this model take."""
+        return self.hosting.costs_of(spec)
+
+    def kv_tokens_of(self, spec: ModelSpec) -> int:
+        """KV positions of one replica."""
+        return self.hosting.kv_tokens_of(spec)
 
     # -- the driver: journal, step, perform --------------------------------------------------------------------
 
@@ -267,9 +287,7 @@ class World:
 
     def _new_worker(self, replica_id: str, spec: ModelSpec, *, born_ready: bool) -> Worker:
         self._pids += 1
-        worker = Worker(
-            self, replica_id, spec, pid=self._pids, kv_tokens=self.physics.kv_tokens, born_ready=born_ready
-        )
+        worker = Worker(self, replica_id, spec, pid=self._pids, born_ready=born_ready)
         self.workers[replica_id] = worker
         return worker
 

@@ -7,7 +7,8 @@ import pytest
 
 from baseload.domain.errors import DataError
 from baseload.twin.spec import Workload
-from baseload.twin.workload import arrivals, read_trace
+from baseload.twin.traces import read_trace
+from baseload.twin.workload import arrivals
 
 
 def write(path: Path, text: str) -> Path:

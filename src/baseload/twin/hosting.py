@@ -1,0 +1,110 @@
+"""What simulated replicas run on: one step-time table for all, or hardware from the catalogue for each model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from baseload.domain.errors import DataError, SettingsError
+from baseload.domain.model import ModelSpec
+from baseload.limits.serving.replica import StepCost, step_cost
+from baseload.limits.shapes import ModelShape, parse_config
+from baseload.limits.step_time import StepTimeTable, default_table, parse_json, parse_toml
+from baseload.twin.costs import Costs, ReplicaCosts, TableCosts
+from baseload.twin.spec import Hardware, Physics
+
+
+class Fleet:
+    """Costs and KV room by model; `costs` given by hand go before what the specification names."""
+
+    def __init__(
+        self,
+        physics: Physics,
+        hardware: Mapping[str, Hardware],
+        *,
+        base: Path | None = None,
+        costs: Mapping[str, StepCost] | None = None,
+    ) -> None:
+        self._kv_tokens = physics.kv_tokens
+        self._default: Costs = TableCosts(load_table(physics, base))
+        self.step_costs = {name: _step_cost(chosen, name, base) for name, chosen in hardware.items()}
+        self.step_costs |= costs or {}
+        self._costs: dict[str, Costs] = {name: ReplicaCosts(cost) for name, cost in self.step_costs.items()}
+        self._hardware = hardware
+
+    def costs_of(self, spec: ModelSpec) -> Costs:
+        """What steps of a replica of this model take."""
+        return self._costs.get(spec.name, self._default)
+
+    def kv_tokens_of(self, spec: ModelSpec) -> int:
+        """KV positions of one replica."""
+        cost = self.step_costs.get(spec.name)
+        return self._kv_tokens if cost is None else max(1, cost.kv_tokens)
+
+    def accelerators_of(self, model: str) -> int:
+        """Accelerators of one replica; 1 where only a table of step times is known."""
+        cost = self.step_costs.get(model)
+        return 1 if cost is None else cost.accelerators
+
+    def basis_of(self, models: list[str]) -> str:
+        """What the step times rest on."""
+        bases = dict.fromkeys(self._costs.get(name, self._default).basis for name in models)
+        return "; ".join(bases)
+
+    def priced(self, spec: ModelSpec) -> ModelSpec:
+        """The model with the price and power of its hardware, where that is known."""
+        cost, chosen = self.step_costs.get(spec.name), self._hardware.get(spec.name)
+        price = spec.price
+        if cost is not None and cost.busy_w > 0:
+            price = msgspec.structs.replace(price, busy_w=cost.busy_w, idle_w=cost.idle_w)
+        if cost is not None and chosen is not None and chosen.usd_per_accelerator_hour > 0:
+            price = msgspec.structs.replace(price, usd_per_hour=chosen.usd_per_accelerator_hour * cost.accelerators)
+        return msgspec.structs.replace(spec, price=price)
+
+
+def load_table(physics: Physics, base: Path | None) -> StepTimeTable:
+    """The step-time table that `physics` names; a relative path starts at `base` (the spec's folder)."""
+    if physics.step_time is not None:
+        return StepTimeTable(physics.step_time, name="physics.step_time")
+    if not physics.step_time_file:
+        return default_table()
+    path = base / physics.step_time_file if base is not None else Path(physics.step_time_file)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
+    return (parse_json if path.suffix == ".json" else parse_toml)(data, name=str(path))
+
+
+def _step_cost(chosen: Hardware, name: str, base: Path | None) -> StepCost:
+    if not chosen.accelerator or not chosen.model:
+        raise SettingsError(
+            f"hardware.{name}: `model` and `accelerator` are needed.",
+            hint='For example: model = "llama-3.1-70b", accelerator = "h100-sxm", tp = 8.',
+        )
+    return step_cost(
+        _shape(chosen.model, base),
+        chosen.accelerator,
+        engine=chosen.engine,
+        version=chosen.version,
+        tp=chosen.tp,
+        dp=chosen.dp,
+        ep=chosen.ep,
+        pp=chosen.pp,
+        weights=chosen.weights,
+        expert_weights=chosen.expert_weights,
+        memory_share=chosen.memory_share,
+        typical_tokens=chosen.typical_tokens,
+    )
+
+
+def _shape(model: str, base: Path | None) -> ModelShape | str:
+    """A config.json's shape, or the name of a model of the catalogue."""
+    if not model.endswith(".json"):
+        return model
+    path = base / model if base is not None else Path(model)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
+    return parse_config(data, name=str(path))
