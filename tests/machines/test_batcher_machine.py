@@ -39,6 +39,7 @@ class BatcherMachine(RuleBasedStateMachine):
         self.kv: dict[int, tuple[int, ...]] = {}  # block -> the token prefix whose KV it holds
         self.plan: Plan | None = None
         self.decoding: dict[str, None] = {}
+        self.guess_next = 0  # tokens to guess ahead in the next plan
 
     @rule(
         target=seqs,
@@ -83,6 +84,10 @@ class BatcherMachine(RuleBasedStateMachine):
             self.forget(seq_id)
         assert self.batcher.cancel(self.now, seq_id) is None
 
+    @rule(tokens=st.integers(1, 6))
+    def guess(self, tokens: int) -> None:
+        self.guess_next = tokens
+
     @rule()
     def make_plan(self) -> None:
         if self.plan is None:
@@ -121,6 +126,10 @@ class BatcherMachine(RuleBasedStateMachine):
     def begin(self) -> None:
         self.now += 1
         was_busy = self.batcher.busy
+        for seq_id in self.decoding if self.guess_next else ():
+            length = len(self.texts[seq_id])  # right where the next step is sampled with stops=5
+            self.batcher.guess(seq_id, [((length + i) * 3 + 5) % 7 for i in range(self.guess_next)])
+        self.guess_next = 0
         plan = self.plan = self.batcher.plan(self.now)
         shares = {share.seq_id: share for share in plan.shares}
         assert len(shares) == len(plan.shares)
@@ -134,12 +143,15 @@ class BatcherMachine(RuleBasedStateMachine):
             text = self.texts[share.seq_id]
             end = share.start + share.count
             assert share.count > 0
-            assert end <= len(text)
-            assert share.wants_token == (end == len(text))
+            assert end - share.guessed <= len(text)
+            assert share.wants_token == (end - share.guessed == len(text))
+            assert share.wants_token or not share.guessed
             assert len(share.blocks) * size >= end
             spec = self.specs[share.seq_id]
             if spec.tokens is not None:
-                assert list(share.tokens) == text[share.start : end]
+                guessed = [((len(text) + i) * 3 + 5) % 7 for i in range(share.guessed)]
+                assert list(share.tokens) == text[share.start :][: share.count] + guessed
+                assert self.generated[share.seq_id] + share.guessed < spec.max_new_tokens or not share.guessed
                 for i in range(share.start // size):  # what it does not compute is in its blocks
                     assert self.kv[share.blocks[i]] == tuple(text[: (i + 1) * size])
             for i in range(share.start // size, (end - 1) // size + 1):
@@ -154,13 +166,20 @@ class BatcherMachine(RuleBasedStateMachine):
             if share.seq_id not in self.specs:
                 continue  # cancelled meanwhile
             text = self.texts[share.seq_id]
+            guesses = list(share.tokens[len(share.tokens) - share.guessed :])
+            held = text + guesses
             for i in range(share.start // size, (share.start + share.count - 1) // size + 1):
-                self.kv[share.blocks[i]] = tuple(text[: min((i + 1) * size, share.start + share.count)])
-            if share.wants_token:
+                self.kv[share.blocks[i]] = tuple(held[: min((i + 1) * size, share.start + share.count)])
+            right = 0
+            while share.wants_token:
                 token = (len(text) * 3 + stops) % 7
                 text.append(token)
                 self.generated[share.seq_id] += 1
-                sampled.append(Sampled(share.seq_id, token, stop=(len(text) + stops) % 8 == 0))
+                stop = (len(text) + stops) % 8 == 0
+                if stop or right == share.guessed or token != guesses[right]:
+                    sampled.append(Sampled(share.seq_id, token, stop=stop, right=right))
+                    break
+                right += 1
         ended = self.batcher.commit(self.now, sampled)
         self.plan = None
         stopped = {s.seq_id for s in sampled if s.stop}

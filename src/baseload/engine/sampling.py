@@ -95,6 +95,15 @@ class RowSampler:
             return Choice(token)
         return _with_logprobs(raw, token, self.sampling.top_logprobs)
 
+    def foresee(self, raw: Row, ahead: int) -> int:
+        """What `choose` would pick `ahead` tokens from now, were these its logits; masks and penalties aside."""
+        if self.sampling.temperature < _COLDEST:
+            return int(raw.argmax())
+        top = raw.max()
+        if not np.isfinite(top):
+            return 0  # a guess may be wrong
+        return _sample(raw, self.sampling, Rng(self._base + (self._made + ahead) * _GOLDEN).unit())
+
     def _adjusted(self, raw: Row) -> Row:
         row = raw.copy()
         if self._mask is not None:

@@ -7,13 +7,14 @@ the errors in `openai_errors`.
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from baseload.domain.errors import Reason, Refusal
 from baseload.domain.sampling import Grammar, GrammarKind, Sampling
+from baseload.domain.work import Tier
 
 MOST_COMPLETIONS = 128  # of one request
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
@@ -52,6 +53,7 @@ _ALLOWED = {
     "stream": "true or false",
     "stream_options": 'an object such as {"include_usage": true}',
     "ignore_eos": "true or false",
+    "service_tier": '"auto", "default", "flex" or "priority"',
     "response_format": 'an object with "type": "text", "json_object" or "json_schema"',
     "structured_outputs": "an object with one of json, regex, grammar, choice, json_object",
 }
@@ -129,6 +131,7 @@ class _Common(Struct, frozen=True, kw_only=True):
     logit_bias: Annotated[dict[_TokenId, _Bias], Meta(max_length=1024)] | None = None
     response_format: ResponseFormat | None = None
     user: str | None = None
+    service_tier: Literal["auto", "default", "flex", "priority", "scale"] | None = None
     # vLLM's names from here on
     top_k: _TopK | None = None
     min_p: _MinP | None = None
@@ -139,6 +142,11 @@ class _Common(Struct, frozen=True, kw_only=True):
     guided_grammar: str | None = None
     guided_choice: list[str] | None = None
     structured_outputs: StructuredOutputs | None = None
+
+    @property
+    def tier(self) -> Tier:
+        """The class of service asked for."""
+        return Tier(self.service_tier) if self.service_tier in ("flex", "priority") else Tier.DEFAULT
 
     @property
     def include_usage(self) -> bool:

@@ -59,6 +59,10 @@ class Metrics:
         plain("vllm:prefix_cache_queries_total", "counter", "Prompt tokens looked up.", totals.prompt_tokens)
         plain("vllm:prefix_cache_hits_total", "counter", "Prompt tokens found cached.", totals.cached_tokens)
         plain("vllm:num_preemptions_total", "counter", "Preemptions by recomputation.", totals.preemptions)
+        guessed = "Tokens guessed ahead."
+        plain("vllm:spec_decode_num_draft_tokens_total", "counter", guessed, totals.guessed_tokens)
+        right = "Tokens guessed ahead that were right."
+        plain("vllm:spec_decode_num_accepted_tokens_total", "counter", right, totals.right_tokens)
         plain("baseload:engine_steps_total", "counter", "Engine steps taken.", totals.steps)
         name = "vllm:request_success_total"
         lines += head(name, "counter", "Requests ended, by how.")

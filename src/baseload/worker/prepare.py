@@ -43,7 +43,8 @@ def prepare(request: ChatRequest | CompletionRequest, *, served: Served, request
             param="n",
         )
     grammar = served.grammars.compile(sampling.grammar) if sampling.grammar is not None else None
-    return Job(request_id, prompts, sampling, seed if sampling.seed is None else sampling.seed, grammar)
+    seed = seed if sampling.seed is None else sampling.seed
+    return Job(request_id, prompts, sampling, seed, grammar, tier=request.tier)
 
 
 def chat_tokens(messages: Sequence[ChatMessage], served: Served) -> list[int]:

@@ -12,9 +12,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import uvloop
 
+from baseload.domain.errors import ModelError
+from baseload.engine.draft_model import DraftModel
 from baseload.engine.generation import read_defaults
+from baseload.engine.guessing import GuessSource, PromptLookups
 from baseload.engine.loop import EngineLoop
 from baseload.engine.runner import Runner
 from baseload.engine.structured import GrammarCompiler
@@ -25,6 +29,7 @@ from baseload.worker.app import WorkerApp
 from baseload.worker.options import Options
 from baseload.worker.prepare import Served
 
+DRAFT_STEP_TOKENS = 512
 LEASE_CHECK_S = 5.0
 LEASE_S = 60.0
 _NO_LIMIT_S = 30 * 24 * 3600.0  # a drain is bounded by whoever asked for it
@@ -41,12 +46,13 @@ def run(options: Options) -> int:
         opening = pool.submit(TextTokenizer.open, options.model_dir)
         runner = Runner.open(options.model_dir, spec=options.spec, cache_dir=options.cache_dir)
         tokenizer = opening.result()
+    guesser = _guess_source(options, runner)
     return uvloop.run(
-        _serve(options, runner, tokenizer)
+        _serve(options, runner, tokenizer, guesser)
     )  # the process ends next: nobody waits for the warming thread
 
 
-async def _serve(options: Options, runner: Runner, tokenizer: TextTokenizer) -> int:
+async def _serve(options: Options, runner: Runner, tokenizer: TextTokenizer, guesser: GuessSource | None) -> int:
     loop = asyncio.get_running_loop()
     ending: asyncio.Future[int] = loop.create_future()
 
@@ -60,7 +66,9 @@ async def _serve(options: Options, runner: Runner, tokenizer: TextTokenizer) -> 
         loop.call_soon_threadsafe(end, 1)
 
     app = WorkerApp(_served(options, runner, tokenizer), loop=loop, block_tokens=runner.block_tokens)
-    engine = EngineLoop(runner, tokenizer.token_bytes, spec=options.spec, emit=app.emit, on_fatal=on_fatal)
+    engine = EngineLoop(
+        runner, tokenizer.token_bytes, spec=options.spec, emit=app.emit, on_fatal=on_fatal, guesser=guesser
+    )
     app.open(engine)
     engine.start()
     runner.warm()
@@ -76,6 +84,24 @@ async def _serve(options: Options, runner: Runner, tokenizer: TextTokenizer) -> 
     await server.close(_NO_LIMIT_S if code == 0 else 1.0)
     engine.close()
     return code
+
+
+def _guess_source(options: Options, runner: Runner) -> GuessSource | None:
+    """What guesses tokens ahead, as the spec says. Raises ModelError where the draft model does not fit the model."""
+    spec = options.spec
+    if spec.guess == "off" or not spec.guess_tokens:
+        return None
+    if spec.guess == "prompt":
+        return PromptLookups()
+    own = msgspec.structs.replace(spec, max_step_tokens=DRAFT_STEP_TOKENS, kv_cache_bytes=0)
+    draft = Runner.open(Path(spec.guess), spec=own, cache_dir=options.cache_dir)
+    if draft.vocab_size != runner.vocab_size:
+        raise ModelError(
+            f"The draft model {spec.guess} has {draft.vocab_size} tokens, the model {runner.vocab_size}.",
+            hint='Set engine.guess to a model with the same tokenizer, to "prompt" or to "off".',
+        )
+    draft.warm()
+    return DraftModel(draft, most_tokens=DRAFT_STEP_TOKENS)
 
 
 def _served(options: Options, runner: Runner, tokenizer: TextTokenizer) -> Served:

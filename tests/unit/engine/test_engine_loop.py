@@ -53,7 +53,7 @@ class FakeRunner:
             text = self.cells[span.blocks].reshape(-1)[:end]
             assert (text >= 0).all(), "positions that nobody computed"
             if span.wants_logits:
-                rows.append(logits_after(text))
+                rows += [logits_after(text[: end - back]) for back in range(span.logits - 1, -1, -1)]
         return np.stack(rows) if rows else np.zeros((0, VOCAB), np.float32)
 
 

@@ -1,0 +1,131 @@
+"""Guesses by a draft model: a smaller model of the same vocabulary runs ahead of the large one.
+
+It keeps a cache of its own. Each guess draws from the draft's logits with the random number that the large model's
+sampler will use at that place, so that where both models agree on the odds they draw the same token.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baseload.core.blocks import BlockPool
+from baseload.engine.runner import Span
+from baseload.engine.sampling import RowSampler
+
+_WEIGHT = 0.1  # of the newest step in the mean cost of a guess
+
+
+class DraftRunner(Protocol):
+    """The part of a runner that drafting needs."""
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens per KV block."""
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks."""
+
+    @property
+    def max_context(self) -> int:
+        """Longest sequence."""
+
+    def run(self, spans: Sequence[Span]) -> NDArray[np.float32]:
+        """Logits float32[rows, vocab] of the spans that want them, in order."""
+
+
+class _Draft:
+    """One sequence at the draft model. `computed` leading tokens of `tokens` + `ahead` are in its cache."""
+
+    __slots__ = ("ahead", "blocks", "computed", "sampler", "tokens")
+
+    def __init__(self, tokens: Sequence[int], sampler: RowSampler) -> None:
+        self.tokens = list(tokens)
+        self.ahead: list[int] = []
+        self.computed = 0
+        self.blocks: list[int] = []
+        self.sampler = sampler
+
+    def push(self, token: int) -> None:
+        """The sequence grew; a guess that was wrong makes what the cache holds behind it worthless."""
+        if self.ahead and self.ahead[0] == token:
+            del self.ahead[0]
+        else:
+            self.ahead = []
+            self.computed = min(self.computed, len(self.tokens))
+        self.tokens.append(token)
+
+
+class DraftModel:
+    """A guess source (engine/guessing.py) over a runner of its own. `most_tokens` bounds one step's prefill."""
+
+    def __init__(self, runner: DraftRunner, *, most_tokens: int) -> None:
+        self._runner = runner
+        self._most_tokens = most_tokens
+        self._pool = BlockPool(runner.num_blocks, block_tokens=runner.block_tokens)
+        self._drafts: dict[str, _Draft] = {}
+        self._guess_ns = 0.0
+
+    @property
+    def guess_ns(self) -> int:
+        """The mean time of one step of the draft model."""
+        return int(self._guess_ns)
+
+    def open(self, seq_id: str, tokens: Sequence[int], sampler: RowSampler) -> None:
+        """A new sequence begins with these tokens."""
+        self._drafts[seq_id] = _Draft(tokens, sampler)
+
+    def push(self, seq_id: str, tokens: Sequence[int]) -> None:
+        """A sequence grew."""
+        for token in tokens:
+            self._drafts[seq_id].push(token)
+
+    def close(self, seq_id: str) -> None:
+        """A sequence ended."""
+        self._pool.release(self._drafts.pop(seq_id).blocks)
+
+    def guess(self, asked: Mapping[str, int]) -> Mapping[str, Sequence[int]]:
+        """What the draft model would say next. A sequence for which its cache has no room gets no guess."""
+        active = {seq_id: most for seq_id, most in asked.items() if self._has_room(seq_id, most)}
+        for seq_id in active:
+            draft = self._drafts[seq_id]
+            draft.ahead = []
+            draft.computed = min(draft.computed, len(draft.tokens) - 1)
+        self._catch_up(list(active))
+        for made in range(max(active.values(), default=0)):
+            rows = [seq_id for seq_id, most in active.items() if most > made]
+            began = time.monotonic_ns()
+            logits = self._runner.run([self._span(self._drafts[seq_id], wants=True) for seq_id in rows])
+            for seq_id, row in zip(rows, logits, strict=True):
+                draft = self._drafts[seq_id]
+                draft.computed = len(draft.tokens) + made
+                draft.ahead.append(draft.sampler.foresee(row, made))
+            took = time.monotonic_ns() - began
+            self._guess_ns += (_WEIGHT if self._guess_ns else 1.0) * (took - self._guess_ns)
+        return {seq_id: list(self._drafts[seq_id].ahead) for seq_id in active}
+
+    def _has_room(self, seq_id: str, most: int) -> bool:
+        draft = self._drafts[seq_id]
+        end = len(draft.tokens) + most
+        missing = self._pool.blocks_for(end) - len(draft.blocks)
+        if end > self._runner.max_context or missing > self._pool.available:
+            return False
+        if missing > 0:
+            draft.blocks += self._pool.allocate(missing)
+        return True
+
+    def _catch_up(self, seq_ids: Sequence[str]) -> None:
+        """Compute all but the last known token of each sequence, a bounded piece at a time."""
+        for seq_id in seq_ids:
+            draft = self._drafts[seq_id]
+            while (left := len(draft.tokens) - 1 - draft.computed) > 0:
+                count = min(left, self._most_tokens)
+                self._runner.run([self._span(draft, wants=False, end=draft.computed + count)])
+                draft.computed += count
+
+    def _span(self, draft: _Draft, *, wants: bool, end: int | None = None) -> Span:
+        known = (draft.tokens + draft.ahead)[draft.computed : end]
+        return Span(np.array(known, np.int32), draft.computed, np.array(draft.blocks, np.int32), wants)

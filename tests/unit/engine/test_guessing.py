@@ -1,0 +1,189 @@
+"""Guessing ahead changes how many steps an answer takes, and nothing else."""
+
+import queue
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+
+from baseload.core.step_times import StepTimes
+from baseload.domain.model import EngineSpec
+from baseload.domain.sampling import Sampling
+from baseload.engine.drafting import PromptLookup
+from baseload.engine.guessing import GuessSource, PromptLookups
+from baseload.engine.jobs import Delta, Ended, Failed, Job, Output
+from baseload.engine.loop import EngineLoop
+from baseload.engine.runner import Span
+from baseload.engine.sampling import RowSampler
+
+VOCAB = 12
+WAIT_S = 20.0
+
+
+def logits_after(text: Sequence[int]) -> np.ndarray:
+    """A model that likes to go round in a circle of five, but not always."""
+    logits = np.random.default_rng([*text[-3:]]).normal(size=VOCAB)
+    logits[(text[-1] + 1) % 5] += 2.5
+    return logits.astype(np.float32)
+
+
+class CircleRunner:
+    """Keeps tokens in blocks; logits depend on the last three as read back."""
+
+    block_tokens = 4
+    max_context = 200
+    eos_token_ids = (11,)
+
+    def __init__(self, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
+        self.cells = np.full((num_blocks, self.block_tokens), -1)
+        self.steps = 0
+
+    def run(self, spans: Sequence[Span]) -> np.ndarray:
+        self.steps += 1
+        rows = []
+        for span in spans:
+            end = span.start + len(span.tokens)
+            for position, token in zip(range(span.start, end), span.tokens, strict=True):
+                self.cells[span.blocks[position // self.block_tokens], position % self.block_tokens] = token
+            text = self.cells[span.blocks].reshape(-1)[:end]
+            assert (text >= 0).all()
+            if span.wants_logits:
+                rows += [logits_after(text[: end - back]) for back in range(span.logits - 1, -1, -1)]
+        return np.stack(rows) if rows else np.zeros((0, VOCAB), np.float32)
+
+
+class Babbler:
+    """Guesses at random, often more than asked for."""
+
+    guess_ns = 0
+
+    def __init__(self) -> None:
+        self.random = np.random.default_rng(9)
+        self.open_now: dict[str, list[int]] = {}
+
+    def open(self, seq_id: str, tokens: Sequence[int], sampler: RowSampler) -> None:
+        self.open_now[seq_id] = list(tokens)
+
+    def push(self, seq_id: str, tokens: Sequence[int]) -> None:
+        self.open_now[seq_id] += tokens
+
+    def guess(self, asked: Mapping[str, int]) -> Mapping[str, Sequence[int]]:
+        return {
+            name: self.random.integers(0, 5, most + int(self.random.integers(0, 3))) for name, most in asked.items()
+        }
+
+    def close(self, seq_id: str) -> None:
+        del self.open_now[seq_id]
+
+
+def answers(
+    source: GuessSource | None, jobs: list[Job], *, num_blocks: int, **spec: int
+) -> tuple[dict[str, list[Delta]], EngineLoop, int]:
+    runner = CircleRunner(num_blocks)
+    outputs: queue.SimpleQueue[list[Output]] = queue.SimpleQueue()
+    fatal: list[BaseException] = []
+    loop = EngineLoop(
+        runner,
+        lambda token: bytes([0x40 + token]),
+        spec=EngineSpec(**({"max_seqs": 4, "max_step_tokens": 32} | spec)),  # type: ignore[arg-type]
+        emit=outputs.put,
+        on_fatal=fatal.append,
+        guesser=source,
+    )
+    for job in jobs:
+        loop.submit(job)
+    loop.start()
+    made: dict[str, list[Delta]] = {job.request_id: [] for job in jobs}
+    left = len(jobs)
+    while left:
+        for output in outputs.get(timeout=WAIT_S):
+            match output:
+                case Delta():
+                    made[output.request_id].append(output)
+                case Ended():
+                    completion = made[output.request_id]
+                    assert output.tokens.completion == len(completion)
+                    left -= 1
+                case Failed():
+                    raise output.refusal
+    loop.close()
+    assert not fatal
+    return made, loop, runner.steps
+
+
+def some_jobs() -> list[Job]:
+    jobs = []
+    for i in range(9):
+        prompt = [(i + j) % 5 for j in range(6 + i)]
+        greedy = i % 3 == 0
+        sampling = Sampling(
+            max_tokens=60,
+            temperature=0.0 if greedy else 0.8,
+            top_p=0.9,
+            n=2 if i == 4 else 1,
+            stop=("ABCDEABCDEAB",) if i == 5 else (),
+            frequency_penalty=0.2 if i == 7 else 0.0,
+            logprobs=i == 1,
+        )
+        jobs.append(Job(f"j{i}", [prompt], sampling, seed=i))
+    return jobs
+
+
+@pytest.mark.parametrize("num_blocks", [200, 34])
+def test_answers_are_the_same_token_for_token(num_blocks: int) -> None:
+    plain, _, plain_steps = answers(None, some_jobs(), num_blocks=num_blocks)
+    babbler = Babbler()
+    for source in (PromptLookups(), babbler):
+        guessed, loop, steps = answers(source, some_jobs(), num_blocks=num_blocks, guess_tokens=5)
+        for name, deltas in plain.items():
+            for index in range(2):
+                before = [(d.token, d.text, d.logprob, d.shown, d.finish) for d in deltas if d.index == index]
+                after = [(d.token, d.text, d.logprob, d.shown, d.finish) for d in guessed[name] if d.index == index]
+                assert after == before
+        assert loop.totals.guessed_tokens > 0
+        assert loop.totals.right_tokens > 0
+        if isinstance(source, PromptLookups):
+            assert steps < plain_steps, "right guesses save steps"
+    assert not babbler.open_now, "every sequence was closed"
+
+
+def test_a_long_answer_in_a_circle_takes_far_fewer_steps() -> None:
+    job = Job("a", [[0, 1, 2, 3, 4] * 4], Sampling(max_tokens=100, temperature=0.0), seed=0)
+    _, _, plain = answers(None, [job], num_blocks=60)
+    _, loop, guessed = answers(PromptLookups(), [job], num_blocks=60, guess_tokens=4)
+    assert loop.totals.right_tokens <= loop.totals.guessed_tokens
+    assert guessed < plain
+
+
+def test_prompt_lookup_finds_the_latest_longest_repetition() -> None:
+    lookup = PromptLookup([1, 2, 3, 9, 1, 2, 3, 8, 2, 3])
+    assert list(lookup.guess(2)) == [8, 2]  # after (2, 3), the latest: 8
+    lookup.push(8)
+    assert list(lookup.guess(3)) == [2, 3, 8]  # after (2, 3, 8): 2 3 8
+    lookup.push(7)
+    assert list(lookup.guess(3)) == []
+    assert list(lookup.guess(0)) == []
+
+
+def test_prompt_lookup_goes_round_in_a_short_circle() -> None:
+    assert list(PromptLookup([5, 6, 5, 6]).guess(5)) == [5, 6, 5, 6, 5]
+
+
+def test_step_times_learns_what_steps_cost() -> None:
+    times, random = StepTimes(), np.random.default_rng(3)
+
+    def cost(tokens: int, decode_pairs: int, prefill_pairs: int) -> float:
+        return 2e7 * max(1.0, tokens / 24) ** 0.9 + 900 * decode_pairs + 200 * prefill_pairs
+
+    assert times.predict(1, 0, 0) == 0
+    errors = []
+    for step in range(600):
+        rows, chunk = int(random.integers(1, 33)), int(random.integers(0, 2) * random.integers(32, 480))
+        state = (rows + chunk, rows * int(random.integers(50, 2000)), chunk * int(random.integers(0, 1000)))
+        if step > 150:
+            errors.append(abs(times.predict(*state) / cost(*state) - 1))
+        slow = 6.0 if random.random() < 0.01 else 1.0
+        times.observe(*state, int(cost(*state) * random.lognormal(0, 0.04) * slow))
+    assert np.mean(errors) < 0.06
+    assert times.predict(64, 0, 0) <= times.predict(65, 0, 0) <= times.predict(65, 10, 0) <= times.predict(65, 10, 10)
