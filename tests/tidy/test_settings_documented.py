@@ -45,6 +45,8 @@ FROZEN = {
     "engine.max_waiting": 256,
     "engine.prefix_cache": True,
     "engine.threads": 0,
+    "engine.kernels": "auto",
+    "engine.kv_dtype": "auto",
     "engine.ttft_target_s": 0.0,
     "engine.tpot_target_s": 0.0,
     "engine.priority_ttft_target_s": 0.0,

@@ -159,6 +159,13 @@ MODEL_DOCS: Mapping[str, tuple[str, float | None, float | None, tuple[str, ...]]
     "engine.max_waiting": ("Requests that may wait inside one worker.", 0, None, ()),
     "engine.prefix_cache": ("Reuse the work of earlier prompts that begin the same.", None, None, ()),
     "engine.threads": ("Processor threads of one worker; 0 takes all.", 0, 4096, ()),
+    "engine.kernels": (
+        "Native code for the CPU and its instruction set, or XLA alone.",
+        None,
+        None,
+        ("auto", "xla", "avx2", "avx512", "amx"),
+    ),
+    "engine.kv_dtype": ("KV cache: as computed, or in 8 bits (native kernels).", None, None, ("auto", "int8")),
     "engine.ttft_target_s": (
         "A first token is due so long after its request; who is due first goes first.",
         0,
