@@ -1,0 +1,1 @@
+"""Training: what a step takes, whether it fits, what a run costs with failures; held against MLPerf."""
