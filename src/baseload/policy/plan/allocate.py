@@ -1,6 +1,6 @@
 """Who runs where and how often: a mixed-integer program over columns (units at places), solved by HiGHS in SciPy.
 
-minimise   Σ score · x
+minimise   Σ score · x + score_on · (x > 0)
 subject to Σ rate · x ≥ demand          of each model (with spares) and training job
            gpus, watts, dollars, carbon within what is stated
            at most one kind of unit a model and site; x whole
@@ -33,6 +33,8 @@ class Column:
     kg_per_hour: float
     spare: int = 0
     whole: bool = False  # all of the demand or nothing: a training job
+    score_on: float = 0.0  # of having it at all, however many: a first unit that never sleeps
+    usd_on: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +69,13 @@ def allocate(demands: dict[str, float], columns: Sequence[Column], bounds: Seque
         low.append(1.0 - 1e-9)
         high.append(np.inf)
     for bound in bounds:
-        rows.append(
-            {
-                i: getattr(column, bound.figure) / bound.most
-                for i, column in enumerate(columns)
-                if bound.site in ("", column.site) and bound.stock in ("", column.stock)
-            }
-        )
+        row = {}
+        for i, column in enumerate(columns):
+            if bound.site in ("", column.site) and bound.stock in ("", column.stock):
+                row[i] = getattr(column, bound.figure) / bound.most
+                if bound.figure == "usd_per_hour":
+                    row[count + i] = column.usd_on / bound.most
+        rows.append(row)
         low.append(-np.inf)
         high.append(1.0 + 1e-9)
     for i in range(count):
@@ -97,7 +99,7 @@ def _solve(
 ) -> list[int] | None:
     count = len(columns)
     scale = max((abs(c.score) * m for c, m in zip(columns, most, strict=True)), default=1.0) or 1.0
-    cost = np.concatenate([[c.score / scale for c in columns], np.full(count, 1e-9)])
+    cost = np.concatenate([[c.score / scale for c in columns], [c.score_on / scale + 1e-9 for c in columns]])
     entries = [(r, i, value) for r, row in enumerate(rows) for i, value in row.items() if value]
     matrix = csr_array(
         ([e[2] for e in entries], ([e[0] for e in entries], [e[1] for e in entries])), shape=(len(rows), 2 * count)

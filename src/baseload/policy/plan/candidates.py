@@ -38,7 +38,8 @@ class Candidate:
     tpot_ms: float
     load: Point  # of a decoding worker at the peak
     usd_per_hour: float
-    mean_w: float  # at the meter
+    chip_w: float  # accelerators with cooling, mean: what tokens per joule count, for hosts are not known of all
+    mean_w: float  # at the meter, hosts included where they are known
     peak_w: float
     tokens_per_s: float  # prompt and output, mean
 
@@ -54,8 +55,8 @@ class Candidate:
 
     @property
     def tokens_per_joule(self) -> float:
-        """Prompt and output tokens per joule at the meter; 0 where power is not known."""
-        return self.tokens_per_s / self.mean_w if self.mean_w else 0.0
+        """Prompt and output tokens per joule of accelerators and cooling; 0 where power is not known."""
+        return self.tokens_per_s / self.chip_w if self.chip_w else 0.0
 
     @property
     def answer_ms(self) -> float:
@@ -130,6 +131,7 @@ def candidate_for(
         tpot_ms=busy[1],
         load=busy[2],
         usd_per_hour=place.usd_per_hour * gpus,
+        chip_w=calm[3] * mean_count * place.pue if known else 0.0,
         mean_w=facility_w(place, calm[3] * mean_count, gpus) if known else 0.0,
         peak_w=facility_w(place, busy[3] * count, unit.gpus * count) if known else 0.0,
         tokens_per_s=tokens,
@@ -139,15 +141,6 @@ def candidate_for(
 def replicas_for(rate: float, unit_rate: float, spare: int) -> int:
     """Enough units for a rate, at least one, and spares."""
     return max(1, math.ceil(rate / unit_rate - 1e-9)) + spare
-
-
-def mean_share(model: ServedModel, place: Place, rate: float) -> float:
-    """Of the peak's units, how many are paid for on average."""
-    if not place.follows_load:
-        return 1.0
-    loads = day_of(model.traffic)
-    counts = [replicas_for(load, rate, model.spare_replicas) for load in loads]
-    return sum(counts) / len(counts) / max(counts)
 
 
 def better(a: Candidate, objective: Objective) -> tuple[float, float, float]:

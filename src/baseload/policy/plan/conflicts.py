@@ -74,7 +74,7 @@ def conflict(problem: Problem, spec: PlanSpec) -> tuple[list[Limit], list[Way]]:
         for limit in limits:
             if limit not in kept:
                 changed = limit.change(changed, 0.0)
-        return problem.solve(changed) is not None
+        return problem.solve(changed, polish=False) is not None
 
     if not feasible([]):
         return [], []
@@ -89,19 +89,19 @@ def conflict(problem: Problem, spec: PlanSpec) -> tuple[list[Limit], list[Way]]:
 
 def _least(problem: Problem, spec: PlanSpec, limit: Limit) -> float:
     """The least factor with which the whole plan holds; 0: only without it; -1: not even so (others conflict too)."""
-    if problem.solve(limit.change(spec, 0.0)) is None:
+    if problem.solve(limit.change(spec, 0.0), polish=False) is None:
         return -1.0
     if not limit.is_number:
         return 0.0
     high = 1.25
-    while problem.solve(limit.change(spec, high)) is None:
+    while problem.solve(limit.change(spec, high), polish=False) is None:
         high *= 2.0
         if high > MOST_FACTOR:
             return 0.0
     low = 1.0 if high == 1.25 else high / 2.0
     while high / low > CLOSE:
         middle = (low * high) ** 0.5
-        if problem.solve(limit.change(spec, middle)) is None:
+        if problem.solve(limit.change(spec, middle), polish=False) is None:
             low = middle
         else:
             high = middle

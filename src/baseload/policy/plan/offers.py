@@ -82,8 +82,11 @@ def facility_w(place: Place, accelerator_w: float, accelerators: float) -> float
 def power_basis(place: Place) -> str:
     """What `facility_w` rests on."""
     if host_w(place.chip) and place.site.pue is None:
-        return "accelerators modelled by load; host, network and cooling from the all-in figure of the catalogue"
-    hosts = "" if host_w(place.chip) else "; hosts and network left out: no source"
+        return (
+            "accelerators modelled by load; host, network and cooling from the all-in figure of the catalogue; "
+            "tokens per joule count accelerators and cooling"
+        )
+    hosts = "" if host_w(place.chip) else "; hosts and network left out, for no source is known"
     return f"accelerators modelled by load, PUE {place.pue:.2f} {pue_of(place.site)[1]}{hosts}"
 
 

@@ -10,7 +10,7 @@ from baseload.limits.money import HOURS_PER_MONTH
 from baseload.limits.serving.predict import Predictor
 from baseload.limits.shapes import ModelShape
 from baseload.policy.plan.allocate import Bound, Column, allocate
-from baseload.policy.plan.candidates import Candidate, Unit, better, candidate_for, mean_share, unit_for
+from baseload.policy.plan.candidates import Candidate, Unit, better, candidate_for, unit_for
 from baseload.policy.plan.offers import NO_LIMIT, Place, places_of
 from baseload.policy.plan.options import Judged, Option, judge, refined
 from baseload.policy.plan.spec import Levels, PlanSpec, ServedModel, Stock, peak_of, stocks_of
@@ -118,8 +118,13 @@ class Problem:
             )
         return self._units[key]
 
-    def solve(self, spec: PlanSpec, *, slow: float = 1.0, dearer: dict[str, float] | None = None) -> Solved | None:
-        """The best allocation, or None. `slow` stretches all times, `dearer` multiplies prices by accelerator."""
+    def solve(
+        self, spec: PlanSpec, *, slow: float = 1.0, dearer: dict[str, float] | None = None, polish: bool = True
+    ) -> Solved | None:
+        """The best allocation, or None. `slow` stretches all times, `dearer` multiplies prices by accelerator.
+
+        `polish`: where the program's straight lines misjudge a cost, a better single place is taken instead.
+        """
         columns: list[Column] = []
         sources: list[tuple[Unit, ServedModel, Place] | Extra] = []
         demands = {f"model {m.name}": peak_of(m.traffic) for m in spec.models}
@@ -140,7 +145,23 @@ class Problem:
         counts = allocate(demands, columns, bounds_of(spec))
         if counts is None:
             return None
-        return _solved(counts, columns, sources, spec, slow)
+        solved = _solved(counts, columns, sources, spec, slow)
+        return self._polished(solved, spec, slow, dearer or {}) if polish else solved
+
+    def _polished(self, solved: Solved, spec: PlanSpec, slow: float, dearer: dict[str, float]) -> Solved:
+        for model in spec.models:
+            now = sum(_worth(c, spec, dearer) for c in solved.chosen[model.name])
+            rivals = [(_worth(c, spec, dearer), i, c) for i, c in enumerate(self.candidates(spec, model, slow=slow))]
+            for worth, _, rival in sorted(rivals, key=lambda r: r[:2]):
+                if worth >= now * (1.0 - 1e-6):
+                    break
+                if not rival.mean_w and (spec.objective == "tokens_per_joule" or has_power_limit(spec, rival.place)):
+                    continue
+                other = Solved({**solved.chosen, model.name: [rival]}, solved.jobs)
+                if not broken(spec, other):
+                    solved = other
+                    break
+        return solved
 
     def _places(self, spec: PlanSpec, site_name: str) -> tuple[list[Place], list[tuple[Stock, str]]]:
         site = next(s for s in spec.sites if s.name == site_name)
@@ -211,22 +232,71 @@ def bounds_of(spec: PlanSpec) -> list[Bound]:
     return bounds
 
 
-def _column(unit: Unit, model: ServedModel, place: Place, spec: PlanSpec, factor: float) -> Column:
-    whole = candidate_for(unit, model, place, replicas=_units_needed(unit, model, place))
-    share = mean_share(model, place, unit.rate)
-    usd = place.usd_per_hour * factor * unit.gpus * share
-    per_unit = 1.0 / whole.replicas
-    kg = whole.mean_w * per_unit / 1e3 * (place.site.gco2_per_kwh or 0.0) / 1e3
+def _worth(candidate: Candidate, spec: PlanSpec, dearer: dict[str, float]) -> float:
+    """What a candidate adds to the objective: dollars, watts or milliseconds."""
+    usd = candidate.usd_per_hour * dearer.get(candidate.place.accelerator, 1.0)
     match spec.objective:
         case "usd_per_mtok":
-            score = usd * (1.0 + 1e-7 * whole.answer_ms)  # of equals, the faster
+            return usd * (1.0 + 1e-7 * candidate.answer_ms)
         case "tokens_per_joule":
-            score = whole.mean_w * per_unit
+            return candidate.chip_w
+        case "latency":
+            share = candidate.tokens_per_s / (
+                candidate.model.traffic.requests_per_s
+                * (candidate.model.traffic.prompt_tokens + candidate.model.traffic.output_tokens)
+            )
+            return share * candidate.answer_ms + 1e-6 * usd
+
+
+def broken(spec: PlanSpec, solved: Solved) -> list[str]:
+    """The limits of the whole plan that an allocation breaks."""
+    names = []
+    everyone = [c for many in solved.chosen.values() for c in many]
+    for bound in bounds_of(spec):
+        total = sum(
+            _figure(c, bound.figure)
+            for c in everyone
+            if bound.site in ("", c.place.site.name) and bound.stock in ("", c.place.stock.accelerator)
+        )
+        total += sum(
+            getattr(j.column, bound.figure)
+            for j in solved.jobs.values()
+            if bound.site in ("", j.column.site) and bound.stock in ("", j.column.stock)
+        )
+        if total > bound.most * (1.0 + 1e-9):
+            names.append(bound.name)
+    return names
+
+
+def _figure(candidate: Candidate, figure: str) -> float:
+    match figure:
+        case "gpus":
+            return float(candidate.accelerators)
+        case "kg_per_hour":
+            return candidate.mean_w / 1e3 * (candidate.place.site.gco2_per_kwh or 0.0) / 1e3
+        case _:
+            return float(getattr(candidate, figure))
+
+
+def _column(unit: Unit, model: ServedModel, place: Place, spec: PlanSpec, factor: float) -> Column:
+    whole = candidate_for(unit, model, place, replicas=_units_needed(unit, model, place))
+    share = model.traffic.requests_per_s / peak_of(model.traffic) if place.follows_load else 1.0
+    usd = place.usd_per_hour * factor * unit.gpus
+    on = usd * (1.0 - share) * (1 + model.spare_replicas)  # the first unit and the spares never sleep
+    per_unit = 1.0 / whole.replicas
+    kg = whole.mean_w * per_unit / 1e3 * (place.site.gco2_per_kwh or 0.0) / 1e3
+    score_on = 0.0
+    match spec.objective:
+        case "usd_per_mtok":
+            faster = 1.0 + 1e-7 * whole.answer_ms  # of equals, the faster
+            score, score_on = usd * share * faster, on * faster
+        case "tokens_per_joule":
+            score = whole.chip_w * per_unit
         case "latency":
             score = unit.rate / peak_of(model.traffic) * whole.answer_ms + 1e-6 * usd
     return Column(
-        f"model {model.name}", place.site.name, place.stock.accelerator, unit.rate, unit.gpus, score, usd,
-        whole.peak_w * per_unit, whole.mean_w * per_unit, kg, model.spare_replicas,
+        f"model {model.name}", place.site.name, place.stock.accelerator, unit.rate, unit.gpus, score, usd * share,
+        whole.peak_w * per_unit, whole.mean_w * per_unit, kg, model.spare_replicas, score_on=score_on, usd_on=on,
     )  # fmt: skip
 
 
