@@ -10,11 +10,16 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
 from jax import lax
 
+from baseload.domain.errors import ModelError
+from baseload.domain.model import EngineSpec
 from baseload.engine.config import ModelConfig
 
 CHUNK_TOKENS = 256  # attention walks the cache in chunks of so many tokens
+DEFAULT_CACHE_BYTES = 1 << 30
+DEFAULT_CACHE_SHARE = 0.125  # of the machine's memory: all of it, not what is free now, so that programs still fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,26 @@ def block_bytes(config: ModelConfig, block_tokens: int, dtype: str) -> int:
     """Bytes of one block over all layers, keys and values."""
     item = 2 if dtype == "bfloat16" else 4
     return 2 * config.layers * config.kv_heads * config.head_dim * block_tokens * item
+
+
+def count_blocks(config: ModelConfig, spec: EngineSpec, per_block: int) -> int:
+    """How many blocks of `per_block` bytes: as asked, else a share of the machine's memory, but no more than can be used.
+
+    Raises ModelError where not one has room.
+    """
+    context = min(spec.max_context or config.max_context, config.max_context)
+    if spec.kv_cache_bytes:
+        blocks = spec.kv_cache_bytes // per_block
+    else:
+        share = int(psutil.virtual_memory().total * DEFAULT_CACHE_SHARE)
+        useful = spec.max_seqs * -(-context // spec.block_tokens)
+        blocks = min(useful, min(share, DEFAULT_CACHE_BYTES) // per_block)
+    if blocks < 1:
+        raise ModelError(
+            f"The KV cache has no room for one block of {per_block} bytes.",
+            hint="Raise engine.kv_cache_bytes or free some memory.",
+        )
+    return blocks
 
 
 def write(cache: jax.Array, slots: jax.Array, rows: jax.Array) -> jax.Array:

@@ -2,43 +2,27 @@
 
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import psutil
 
-from baseload.domain.errors import ModelError
 from baseload.domain.model import EngineSpec
 from baseload.engine.buckets import Buckets, split
 from baseload.engine.config import ModelConfig
 from baseload.engine.decoder import layer_params
 from baseload.engine.device import configure
-from baseload.engine.kv_cache import CacheShape, block_bytes
+from baseload.engine.kv_cache import CacheShape, block_bytes, count_blocks
+from baseload.engine.native.opening import open_native
 from baseload.engine.programs import Program, ProgramCache, environment_key
 from baseload.engine.rope import RopeTable
+from baseload.engine.spans import ModelRunner, Span, check_spans
 from baseload.engine.steps import Mode, Where, head_step, layer_step
 from baseload.engine.weights import Tree, load_params, resolve_dtype
 
-DEFAULT_CACHE_BYTES = 1 << 30
-DEFAULT_CACHE_SHARE = 0.125  # of the machine's memory: all of it, not what is free now, so that programs still fit
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """New tokens of one sequence at positions start … start + len(tokens) - 1.
-
-    Block i of `blocks` holds the sequence's positions i · block_tokens …; earlier positions are in the cache.
-    """
-
-    tokens: np.ndarray  # int32[n], n ≥ 1
-    start: int
-    blocks: np.ndarray  # int32[m], enough for start + n positions
-    wants_logits: bool
-    logits: int = 1  # where it wants any: after each of its last so many tokens
-
+__all__ = ["ModelRunner", "Runner", "Span", "open_runner"]
 
 # The spans of one program call, by index, and their logits (rows beyond them are padding).
 Part = tuple[list[int], np.ndarray | None]
@@ -65,15 +49,9 @@ class Runner:
         self._closing = threading.Event()
 
     @staticmethod
-    def open(model_dir: Path | str, *, spec: EngineSpec, cache_dir: Path | str | None) -> "Runner":
-        """Loads a Hugging Face directory. `cache_dir` keeps compiled programs; None keeps none.
-
-        Raises ModelError, UnsupportedArchitecture or BadWeights; then nothing was left behind.
-        """
-        configure(threads=spec.threads)
-        config, params = load_params(model_dir, spec.dtype)
-        directory = None if cache_dir is None else Path(cache_dir) / "programs"
-        return Runner(config, params, spec=spec, cache_dir=directory, dtype=resolve_dtype(config, spec.dtype))
+    def open(model_dir: Path | str, *, spec: EngineSpec, cache_dir: Path | str | None) -> ModelRunner:
+        """As `open_runner`."""
+        return open_runner(model_dir, spec=spec, cache_dir=cache_dir)
 
     @property
     def vocab_size(self) -> int:
@@ -106,9 +84,7 @@ class Runner:
         A row is the logits after a span's last token, for each span with `wants_logits`; where it asks for more
         than one, the rows of its last tokens follow each other. Read-only.
         """
-        if not spans:
-            raise ValueError("run needs at least one span")
-        self._check(spans)
+        check_spans(spans, max_context=self.max_context, block_tokens=self.block_tokens)
         parts: list[Part] = []
         decodes = [index for index, span in enumerate(spans) if len(span.tokens) == 1]
         for first, count, bucket in split(self._usable("decode"), len(decodes)):
@@ -214,15 +190,6 @@ class Runner:
         at, count = jax.device_put((picks, np.int32(active)))
         return np.asarray(program(self._final_norm, self._head_weight, x, at, count))
 
-    def _check(self, spans: Sequence[Span]) -> None:
-        for span in spans:
-            end = span.start + len(span.tokens)
-            if not 0 < end <= self.max_context or len(span.blocks) * self.block_tokens < end or not len(span.tokens):
-                raise ValueError(
-                    f"a span of {len(span.tokens)} tokens from {span.start} needs 1 to {self.max_context} positions"
-                    f" and blocks for them; it has {len(span.blocks)} blocks of {self.block_tokens}"
-                )
-
     # -- programs ---------------------------------------------------------------------------------------------
 
     def _usable(self, kind: str) -> tuple[int, ...]:
@@ -299,21 +266,25 @@ class Runner:
         self._values: list[Any] = [jax.device_put(zeros, may_alias=False) for _ in range(config.layers)]
 
 
+def open_runner(model_dir: Path | str, *, spec: EngineSpec, cache_dir: Path | str | None) -> ModelRunner:
+    """Loads a Hugging Face or packed directory, for the native kernels where they cover it, else for XLA.
+
+    `cache_dir` keeps compiled programs and packed weights; None keeps none. Raises ModelError, UnsupportedArchitecture
+    or BadWeights; then nothing was left behind.
+    """
+    configure(threads=spec.threads)
+    cache = None if cache_dir is None else Path(cache_dir)
+    native = open_native(Path(model_dir), spec=spec, cache_dir=cache)
+    if native is not None:
+        return native
+    config, params = load_params(model_dir, spec.dtype)
+    directory = None if cache is None else cache / "programs"
+    return Runner(config, params, spec=spec, cache_dir=directory, dtype=resolve_dtype(config, spec.dtype))
+
+
 def _cache_shape(config: ModelConfig, spec: EngineSpec, dtype: str) -> CacheShape:
-    """How many blocks: as asked, else a share of the machine's memory, but no more than can be used."""
-    per_block = block_bytes(config, spec.block_tokens, dtype)
     context = min(spec.max_context or config.max_context, config.max_context)
-    if spec.kv_cache_bytes:
-        blocks = spec.kv_cache_bytes // per_block
-    else:
-        share = int(psutil.virtual_memory().total * DEFAULT_CACHE_SHARE)
-        useful = spec.max_seqs * -(-context // spec.block_tokens)
-        blocks = min(useful, min(share, DEFAULT_CACHE_BYTES) // per_block)
-    if blocks < 1:
-        raise ModelError(
-            f"The KV cache has no room for one block of {per_block} bytes.",
-            hint="Raise engine.kv_cache_bytes or free some memory.",
-        )
+    blocks = count_blocks(config, spec, block_bytes(config, spec.block_tokens, dtype))
     return CacheShape(
         layers=config.layers,
         kv_heads=config.kv_heads,

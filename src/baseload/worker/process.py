@@ -20,7 +20,7 @@ from baseload.engine.draft_model import DraftModel
 from baseload.engine.generation import read_defaults
 from baseload.engine.guessing import GuessSource, PromptLookups
 from baseload.engine.loop import EngineLoop
-from baseload.engine.runner import Runner
+from baseload.engine.runner import ModelRunner, open_runner
 from baseload.engine.structured import GrammarCompiler
 from baseload.engine.tokenizer import TextTokenizer
 from baseload.files import write_whole
@@ -44,7 +44,7 @@ def run(options: Options) -> int:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     with ThreadPoolExecutor(1) as pool:
         opening = pool.submit(TextTokenizer.open, options.model_dir)
-        runner = Runner.open(options.model_dir, spec=options.spec, cache_dir=options.cache_dir)
+        runner = open_runner(options.model_dir, spec=options.spec, cache_dir=options.cache_dir)
         tokenizer = opening.result()
     guesser = _guess_source(options, runner)
     return uvloop.run(
@@ -52,7 +52,7 @@ def run(options: Options) -> int:
     )  # the process ends next: nobody waits for the warming thread
 
 
-async def _serve(options: Options, runner: Runner, tokenizer: TextTokenizer, guesser: GuessSource | None) -> int:
+async def _serve(options: Options, runner: ModelRunner, tokenizer: TextTokenizer, guesser: GuessSource | None) -> int:
     loop = asyncio.get_running_loop()
     ending: asyncio.Future[int] = loop.create_future()
 
@@ -86,7 +86,7 @@ async def _serve(options: Options, runner: Runner, tokenizer: TextTokenizer, gue
     return code
 
 
-def _guess_source(options: Options, runner: Runner) -> GuessSource | None:
+def _guess_source(options: Options, runner: ModelRunner) -> GuessSource | None:
     """What guesses tokens ahead, as the spec says. Raises ModelError where the draft model does not fit the model."""
     spec = options.spec
     if spec.guess == "off" or not spec.guess_tokens:
@@ -94,7 +94,7 @@ def _guess_source(options: Options, runner: Runner) -> GuessSource | None:
     if spec.guess == "prompt":
         return PromptLookups()
     own = msgspec.structs.replace(spec, max_step_tokens=DRAFT_STEP_TOKENS, kv_cache_bytes=0)
-    draft = Runner.open(Path(spec.guess), spec=own, cache_dir=options.cache_dir)
+    draft = open_runner(Path(spec.guess), spec=own, cache_dir=options.cache_dir)
     if draft.vocab_size != runner.vocab_size:
         raise ModelError(
             f"The draft model {spec.guess} has {draft.vocab_size} tokens, the model {runner.vocab_size}.",
@@ -104,7 +104,7 @@ def _guess_source(options: Options, runner: Runner) -> GuessSource | None:
     return DraftModel(draft, most_tokens=DRAFT_STEP_TOKENS)
 
 
-def _served(options: Options, runner: Runner, tokenizer: TextTokenizer) -> Served:
+def _served(options: Options, runner: ModelRunner, tokenizer: TextTokenizer) -> Served:
     grammars = GrammarCompiler(tokenizer.to_json, vocab_size=tokenizer.vocab_size, eos_token_ids=runner.eos_token_ids)
     return Served(
         name=options.name,
