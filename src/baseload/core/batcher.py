@@ -29,7 +29,8 @@ from baseload.policy.pacing import NO_PACE, allowed_ns, has_room, prefill_tokens
 class _Seq:
     __slots__ = (
         "arrival", "arrived_ns", "blocks", "cached", "computed", "ends_at", "first_token_ns", "group", "guesses",
-        "hashes", "limit", "pace", "parent", "prompt", "published", "seq_id", "started_ns", "stop_at", "tokens", "total",
+        "hashes", "limit", "pace", "parent", "prompt", "published", "seq_id", "started_ns", "stop_at", "tokens",
+        "total",
     )  # fmt: skip
 
     def __init__(self, spec: SeqSpec, *, arrival: int, now_ns: int, limit: int) -> None:
@@ -301,7 +302,7 @@ class Batcher:
             pairs=sum([seq.total for seq in decodes]),
             start=start,
             allowed=allowed_ns(now_ns, paced),
-            predict=times.predict,
+            predict=times.hopeful,
         )
         return rows + room
 
@@ -417,7 +418,7 @@ class Batcher:
         running = self._running
         pairs = sum([other.total for other in running])
         return has_room(
-            rows=len(running), pairs=pairs, context=seq.total, tpot_ns=min(targets), predict=times.predict
+            rows=len(running), pairs=pairs, context=seq.total, tpot_ns=min(targets), predict=times.hopeful
         )
 
     def _is_prefilled_by_sibling(self, seq: _Seq) -> bool:

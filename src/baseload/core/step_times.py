@@ -16,6 +16,9 @@ _NOISE = 0.05  # of a step's time: what repeated steps differ by
 _DRIFT = 0.004  # of each figure, per step: a machine's speed changes
 _OUTLIER = 3.0
 _TRUST_AFTER = 16  # steps before an outlier is known as one
+_APART = np.abs(np.arange(_KNOTS)[:, None] - np.arange(_KNOTS)[None, :])
+_TOGETHER = np.eye(_KNOTS + 2)
+_TOGETHER[:_KNOTS, :_KNOTS] = 0.8**_APART
 
 
 class StepTimes:
@@ -40,7 +43,7 @@ class StepTimes:
         shown = float(step_ns)
         if self.steps > _TRUST_AFTER:
             shown = min(shown, _OUTLIER * expected)
-        self._covariance[np.diag_indices_from(self._covariance)] += (_DRIFT * self._state) ** 2
+        self._covariance += _spread(_DRIFT * self._state)
         reach = self._covariance @ x
         gain = reach / (float(x @ reach) + (_NOISE * max(expected, shown)) ** 2)
         self._state += gain * (shown - float(x @ self._state))
@@ -56,11 +59,24 @@ class StepTimes:
         x = _features(tokens, decode_pairs, prefill_pairs)
         return int(x[:_KNOTS] @ base + x[_KNOTS:] @ slopes)
 
+    def hopeful(self, tokens: int, decode_pairs: int, prefill_pairs: int) -> int:
+        """As `predict`, less one standard deviation of it: what was not tried for long is tried again."""
+        if not self.steps:
+            return 0
+        x = _features(tokens, decode_pairs, prefill_pairs)
+        doubt = float(x @ self._covariance @ x) ** 0.5
+        return max(0, int(self.predict(tokens, decode_pairs, prefill_pairs) - doubt))
+
     def _begin(self, tokens: int, step_ns: float) -> None:
         scale = np.maximum(1.0, 2.0 ** np.arange(_KNOTS) / tokens)
         self._state[:_KNOTS] = step_ns * scale
         spread = np.concatenate([step_ns * scale * 0.5, [step_ns / 1000, step_ns / 10000]])
-        self._covariance = np.diag(spread**2)
+        self._covariance = _spread(spread)
+
+
+def _spread(deviations: np.ndarray) -> np.ndarray:
+    """Covariance of figures with these deviations: neighbouring knots go together, slopes stand alone."""
+    return np.asarray(np.outer(deviations, deviations) * _TOGETHER)
 
 
 def _features(tokens: int, decode_pairs: int, prefill_pairs: int) -> np.ndarray:

@@ -74,6 +74,11 @@ class DraftModel:
         """The mean time of one step of the draft model."""
         return int(self._guess_ns)
 
+    @property
+    def room(self) -> int:
+        """Blocks of its cache that no sequence holds."""
+        return self._pool.available
+
     def open(self, seq_id: str, tokens: Sequence[int], sampler: RowSampler) -> None:
         """A new sequence begins with these tokens."""
         self._drafts[seq_id] = _Draft(tokens, sampler)

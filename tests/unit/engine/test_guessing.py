@@ -9,6 +9,7 @@ import pytest
 from baseload.core.step_times import StepTimes
 from baseload.domain.model import EngineSpec
 from baseload.domain.sampling import Sampling
+from baseload.engine.draft_model import DraftModel
 from baseload.engine.drafting import PromptLookup
 from baseload.engine.guessing import GuessSource, PromptLookups
 from baseload.engine.jobs import Delta, Ended, Failed, Job, Output
@@ -110,6 +111,32 @@ def answers(
     loop.close()
     assert not fatal
     return made, loop, runner.steps
+
+
+class SmallRunner(CircleRunner):
+    """A draft model of the same kind whose cache is smaller; it does not agree with the large one everywhere."""
+
+    def run(self, spans: Sequence[Span]) -> np.ndarray:
+        logits = super().run(spans)
+        return logits + np.sin(np.arange(VOCAB) * 7.0).astype(np.float32) * 0.3
+
+
+@pytest.mark.parametrize("draft_blocks", [120, 20])
+def test_a_draft_model_changes_no_token(draft_blocks: int) -> None:
+    plain, _, plain_steps = answers(None, some_jobs(), num_blocks=200)
+    draft = DraftModel(SmallRunner(draft_blocks), most_tokens=5)
+    guessed, loop, steps = answers(draft, some_jobs(), num_blocks=200, guess_tokens=3)
+    for name, deltas in plain.items():
+        for index in range(2):
+            assert tokens_of(guessed[name], index) == tokens_of(deltas, index)
+    assert loop.totals.right_tokens > 0.4 * loop.totals.guessed_tokens > 0
+    assert steps < plain_steps
+    assert draft.guess_ns > 0
+    assert draft.room == draft_blocks, "it gave every block back"
+
+
+def tokens_of(deltas: list[Delta], index: int) -> list[int]:
+    return [delta.token for delta in deltas if delta.index == index]
 
 
 def some_jobs() -> list[Job]:

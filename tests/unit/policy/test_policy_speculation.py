@@ -1,0 +1,38 @@
+"""Guesses are made where they pay, by belief and by cost."""
+
+from baseload.policy.speculation import FIRST_BELIEF, believed, guesses
+
+
+def flat(tokens: int, decode_pairs: int, prefill_pairs: int) -> int:
+    """A step that reads its weights: the same whatever the tokens."""
+    return 1000 + tokens
+
+
+def steep(tokens: int, decode_pairs: int, prefill_pairs: int) -> int:
+    """A step that is all arithmetic."""
+    return 1000 * tokens
+
+
+def test_many_guesses_where_they_are_cheap_and_right() -> None:
+    assert guesses(most=6, belief=0.95, rows=1, pairs=100, predict=flat) == 6
+    assert guesses(most=6, belief=0.5, rows=1, pairs=100, predict=flat) >= 3
+
+
+def test_no_guess_where_it_does_not_pay() -> None:
+    assert guesses(most=6, belief=0.9, rows=8, pairs=100, predict=steep) == 0
+    assert guesses(most=6, belief=0.01, rows=1, pairs=100, predict=flat) == 0
+    assert guesses(most=6, belief=0.6, rows=1, pairs=100, predict=flat, guess_ns=2000) == 0
+    assert guesses(most=0, belief=1.0, rows=1, pairs=100, predict=flat) == 0
+
+
+def test_one_guess_finds_out_what_is_not_known() -> None:
+    assert guesses(most=6, belief=FIRST_BELIEF, rows=1, pairs=1, predict=lambda *_: 0) == 1
+
+
+def test_belief_follows_what_was_tried() -> None:
+    assert believed(0.6, tried=0, right=0) == 0.6
+    assert believed(0.6, tried=4, right=4) > 0.6 > believed(0.6, tried=4, right=0) > 0.4
+    belief = 0.1
+    for _ in range(60):
+        belief = believed(belief, tried=4, right=3)
+    assert 0.7 < belief < 0.8
