@@ -34,8 +34,8 @@ guide: setup  ## train the shipped model `guide` from scratch (about 8 minutes o
 bench-gateway: setup-dev  ## the gateway's added latency and requests per second (needs wrk and a C compiler)
 	$(BIN)/python bench/gateway/run.py
 
-bench-engine: setup-dev  ## the engine's prefill and decode on a 386 M-parameter shape
-	$(BIN)/python bench/engine/spine.py
+bench-engine: setup-dev  ## the engine beside llama.cpp, OpenVINO and torch on a 386 M-parameter shape (25 minutes)
+	$(BIN)/python bench/engine/run.py
 
 bench-core: setup-dev  ## events per second of the control machine, and of the journal under it
 	$(BIN)/python bench/core/machines.py
