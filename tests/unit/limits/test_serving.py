@@ -1,12 +1,13 @@
 """Serving times: physics that holds whatever is fitted, calibration that finds what made the data, and honesty."""
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baseload.domain.errors import DataError
-from baseload.limits.catalogue.accelerators import read_catalogue
+from baseload.limits.catalogue.accelerators import Catalogue, read_catalogue
 from baseload.limits.catalogue.models import Models
 from baseload.limits.serving.defaults import read_defaults, to_toml
 from baseload.limits.serving.features import features_of
@@ -184,10 +185,8 @@ def test_parallelism_is_made_sense_of(cells: dict[str, object], gpus: int, dp: i
         ({"isl": "many"}, "`isl` must be a number"),
         ({"isl": "0"}, "`isl` must be a number"),
         ({"tp_size": "1.5"}, "`tp_size` must be a whole number"),
-        ({"precision": "fp3"}, "`precision` names no weight format known"),
         ({"mode": "mixed"}, "mode must be agg or disagg"),
-        ({"backend": ""}, "`backend` is empty"),
-        ({"concurrency": ""}, "neither `concurrency` nor a batch size"),
+        ({"model_path": ""}, "`model_path` is empty"),
         ({"concurrency": "nan"}, "`concurrency` must be a number"),
     ],
 )
@@ -277,9 +276,34 @@ def test_two_modes_are_told_where_speculation_is_a_question() -> None:
     assert said[1].tpot_if_speculating_ms == 0
 
 
-def test_an_accelerator_with_a_blank_says_which_figure() -> None:
-    with pytest.raises(DataError, match="no bf16_tflops for MI350X"):
-        Predictor().predict([point(system="mi350x")])
+def test_a_blank_figure_is_named_and_the_row_answered() -> None:
+    blank = msgspec.structs.replace(CATALOGUE.find("h200"), bf16_tflops=None, fp8_tflops=None, name="Blank", aliases=())
+    predictor = Predictor(catalogue=Catalogue({**CATALOGUE.entries, "blank": blank}))
+    rows = [point(system=system) for system in ("blank", "abacus", "NVIDIA-H200-SXM-141GB-HBM3e", "h200_sxm")]
+    said = predictor.predict(rows)
+    assert said[0].basis.startswith("fallback: the catalogue has no bf16_tflops")
+    assert "no accelerator 'abacus'" in said[1].basis
+    assert "taken to be H200" in said[2].basis
+    assert said[3].basis == "sheet only"
+    assert said[2].tpot_ms == pytest.approx(said[3].tpot_ms, rel=0.3)
+    assert all(0 < s.tpot_ms < 1e4 and 0 < s.ttft_ms < 1e6 for s in said)
+
+
+def test_what_a_row_leaves_out_is_taken_and_told() -> None:
+    row = parse_point({"model_path": "meta-llama/Llama-3.1-8B", "system": "h200"}, line=2, name="made")
+    assert (row.isl, row.osl, row.concurrency, row.decode.gpus) == (1024, 1024, 1.0, 1)
+    assert "isl not stated" in row.note
+    assert "one user" in Predictor().predict([row])[0].note
+    odd = point(precision="fp3")
+    assert "'fp3' unknown" in odd.note
+
+
+def test_a_total_of_several_workers_is_taken_apart() -> None:
+    total = point(model_path="deepseek-ai/DeepSeek-R1", tp_size=36, moe_tp_size=36, system="gb200", concurrency=64)
+    assert (total.decode.gpus, total.decode.workers, total.mode) == (8, 4, "agg")
+    assert total.prefill is not None
+    wide = point(model_path="deepseek-ai/DeepSeek-R1", tp_size=32, moe_ep_size=32)
+    assert (wide.decode.gpus, wide.decode.workers) == (32, 1)
 
 
 def test_defaults_survive_their_file() -> None:

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baseload.domain.errors import DataError
+from baseload.limits.catalogue.accelerators import Accelerator
 from baseload.limits.serving.predict import Predictor
 from baseload.limits.serving.replica import FS_PER_NS, StepCost, step_cost
 
@@ -60,8 +61,8 @@ def test_more_accelerators_hold_more() -> None:
 
 
 def test_a_missing_figure_is_named() -> None:
-    with pytest.raises(DataError, match="H100 PCIe"):
-        step_cost("meta-llama/Llama-3.1-8B", "h100_pcie", predictor=PREDICTOR)
+    with pytest.raises(DataError, match="memory_gb_per_s"):
+        step_cost("meta-llama/Llama-3.1-8B", Accelerator(name="x", source="y", bf16_tflops=1), predictor=PREDICTOR)
     with pytest.raises(DataError, match="No accelerator 'abacus'"):
         step_cost("meta-llama/Llama-3.1-8B", "abacus", predictor=PREDICTOR)
     with pytest.raises(DataError, match="at least 1"):

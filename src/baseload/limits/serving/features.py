@@ -6,8 +6,9 @@ fraction of a peak is reached, and what a step costs besides, is in `step`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log, sqrt
+from math import log2
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +16,7 @@ from baseload.limits.catalogue.accelerators import Accelerator, Catalogue
 from baseload.limits.catalogue.models import Models
 from baseload.limits.quantization import Quantization, of_formats
 from baseload.limits.serving.points import Layout, Point
+from baseload.limits.serving.stand_in import StandIns
 from baseload.limits.shapes import ModelShape
 
 Floats = NDArray[np.float64]
@@ -23,18 +25,23 @@ MEMORY_USED_ELSE = 0.90
 LEAST_ROOM = 0.03  # of it for the cache however tight the weights: who deploys so tunes for it
 MEMORY_MOST = 0.97  # what weights may fill before a deployment is held to be impossible
 LATENT = 3.4  # decoding MLA works in the latent space: over so many times the elements a pair
-UNKNOWN_LOAD = 64.0  # users an accelerator decodes for where worker counts are unknown, at most
+USUAL_WORKERS = 4.0  # that decode, where nobody says how many
 STEP = (
     "dense_read",
     "dense_math",
-    "expert_read",
+    "expert_read",  # of the experts that tokens routed at random go to
     "expert_math",
     "kv_read",
     "kv_math",
     "link",
     "messages",
     "layers",
-    "rows",
+    "tokens",
+    "rows",  # sequences a rank of attention has
+    "experts",  # of a layer, those a token goes to, and seconds to read one in every layer
+    "top_k",
+    "expert_s",
+    "ep",
 )
 COLUMNS = (
     *(f"decode_{term}" for term in STEP),
@@ -66,7 +73,7 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class ExpertCounts:
-    """A group of routed-expert layers: seconds to read one expert of each, and to multiply one token's."""
+    """The routed-expert layers: seconds to read one expert of each, and to multiply one token's."""
 
     experts: int
     top_k: int
@@ -93,13 +100,14 @@ class Counts:
     """A worker's step at the sheet's peaks: seconds per token unless named otherwise."""
 
     layers: float
-    messages: float  # collectives of a step
+    messages: float  # collectives of a step, in those of two accelerators: each doubling costs a quarter more
     outside: bool  # of the fast domain
+    dp: int
     ep: int
     dense_read_s: float  # once a step
     dense_math_s: float
     head_math_s: float  # per row whose next token is wanted
-    experts: tuple[ExpertCounts, ...]
+    experts: ExpertCounts | None
     attention: tuple[AttentionCounts, ...]
     state_read_s: float  # of linear attention, per decoding row
     state_math_s: float
@@ -119,7 +127,7 @@ class Memory:
     fits: bool  # the weights do, by a hair or better
 
 
-def features_of(points: Sequence[Point], catalogue: Catalogue, models: Models) -> Features:
+def features_of(points: Sequence[Point], catalogue: Catalogue | StandIns, models: Models) -> Features:
     """Features of each point; DataError where the accelerator is unknown or lacks a needed figure."""
     rows = np.zeros((len(points), len(COLUMNS)))
     for i, point in enumerate(points):
@@ -167,6 +175,7 @@ def _kv_cut(shape: ModelShape, layout: Layout) -> float:
 def _row(point: Point, chip: Accelerator, shape: ModelShape) -> list[float]:
     q = weights_of(point, shape)
     decode, prefill = point.decode, point.prefill or point.decode
+    decode = _believed(point, decode, chip, shape, q)
     of_decode = counts_of(shape, q, chip, decode)
     of_prefill = of_decode if prefill == decode else counts_of(shape, q, chip, prefill)
     memory = _memory(point, decode, chip, shape, q)
@@ -190,20 +199,28 @@ def _row(point: Point, chip: Accelerator, shape: ModelShape) -> list[float]:
     ]
 
 
+def _believed(point: Point, layout: Layout, chip: Accelerator, shape: ModelShape, q: Quantization) -> Layout:
+    """Latent attention whose cache for the load would not fit is replicated, whatever the column says."""
+    if layout.dp > 1 or not point.prefill or not any(m.kind == "mla" for m in shape.mixers):
+        return layout
+    memory = _memory(point, layout, chip, shape, q)
+    if not memory.fits or memory.sequences >= point.concurrency / workers_of(point):
+        return layout
+    return msgspec.structs.replace(layout, dp=layout.gpus, ep=layout.gpus)
+
+
 def workers_of(point: Point) -> float:
-    """Decoding workers: as stated, else as many as give each accelerator a usual number of users."""
+    """Decoding workers: as stated, else the usual number."""
     if point.decode.workers_known:
         return float(point.decode.workers)
-    return max(1.0, point.concurrency / point.decode.gpus / UNKNOWN_LOAD)
+    return min(USUAL_WORKERS, max(1.0, point.concurrency))
 
 
 def _terms(c: Counts, *, tokens: float, sequences: float, context: float, pairs: float) -> list[float]:
     """STEP terms of a step over `tokens` tokens: `sequences` that decode at `context`, or `pairs` of a prefill."""
-    expert_read = expert_math = 0.0
-    for e in c.experts:
-        crowd = 1.0 + crowding(c.ep, tokens * e.top_k)
-        expert_read += e.read_s * min(e.covered(tokens) * crowd, e.experts)
-        expert_math += e.math_s * tokens * crowd
+    e = c.experts
+    expert_read = e.read_s * e.covered(tokens) if e else 0.0
+    expert_math = e.math_s * tokens if e else 0.0
     kv_read = kv_math = 0.0
     if sequences:
         kv_read, kv_math = sequences * c.state_read_s, sequences * c.state_math_s
@@ -225,6 +242,11 @@ def _terms(c: Counts, *, tokens: float, sequences: float, context: float, pairs:
         c.messages,
         c.layers,
         tokens,
+        tokens / c.dp,
+        e.experts if e else 1.0,
+        e.top_k if e else 1.0,
+        e.read_s if e else 0.0,
+        c.ep,
     ]
 
 
@@ -232,22 +254,22 @@ def counts_of(shape: ModelShape, q: Quantization, chip: Accelerator, layout: Lay
     """What a worker's step costs per token, row, position and expert; DataError where the sheet lacks a figure."""
     gpus, cut = layout.gpus, layout.gpus / layout.dp
     read, dense_peak = chip.need("memory_gb_per_s") * 1e9, chip.tflops(q.dense) * 1e12
-    attention_peak, expert_peak = chip.tflops(q.attention) * 1e12, chip.tflops(_compute(q.experts)) * 1e12
+    attention_peak, expert_peak = chip.tflops(q.attention) * 1e12, chip.tflops(_compute(q.experts, chip)) * 1e12
     bf16_peak = chip.tflops("bf16") * 1e12
     dense_read = (shape.mixer_params * q.attention_bytes + shape.dense_params * q.dense_bytes) / cut
     dense_read += shape.head_params * 2.0 / gpus
     dense_math = shape.mixer_params / attention_peak + shape.dense_params / dense_peak
     elements, kv_cut = _kv_bytes(q), _kv_cut(shape, layout)
-    experts = tuple(
-        ExpertCounts(
-            experts=f.experts,
-            top_k=f.top_k,
-            read_s=f.layers * f.expert_params * q.expert_bytes / gpus / read,
-            math_s=2.0 * f.layers * f.expert_params * f.top_k / gpus / expert_peak,
+    routed = [f for f in shape.feedforwards if f.experts]
+    expert_params = sum(f.layers * f.expert_params for f in routed)
+    experts = None
+    if routed:
+        experts = ExpertCounts(
+            experts=routed[0].experts,
+            top_k=routed[0].top_k,
+            read_s=expert_params * q.expert_bytes / gpus / read,
+            math_s=2.0 * expert_params * routed[0].top_k / gpus / expert_peak,
         )
-        for f in shape.feedforwards
-        if f.experts
-    )
     attention = tuple(
         AttentionCounts(
             window=m.window,
@@ -265,8 +287,9 @@ def counts_of(shape: ModelShape, q: Quantization, chip: Accelerator, layout: Lay
     weights = shape.weight_bytes(q) / gpus + shape.mixer_params * q.attention_bytes * (layout.dp - 1) / gpus
     return Counts(
         layers=float(shape.layers),
-        messages=2.0 * shape.layers if gpus > 1 else 0.0,
+        messages=2.0 * shape.layers * (3.0 + log2(gpus)) / 4.0 if gpus > 1 else 0.0,
         outside=gpus > (chip.scale_up_domain or 1),
+        dp=layout.dp,
         ep=layout.ep,
         dense_read_s=dense_read / read,
         dense_math_s=2.0 * dense_math / gpus,
@@ -282,13 +305,11 @@ def counts_of(shape: ModelShape, q: Quantization, chip: Accelerator, layout: Lay
     )
 
 
-def crowding(ep: int, routed: float) -> float:
-    """How much fuller than the mean the fullest of `ep` ranks is, for tokens routed at random."""
-    return sqrt(2.0 * log(ep) * ep / routed) if ep > 1 else 0.0
-
-
-def _compute(form: str) -> str:
-    return "bf16" if form in ("int4", "mxfp4") else form  # unpacked to 16 bits on the way
+def _compute(form: str, chip: Accelerator) -> str:
+    """The format matrix units multiply experts in: 4-bit ones are unpacked where there is no 4-bit unit for them."""
+    if form == "mxfp4" and chip.fp4_tflops is not None:
+        return "fp8"  # beside 8-bit activations
+    return "bf16" if form in ("int4", "mxfp4") else form
 
 
 def _link(chip: Accelerator, gpus: int) -> float:

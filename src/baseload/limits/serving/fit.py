@@ -5,6 +5,7 @@ held to its prior by a ridge of stated width, so that twenty points move what th
 loss is soft-L1: a tenth of the rows in the wild are not what their columns say.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,15 +18,16 @@ from baseload.limits.serving.traits import Design
 PRIORS = {
     "launch_s": 22e-6,
     "host_s": 1.0e-3,
-    "row_s": 10e-6,
+    "row_s": 12e-6,
     "dense_read": 0.75,
     "dense_math": 0.45,
     "expert_read": 0.55,
     "expert_math": 0.3,
+    "alike": 0.8,
     "kv_read": 0.6,
     "kv_math": 0.3,
-    "link": 0.5,
-    "message_s": 8e-6,
+    "link": 0.4,
+    "message_s": 7e-6,
     "outside": 3.0,
     "prefill_dense": 0.55,
     "prefill_expert": 0.35,
@@ -38,6 +40,21 @@ PRIORS = {
 }
 """Before any measurement: what published kernels reach of their peaks, tens of microseconds a layer to launch."""
 
+FORMATS = {
+    ("dense=bf16", "dense_read"): 0.12,
+    ("dense=bf16", "dense_math"): 0.15,
+    ("dense=bf16", "prefill_dense"): 0.15,
+    ("dense=nvfp4", "dense_read"): -0.15,
+    ("dense=nvfp4", "dense_math"): -0.15,
+    ("dense=nvfp4", "prefill_dense"): -0.15,
+    ("unpacked", "expert_read"): -0.4,
+    ("unpacked", "dense_read"): -0.2,
+    ("speculates?,engine=trtllm", "pace"): 0.35,
+    ("speculates?,engine=sglang", "pace"): 0.1,
+}
+"""The same of formats, in logarithms: narrow ones reach less of their higher peaks; unpacking costs. And of tables
+that leave out worker counts: they leave out speculation too."""
+
 NARROW = {
     "pace": 0.05,
     "interference": 0.15,
@@ -46,7 +63,8 @@ NARROW = {
     "dense_read": 0.15,
     "kv_read": 0.3,
 }
-GLOBAL_WIDTH, TRAIT_WIDTH, GROUP_WIDTH = 0.25, 0.25, 0.2  # standard deviations of the logarithms
+GLOBAL_WIDTH, TRAIT_WIDTH, GROUP_WIDTH, OWN_WIDTH = 0.15, 0.1, 0.1, 0.4  # standard deviations of the logarithms
+ALONE = 10  # points of a group that tell as much as all of it: their errors are alike
 TPOT_NOISE, TTFT_NOISE = 0.08, 0.25  # errors the loss takes for usual
 KNOWN_WIDTH = 0.15  # of a shared trait whose correction is known from other points
 DISAGG_NOISE, UNKNOWN_NOISE = 1.5, 6.0  # times as much where disaggregated, with worker counts known and not
@@ -68,7 +86,7 @@ class Fitted:
 
 def priors() -> Fitted:
     """What is believed before any measurement."""
-    return Fitted(np.log([PRIORS[name] for name in PARAMETERS]), {})
+    return Fitted(np.log([PRIORS[name] for name in PARAMETERS]), dict(FORMATS))
 
 
 def fit(
@@ -88,17 +106,19 @@ def fit(
     design = Design(columns)
     fixed = start.theta(traits)
     old = np.array([start.corrections.get(column, 0.0) for column in columns])
+    usual = np.array([FORMATS.get(column, 0.0) for column in columns])
     ones = design.matrix(traits)
     width = np.array([KNOWN_WIDTH if only_groups and c in known else _width(c[0]) for c in columns])
     n_globals = 0 if only_groups else len(PARAMETERS)
     centre = np.concatenate(
         [
             (np.log([PRIORS[p] for p in PARAMETERS]) - start.globals_)[:n_globals],
-            np.where([only_groups and c in known for c in columns], 0.0, -old),
+            np.where([only_groups and c in known for c in columns], 0.0, usual - old),
         ]
     )
     widths = np.concatenate([[NARROW.get(p, GLOBAL_WIDTH) for p in PARAMETERS[:n_globals]], width])
-    problem = _Problem(features, fixed, ones, design, n_globals, tpot_s, ttft_s, centre, widths)
+    noise = np.ones(len(traits)) if only_groups else _alike(traits)
+    problem = _Problem(features, fixed, ones, design, n_globals, tpot_s, ttft_s, centre, widths, noise)
     step = _descend(problem, len(widths), rounds=rounds)
     globals_ = start.globals_ + step[:n_globals] if n_globals else start.globals_
     corrections = dict(start.corrections)
@@ -131,7 +151,16 @@ def _descend(problem: "_Problem", size: int, *, rounds: int) -> Floats:
 
 
 def _width(trait: str) -> float:
+    if trait.startswith("group="):
+        return OWN_WIDTH
     return GROUP_WIDTH if trait.startswith("system=") else TRAIT_WIDTH
+
+
+def _alike(traits: Sequence[tuple[tuple[str, tuple[str, ...]], ...]]) -> Floats:
+    """How many times as noisy a point of a large group is: all of it tells as much as ALONE points."""
+    groups = [next((name for name, _ in row if name.startswith("group=")), "") for row in traits]
+    count = Counter(groups)
+    return np.array([max(1.0, count[group] / ALONE) ** 0.5 for group in groups])
 
 
 def _spread(weighted: Floats, design: Design) -> Floats:
@@ -155,12 +184,13 @@ class _Problem:
         ttft_s: Floats,
         centre: Floats,
         widths: Floats,
+        alike: Floats,
     ) -> None:
         self.features, self.fixed, self.ones, self.design = features, fixed, ones, design
         self.n_globals, self.centre, self.widths = n_globals, centre, widths
         self.tpot, self.ttft = np.flatnonzero(tpot_s > 0), np.flatnonzero(ttft_s > 0)
         apart = np.where(features["disagg"] > 0, DISAGG_NOISE, 1.0)
-        apart = np.where(features["workers_known"] > 0, apart, UNKNOWN_NOISE)
+        apart = np.where(features["workers_known"] > 0, apart, UNKNOWN_NOISE) * alike
         self.tpot_noise, self.ttft_noise = TPOT_NOISE * apart[self.tpot], TTFT_NOISE * apart[self.ttft]
         self.log_tpot, self.log_ttft = np.log(tpot_s[self.tpot]), np.log(ttft_s[self.ttft])
 

@@ -7,6 +7,7 @@ deployment counted twice, so its accelerators are one of the two; zeros and blan
 
 import re
 from collections.abc import Mapping
+from typing import TypeVar
 
 from msgspec import Struct
 
@@ -14,8 +15,13 @@ from baseload.domain.errors import DataError
 from baseload.limits.catalogue.models import family_of
 from baseload.limits.quantization import format_of
 
+T = TypeVar("T")
+
 _IN_ID = re.compile(r"_tp(\d+)(?:_0)?_ep(\d+)")
-NEEDED = ("backend", "model_path", "system", "isl", "osl")
+NEEDED = ("model_path", "system")
+USUAL_TOKENS = 1024
+SPAN = 8  # accelerators of a node: a tensor-parallel group spans one, at most two
+CROWDED = 16  # users an accelerator beyond which attention is replicated, in such totals
 _HINT = "The columns are those of docs/limits.md, section Points."
 
 
@@ -48,11 +54,8 @@ class Point(Struct, frozen=True):
     prefill: Layout | None = None  # of its own only where disaggregated
     tpot_ms: float = 0.0
     ttft_ms: float = 0.0
-
-    @property
-    def mode(self) -> str:
-        """ "agg" or "disagg"."""
-        return "disagg" if self.prefill else "agg"
+    mode: str = "agg"  # as the table has it: "agg" or "disagg"
+    note: str = ""  # what the row left out, and what was taken for it
 
     @property
     def family(self) -> str:
@@ -77,22 +80,28 @@ def parse_point(row: Mapping[str, str | None], *, line: int, name: str) -> Point
     id_ = cells.text("id", "")
     prefill = _layout(cells, "prefill_", id_="") if mode == "disagg" else None
     decode = _layout(cells, "decode_", id_="") if mode == "disagg" else _layout(cells, "", id_=id_)
+    if mode == "agg" and decode.workers > 1:  # a total of several workers: prefill has accelerators of its own
+        prefill = Layout(gpus=SPAN // 2)
     return Point(
         line=line,
         id=id_,
-        engine=cells.text("backend"),
+        engine=cells.text("backend", "") or cells.taken("backend", "", "no engine stated: a usual one"),
         version=cells.text("backend_version", ""),
         model=cells.text("model_path"),
         system=cells.text("system"),
+        mode=mode,
         dense_format=formats[0] or formats[1],
         expert_format=formats[1] or formats[0],
-        isl=cells.count("isl", floor=1),
-        osl=cells.count("osl", floor=1),
+        isl=cells.count("isl", default=0, floor=1)
+        or cells.taken("isl", USUAL_TOKENS, f"isl not stated: {USUAL_TOKENS}"),
+        osl=cells.count("osl", default=0, floor=1)
+        or cells.taken("osl", USUAL_TOKENS, f"osl not stated: {USUAL_TOKENS}"),
         concurrency=_concurrency(cells, decode),
         decode=decode,
         prefill=prefill,
         tpot_ms=cells.number("silicon_tpot_ms", default=0.0),
         ttft_ms=cells.number("silicon_ttft_ms", default=0.0),
+        note="; ".join(cells.notes),
     )
 
 
@@ -105,11 +114,30 @@ def parse_points(rows: list[dict[str, str | None]], *, name: str, first_line: in
     return [parse_point(row, line=first_line + i, name=name) for i, row in enumerate(rows)]
 
 
+def _several(cells: "_Cells", prefix: str, gpus: int) -> Layout:
+    """What is stated as one tensor-parallel group wider than any engine runs: the total of several workers.
+
+    Such totals are those of deployments with a prefill worker of half a node and decoding workers of a node each.
+    """
+    if prefix == "prefill_":
+        return Layout(gpus=SPAN // 2)
+    workers = max(1, (gpus - SPAN // 2) // SPAN)
+    users = cells.number("concurrency", default=0.0) / workers
+    return Layout(gpus=SPAN, dp=SPAN if users > CROWDED * SPAN else 1, ep=SPAN, workers=workers)
+
+
 class _Cells:
     """Reads typed cells of one row."""
 
     def __init__(self, row: Mapping[str, str | None], line: int, name: str) -> None:
         self.row, self.where = row, f"{name} line {line}"
+        self.notes: list[str] = []
+
+    def taken(self, column: str, value: T, note: str) -> T:
+        """What is taken where `column` is empty, and that it was."""
+        assert not (self.row.get(column) or "").strip()
+        self.notes.append(note)
+        return value
 
     def text(self, column: str, default: str | None = None) -> str:
         value = (self.row.get(column) or "").strip()
@@ -144,7 +172,8 @@ class _Cells:
         value = self.text(column, "")
         form = format_of(value) if value else ""
         if form is None:
-            raise DataError(f"{self.where}: `{column}` names no weight format known: {value!r}.", hint=_HINT)
+            self.notes.append(f"weight format {value!r} unknown: the model's own")
+            return ""
         return form
 
 
@@ -155,7 +184,7 @@ def _concurrency(cells: _Cells, decode: Layout) -> float:
         return stated
     batch = cells.number("batch_size", default=0.0) or cells.number("decode_batch_size", default=0.0)
     if not batch:
-        raise DataError(f"{cells.where}: neither `concurrency` nor a batch size is given.", hint=_HINT)
+        return cells.taken("concurrency", 1.0, "neither concurrency nor a batch size stated: one user")
     return batch * decode.dp * decode.workers
 
 
@@ -174,6 +203,8 @@ def _layout(cells: _Cells, prefix: str, *, id_: str) -> Layout:
         gpus = tp
     else:
         gpus = tp * dp
+    if ep == 1 and (gpus > 2 * SPAN or gpus == SPAN + SPAN // 2):
+        return _several(cells, prefix, gpus)
     workers = cells.count(prefix + "num_workers", default=0) if prefix else 1
     return Layout(
         gpus=gpus * pp,

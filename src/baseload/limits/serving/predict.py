@@ -17,6 +17,7 @@ from baseload.limits.serving.features import Floats, features_of
 from baseload.limits.serving.fit import Fitted, fit
 from baseload.limits.serving.points import Point
 from baseload.limits.serving.residual import Residual, learn
+from baseload.limits.serving.stand_in import StandIns
 from baseload.limits.serving.step import times_of
 from baseload.limits.serving.traits import traits_of
 from baseload.limits.shapes import ModelShape
@@ -50,6 +51,7 @@ class Predictor:
         fitted: Fitted | None = None,
     ) -> None:
         self.catalogue, self.models = catalogue or read_catalogue(), models or Models()
+        self.chips = StandIns(self.catalogue)
         self.defaults = defaults or read_defaults()
         self.fitted = fitted or self.defaults.fitted()
         self._known: Counter[tuple[str, str, str]] = Counter()
@@ -60,7 +62,7 @@ class Predictor:
     def calibrate(self, points: Sequence[Point]) -> "Predictor":
         """A predictor that has also seen these measured points (rows without times are passed over)."""
         seen = [p for p in points if p.tpot_ms > 0]
-        features, traits = features_of(seen, self.catalogue, self.models), self._traits(seen)
+        features, traits = features_of(seen, self.chips, self.models), self._traits(seen)
         tpot_s, ttft_s = np.array([p.tpot_ms for p in seen]) / 1e3, np.array([p.ttft_ms for p in seen]) / 1e3
         fitted = self.fitted
         if seen:
@@ -74,8 +76,8 @@ class Predictor:
         return after
 
     def predict(self, points: Sequence[Point]) -> list[Prediction]:
-        """One answer a point, in order; DataError where the accelerator is unknown or lacks a needed figure."""
-        features, traits = features_of(points, self.catalogue, self.models), self._traits(points)
+        """One answer a point, in order. What stands in for blank figures is told in `basis` and `note`."""
+        features, traits = features_of(points, self.chips, self.models), self._traits(points)
         times = times_of(features, self.fitted.theta(traits))
         more, spread = self._tpot.correct(points)
         more_first, spread_first = self._ttft.correct(points)
@@ -111,11 +113,14 @@ class Predictor:
         count = self._known[(point.system, point.engine, point.mode)]
         if count:
             return f"calibrated: {count} points of {point.system}/{point.engine}/{point.mode}"
+        blank = self.chips.note(point.system)
+        if blank:
+            return f"fallback: {blank}"
         other = sum(self._known.values())
         return f"sheet only; calibrated elsewhere: {other} points" if other else "sheet only"
 
     def _note(self, point: Point, *, fits: bool) -> str:
-        notes = []
+        notes = [note for note in (point.note, self.chips.note(point.system)) if note]
         if not fits:
             notes.append("weights exceed the memory of the accelerators stated: computed as if they fitted")
         if self.models.find(point.model)[1] != "config":

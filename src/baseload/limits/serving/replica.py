@@ -11,7 +11,7 @@ Context is the number of KV positions a step reads, summed over its rows (`Plan.
 """
 
 from dataclasses import dataclass
-from math import cbrt, exp, log
+from math import cbrt, exp, log, sqrt
 
 from baseload.domain.errors import DataError
 from baseload.limits.catalogue.accelerators import Accelerator
@@ -22,13 +22,12 @@ from baseload.limits.serving.features import (
     MEMORY_USED_ELSE,
     Counts,
     counts_of,
-    crowding,
     weights_of,
 )
 from baseload.limits.serving.points import Layout, Point
 from baseload.limits.serving.power import Watts, watts_of
 from baseload.limits.serving.predict import Predictor
-from baseload.limits.serving.step import PARAMETERS
+from baseload.limits.serving.step import CROWD, PARAMETERS
 from baseload.limits.shapes import ModelShape
 
 FS_PER_NS = 1_000_000  # femtoseconds in a nanosecond
@@ -122,7 +121,7 @@ class Parts:
         p, c = self.p, self.counts
         read = c.state_read_s + sum(a.read_s * a.window for a in c.attention)
         math = c.state_math_s + sum(a.math_s * a.window for a in c.attention)
-        return p["row_s"] + _max(read / p["kv_read"], math / p["kv_math"])
+        return p["row_s"] / c.dp + _max(read / p["kv_read"], math / p["kv_math"])
 
     def _linear(self, tokens: float, head_rows: float) -> float:
         """Matrix products and the links, for so many tokens."""
@@ -131,13 +130,14 @@ class Parts:
         dense_math = tokens * c.dense_math_s + head_rows * c.head_math_s
         dense = _between(p["dense_math"], p["prefill_dense"], many)
         total = _max(c.dense_read_s / p["dense_read"], dense_math / dense) + tokens * c.link_s / p["link"]
-        read = math = 0.0
-        for e in c.experts:
-            crowd = 1.0 + crowding(c.ep, tokens * e.top_k)
-            read += e.read_s * min(e.covered(tokens) * crowd, e.experts)
-            math += e.math_s * tokens * crowd
-        if c.experts:
-            total += _max(read / p["expert_read"], math / _between(p["expert_math"], p["prefill_expert"], many))
+        e = c.experts
+        if e:
+            covered = e.covered(tokens ** p["alike"])
+            uneven = 2.0 * log(c.ep) * c.ep
+            met = min(e.experts, covered + sqrt(uneven * covered * (1.0 - covered / e.experts)))
+            math = e.math_s * tokens * (1.0 + CROWD * sqrt(uneven / (tokens * e.top_k)))
+            expert = _between(p["expert_math"], p["prefill_expert"], many)
+            total += _max(e.read_s * met / p["expert_read"], math / expert)
         return total
 
 

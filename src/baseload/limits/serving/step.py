@@ -23,6 +23,7 @@ PARAMETERS = (
     "dense_math",
     "expert_read",
     "expert_math",
+    "alike",  # tokens of a step choose experts alike: so many count as their power of this
     "kv_read",
     "kv_math",
     "link",
@@ -37,6 +38,8 @@ PARAMETERS = (
     "pace",  # tokens a step yields in a build of an engine: above 1 where it speculates (tables seldom say so)
     "pool",  # disaggregated: aligned arrivals at the prefill pool
 )
+KEPT_UP = 0.8  # of the time prefill accelerators are at work where their number suits the load
+CROWD = 0.5  # of the imbalance that routing at random has: engines place and copy experts against it
 INDEX = {name: i for i, name in enumerate(PARAMETERS)}
 
 
@@ -66,14 +69,14 @@ def times_of(f: Features, theta: Floats) -> Times:
         fixed
         + f["decode_rows"] * at("row_s")
         + _max(f["decode_dense_read"] / at("dense_read"), f["decode_dense_math"] / at("dense_math"))
-        + _max(f["decode_expert_read"] / at("expert_read"), f["decode_expert_math"] / at("expert_math"))
+        + _experts(f, "decode", at("alike"), at("expert_read"), at("expert_math"))
         + _max(f["decode_kv_read"] / at("kv_read"), f["decode_kv_math"] / at("kv_math"))
         + f["decode_messages"] * at("message_s") * far
         + f["decode_link"] / at("link")
     )
     prefill = (
         _max(f["prefill_dense_read"] / at("dense_read"), f["prefill_dense_math"] / at("prefill_dense"))
-        + _max(f["prefill_expert_read"] / at("expert_read"), f["prefill_expert_math"] / at("prefill_expert"))
+        + _experts(f, "prefill", at("alike"), at("expert_read"), at("prefill_expert"))
         + f["prefill_kv_math"] / at("prefill_pairs")
         + f["prefill_link"] / at("link")
     )
@@ -81,10 +84,21 @@ def times_of(f: Features, theta: Floats) -> Times:
     apart = f["disagg"] > 0
     tpot = decode / at("pace") + np.where(apart, 0.0, at("interference") * f["batch"] / f["osl"] * prefill)
     queue = at("aligned") * f["concurrency"] * prefill + f["waiting"] * f["osl"] * tpot
-    pool = f["concurrency"] * alone / f["prefill_workers"]
-    pooled = _max(at("pool") * pool, np.maximum(0.0, pool - f["osl"] * tpot))
+    pool, answer = f["concurrency"] * alone / f["prefill_workers"], f["osl"] * tpot
+    stated = f["workers_known"] > 0  # else as many prefill as keep up with decoding
+    pool = np.where(stated, pool, np.minimum(pool, KEPT_UP * answer))
+    pooled = _max(at("pool") * pool, np.where(stated, np.maximum(0.0, pool - answer), 0.0))
     ttft = at("first_s") + alone + np.where(apart, pooled, queue)
     return Times(tpot, ttft, decode, prefill)
+
+
+def _experts(f: Features, step: str, alike: Floats, read: Floats, math: Floats) -> Floats:
+    """Routed experts: those met are read by the rank that holds most of them, or the fullest rank multiplies."""
+    experts, top_k, tokens, ep = (f[f"{step}_{name}"] for name in ("experts", "top_k", "tokens", "ep"))
+    covered = experts * (1.0 - (1.0 - np.minimum(top_k / experts, 0.999)) ** (tokens**alike))
+    met = np.minimum(experts, covered + np.sqrt(2.0 * np.log(ep) * ep * covered * (1.0 - covered / experts)))
+    fullest = 1.0 + CROWD * np.sqrt(2.0 * np.log(ep) * ep / (tokens * top_k))
+    return _max(f[f"{step}_expert_s"] * met / read, f[f"{step}_expert_math"] * fullest / math)
 
 
 def _max(a: Floats, b: Floats) -> Floats:

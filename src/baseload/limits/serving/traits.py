@@ -48,11 +48,15 @@ def traits_of(point: Point, shape: ModelShape) -> tuple[tuple[str, tuple[str, ..
     q = weights_of(point, shape)
     generation = generation_of(point.system)
     kind = "moe" if shape.moe_layers else "dense"
+    unpacked = q.experts == "int4" or q.dense == "int4" or (q.experts == "mxfp4" and generation != "blackwell")
+    latent = point.mode == "disagg" and not point.decode.workers_known and shape.draft_layers > 0
     return (
         (f"engine={point.engine}", _ENGINE),
         (f"generation={generation}", _SILICON),
         (f"kind={kind}", _KIND),
+        *(((f"speculates?,engine={point.engine}", ("pace",)),) if latent else ()),
         (f"dense={q.dense}", _DENSE),
+        *((("unpacked", ("expert_read", "dense_read", "expert_math", "prefill_expert")),) if unpacked else ()),
         (f"experts={q.experts}", _EXPERT),
         (f"dense={q.dense},generation={generation}", _DENSE),
         (f"experts={q.experts},generation={generation}", _EXPERT),
@@ -68,6 +72,7 @@ def traits_of(point: Point, shape: ModelShape) -> tuple[tuple[str, tuple[str, ..
             ("host_s", "row_s", "first_s", "aligned"),
         ),
         (f"system={point.system},engine={point.engine}", _GROUP),
+        (f"group={point.system}/{point.engine}/{point.family}/{point.mode}", _GROUP),
     )
 
 
