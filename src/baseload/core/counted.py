@@ -178,7 +178,7 @@ class CountedBatcher(Batcher):
         return len(self._running), sum(seq.total for seq in self._running)
 
     def _first_may_come_in(self) -> bool:
-        """Whether the next step might admit somebody. If it does not, no quiet step does: free blocks only get less."""
+        """Whether the next step might admit somebody. If not, no quiet step does: free blocks only get less."""
         seq, pool, running = self._waiting[0], self.pool, len(self._running)
         if seq.group:
             return True  # those after it may pass it

@@ -11,9 +11,12 @@ from baseload.domain.events import KeyCreated, KeyRevoked, ModelPut, ModelRemove
 from baseload.domain.model import ModelSpec
 from baseload.domain.rng import Rng
 from baseload.domain.tenant import Key, KeyLimits
+from baseload.domain.units import seconds
 from baseload.twin.chance import exponential_ns
 from baseload.twin.clients import Client
+from baseload.twin.published import network_mttf_s
 from baseload.twin.spec import Faults
+from baseload.twin.workers import Worker
 from baseload.twin.world import World
 
 NONE = Faults()
@@ -38,11 +41,22 @@ class FaultMaker:
         self._repeat(faults.power_loss_every_s, self._lose_power)
         self._repeat(faults.admin_every_s, self._administrate)
         self._repeat(faults.clock_stands_every_s, self._stop_clock)
+        self._repeat(faults.node_every_s, self._fail_node)
+        self._repeat(faults.switch_every_s, self._fail_switch)
+        self._repeat(self._flap_every_s(faults), self._flap)
+        self._repeat(faults.slow_every_s, self._slow_one)
+        self._repeat(faults.throttle_every_s, self._throttle)
+        self._repeat(faults.spot_every_s, self._reclaim)
+        self._repeat(faults.disk_full_every_s, self._fill_disk)
+        self._repeat(faults.price_every_s, self._raise_prices)
 
     def end(self) -> None:
         """No more of them; what is broken stays so until the machines mend it. Removed models come back."""
         self._active = False
         self._world.faults = NONE
+        self._world.disk_full_until_ns = 0
+        for worker in self._world.slots.values():
+            worker.slow_down(1.0)
         for name in list(self._removed):
             self._world.tell(ModelPut(self._models[name]))
         self._removed = {}
@@ -77,6 +91,111 @@ class FaultMaker:
 
     def _stop_clock(self) -> None:
         self._world.stop_clock(exponential_ns(self._rng, 0.5))
+
+    # -- machines, links, power, prices --------------------------------------------------------------------------
+
+    def _flap_every_s(self, faults: Faults) -> float:
+        """Links flap as told, and as published for as many accelerators as there may be."""
+        rate = 1.0 / faults.flap_every_s if faults.flap_every_s > 0 else 0.0
+        if faults.published > 0:
+            hosting = self._world.hosting
+            most = sum(s.scaling.max_replicas * hosting.accelerators_of(s.name) for s in self._models.values())
+            rate += faults.published * most / network_mttf_s()
+        return 1.0 / rate if rate else 0.0
+
+    def _drawn_worker(self) -> Worker | None:
+        workers = [worker for _, worker in sorted(self._world.slots.items())]
+        return workers[self._rng.below(len(workers))] if workers else None
+
+    def _fail_node(self) -> None:
+        chosen = self._drawn_worker()
+        if chosen is not None:
+            size = self._world.physics.replicas_per_node
+            node = chosen.slot // size
+            for slot in range(node * size, (node + 1) * size):
+                if slot in self._world.slots:
+                    self._world.break_worker(self._world.slots[slot], "node")
+
+    def _fail_switch(self) -> None:
+        chosen = self._drawn_worker()
+        if chosen is not None:
+            physics = self._world.physics
+            size = physics.replicas_per_node * physics.nodes_per_switch
+            below = [w for slot, w in sorted(self._world.slots.items()) if slot // size == chosen.slot // size]
+            self._cut(below, "switch", exponential_ns(self._rng, self._world.faults.switch_s))
+
+    def _flap(self) -> None:
+        chosen = self._drawn_worker()
+        if chosen is not None:
+            self._cut([chosen], "link flap", exponential_ns(self._rng, 1.0))
+
+    def _cut(self, workers: Sequence[Worker], kind: str, for_ns: int) -> None:
+        world = self._world
+        place = world.note(kind, ", ".join(worker.replica_id for worker in workers[:3]))
+        for worker in workers:
+            worker.cut_until_ns = max(worker.cut_until_ns, world.now_ns + for_ns)
+        world.agenda.after(for_ns, lambda: world.mended(place))
+
+    def _slow_one(self) -> None:
+        chosen = self._drawn_worker()
+        if chosen is not None:
+            faults = self._world.faults
+            self._slow([chosen], "slow", faults.slow_by, exponential_ns(self._rng, faults.slow_for_s))
+
+    def _throttle(self) -> None:
+        faults, slots = self._world.faults, self._world.slots
+        workers = [worker for _, worker in sorted(slots.items())]
+        self._slow(workers, "power or cooling", faults.throttle_by, exponential_ns(self._rng, faults.throttle_for_s))
+
+    def _slow(self, workers: Sequence[Worker], kind: str, factor: float, for_ns: int) -> None:
+        world = self._world
+        place = world.note(kind, ", ".join(worker.replica_id for worker in workers[:3]))
+        for worker in workers:
+            worker.slow_down(factor)
+
+        def over() -> None:
+            world.mended(place)
+            for worker in workers:
+                worker.slow_down(1.0)
+
+        world.agenda.after(for_ns, over)
+
+    def _reclaim(self) -> None:
+        chosen, world = self._drawn_worker(), self._world
+        if chosen is not None:
+
+            def take() -> None:
+                if self._active:
+                    world.break_worker(chosen, "spot reclaim")
+
+            world.agenda.after(seconds(world.faults.spot_notice_s), take)
+
+    def _fill_disk(self) -> None:
+        world = self._world
+        for_ns = exponential_ns(self._rng, 10.0)
+        world.disk_full_until_ns = max(world.disk_full_until_ns, world.now_ns + for_ns)
+        place = world.note("disk full", "no worker starts")
+        world.agenda.after(for_ns, lambda: world.mended(place))
+
+    def _raise_prices(self) -> None:
+        world, factor = self._world, self._world.faults.price_by
+        if world.control is None:
+            return
+        place = world.note("price", f"{factor:g} times")
+        for name in [name for name in self._models if name not in self._removed]:
+            spec = self._models[name]
+            price = msgspec.structs.replace(spec.price, usd_per_hour=spec.price.usd_per_hour * factor)
+            world.tell(ModelPut(msgspec.structs.replace(spec, price=price)))
+
+        def over() -> None:
+            world.mended(place)
+            for name in [name for name in self._models if name not in self._removed]:
+                if world.control is not None:
+                    world.tell(ModelPut(self._models[name]))
+
+        world.agenda.after(exponential_ns(self._rng, 60.0), over)
+
+    # -- administration ------------------------------------------------------------------------------------------
 
     def _administrate(self) -> None:
         world, rng = self._world, self._rng

@@ -1,13 +1,19 @@
-"""What a simulation showed, as plain values: for the command line to print, for JSON, for comparisons."""
+"""What a simulation showed, as plain values: for the command line to print, for JSON, for pages and comparisons."""
 
 import math
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 from msgspec import Struct
 
-from baseload.domain.units import NS_PER_MS, NS_PER_S, NUSD_PER_USD, UJ_PER_J
-from baseload.domain.work import Decision, Entry, Outcome, ReplicaEntry, RequestEntry, joint_basis
-from baseload.twin.clients import Client
+from baseload.domain.units import NS_PER_HOUR, NS_PER_MS, NS_PER_S, NUSD_PER_USD, UJ_PER_J
+from baseload.domain.work import Decision, joint_basis
+from baseload.twin.spec import Energy, Slo
+from baseload.twin.tally import OUTCOMES, REASONS, FaultNote, FleetSample, Ints, Table, Tally
+
+BINS = 96  # points of time in a report's series
+SAMPLES = 200
+UJ_PER_KWH = 3_600_000_000_000
 
 
 class Percentiles(Struct, frozen=True):
@@ -21,15 +27,22 @@ class Percentiles(Struct, frozen=True):
     max_ms: float
 
 
-class TimelinePoint(Struct, frozen=True):
-    """One instant: what waited and ran, and the replicas by state, all models together."""
+TimelinePoint = FleetSample
 
-    at_s: float
-    queued: int
-    in_flight: int
-    starting: int
-    ready: int
-    draining: int
+
+class Bin(Struct, frozen=True):
+    """A stretch of time. Percentiles are of requests that ended in it; nan-free: 0 where there were none."""
+
+    at_s: float  # its beginning
+    asked: int
+    ok: int
+    unserved: int  # refused, rejected or failed
+    attained: float  # share of those asked in it, and not given up by the client, that were served well; -1: none
+    ttft_p50_ms: float
+    ttft_p99_ms: float
+    tpot_p50_ms: float
+    tpot_p99_ms: float
+    e2e_p99_ms: float
 
 
 class Failure(Struct, frozen=True):
@@ -80,31 +93,42 @@ class SimulateReport(Struct, frozen=True):
     energy_basis: str
     usd_per_million_tokens: float  # prompt and completion
     tokens_per_joule: float
-    timeline: tuple[TimelinePoint, ...]
+    timeline: tuple[FleetSample, ...]
     decisions: tuple[Decision, ...]  # the first ones
     decisions_total: int
     restarts: int
     events: int
     virtual_s: float
     digest: str  # SHA-256 of all actions with their times
+    name: str = ""
+    slo: Slo = Slo()
+    well_served: int = 0  # requests within the service level
+    attainment: float = 0.0  # their share of all that were sent and not given up by the client
+    usd_per_1000_well_served: float = 0.0
+    facility_kwh: float = 0.0  # energy of the replicas times PUE
+    electricity_usd: float = 0.0  # where its price is given; not part of `usd`
+    carbon_g: float = 0.0  # where the intensity is given
+    accelerators: int = 0  # of one replica of each model, added; 0: not known
+    series: tuple[Bin, ...] = ()
+    faults: tuple[FaultNote, ...] = ()
     failure: Failure | None = None
     hunt: Hunt | None = None
 
 
-def percentiles(times_ns: Iterable[int]) -> Percentiles:
+def percentiles(times_ns: Iterable[int] | Ints) -> Percentiles:
     """Nearest-rank percentiles."""
-    ordered = sorted(times_ns)
-    if not ordered:
+    ordered = np.sort(np.fromiter(times_ns, np.int64) if not isinstance(times_ns, np.ndarray) else times_ns)
+    if not len(ordered):
         return Percentiles(0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
     def rank(share: float) -> float:
-        return ordered[math.ceil(share * len(ordered)) - 1] / NS_PER_MS
+        return float(ordered[math.ceil(share * len(ordered)) - 1]) / NS_PER_MS
 
-    mean = sum(ordered) / len(ordered) / NS_PER_MS
-    return Percentiles(len(ordered), mean, rank(0.5), rank(0.9), rank(0.99), ordered[-1] / NS_PER_MS)
+    mean = float(ordered.mean()) / NS_PER_MS
+    return Percentiles(len(ordered), mean, rank(0.5), rank(0.9), rank(0.99), float(ordered[-1]) / NS_PER_MS)
 
 
-def thin(points: Sequence[TimelinePoint], *, most: int) -> tuple[TimelinePoint, ...]:
+def thin(points: Sequence[FleetSample], *, most: int) -> tuple[FleetSample, ...]:
     """At most so many of the points, evenly, the last one among them."""
     stride = -(-len(points) // most) if points else 1
     kept = list(points[::stride])
@@ -114,92 +138,126 @@ def thin(points: Sequence[TimelinePoint], *, most: int) -> tuple[TimelinePoint, 
 
 
 def make_report(
+    tally: Tally,
     *,
+    name: str,
     seed: int,
     basis: str,
-    clients: Sequence[Client],
+    slo: Slo,
+    energy: Energy,
     unreached: int,
-    entries: Iterable[Entry],
-    timeline: Sequence[TimelinePoint],
-    most_decisions: int,
     restarts: int,
     events: int,
     virtual_ns: int,
     digest: str,
     failure: Failure | None,
 ) -> SimulateReport:
-    """The report of one run, from its clients and its ledger."""
-    requests, spans, decisions = _sorted(entries)
-    ttft, tpot, e2e = _client_times(clients)
-    completion = sum(entry.tokens.completion for entry in requests)
-    tokens = sum(entry.tokens.prompt for entry in requests) + completion
-    nusd = sum(entry.cost_nusd for entry in requests) + sum(s.idle_cost_nusd + s.cold_cost_nusd for s in spans)
-    uj = sum(entry.energy_uj for entry in requests) + sum(s.idle_energy_uj + s.cold_energy_uj for s in spans)
+    """The report of one run."""
+    table = tally.table()
+    tokens = tally.prompt_tokens + tally.completion_tokens
+    usd = tally.nusd / NUSD_PER_USD
+    well = int(table.attained(slo).sum())
+    counted = len(table.arrived) - int(table.is_gone().sum()) + unreached
+    kwh, electricity_usd, carbon_g = facility(tally, energy)
+    ok, streamed = table.is_ok(), table.is_ok() & (table.stream > 0)
+    several = streamed & (table.completion > 1)
     return SimulateReport(
+        name=name,
         seed=seed,
         step_time_basis=basis,
-        requests=len(clients) + unreached,
+        requests=len(table.arrived) + unreached,
         unreached=unreached,
-        outcomes=_counted(client.outcome.value if client.outcome else "open" for client in clients),
-        reasons=_counted(client.reason.value for client in clients if client.reason),
-        ttft=ttft,
-        tpot=tpot,
-        e2e=e2e,
-        queue=percentiles(entry.dispatched_ns - entry.arrived_ns for entry in requests if entry.dispatched_ns),
-        prompt_tokens=tokens - completion,
-        cached_tokens=sum(entry.tokens.cached_in for entry in requests),
-        completion_tokens=completion,
-        tokens_per_s=completion * NS_PER_S / virtual_ns if virtual_ns else 0.0,
-        cold_starts=len({span.replica_id: None for span in spans if span.cold_ns}),
-        useful_s=sum(entry.useful_ns for entry in requests) / NS_PER_S,
-        idle_s=sum(span.idle_ns for span in spans) / NS_PER_S,
-        cold_s=sum(span.cold_ns for span in spans) / NS_PER_S,
-        usd=nusd / NUSD_PER_USD,
-        joules=uj / UJ_PER_J,
-        energy_basis=joint_basis(span.energy_basis for span in spans) or "none",
-        usd_per_million_tokens=nusd / NUSD_PER_USD / tokens * 1e6 if tokens else 0.0,
-        tokens_per_joule=tokens * UJ_PER_J / uj if uj else 0.0,
-        timeline=thin(timeline, most=200),
-        decisions=tuple(decisions[:most_decisions]),
-        decisions_total=len(decisions),
+        outcomes=_counted([outcome.value for outcome in OUTCOMES], table.outcome),
+        reasons=_counted([reason.value for reason in REASONS], table.reason),
+        ttft=percentiles((table.first_byte - table.arrived)[streamed]),
+        tpot=percentiles(_gaps(table)[several]),
+        e2e=percentiles((table.ended - table.arrived)[ok]),
+        queue=percentiles(np.array(tally.queue_ns, np.int64)),
+        prompt_tokens=tally.prompt_tokens,
+        cached_tokens=tally.cached_tokens,
+        completion_tokens=tally.completion_tokens,
+        tokens_per_s=tally.completion_tokens * NS_PER_S / virtual_ns if virtual_ns else 0.0,
+        cold_starts=len(tally.cold_replicas),
+        useful_s=tally.useful_ns / NS_PER_S,
+        idle_s=tally.idle_ns / NS_PER_S,
+        cold_s=tally.cold_ns / NS_PER_S,
+        usd=usd,
+        joules=tally.uj / UJ_PER_J,
+        energy_basis=joint_basis(tally.bases) or "none",
+        usd_per_million_tokens=usd / tokens * 1e6 if tokens else 0.0,
+        tokens_per_joule=tokens * UJ_PER_J / tally.uj if tally.uj else 0.0,
+        timeline=thin(tally.samples, most=SAMPLES),
+        decisions=tuple(tally.decisions),
+        decisions_total=tally.decisions_total,
         restarts=restarts,
         events=events,
         virtual_s=virtual_ns / NS_PER_S,
         digest=digest,
+        slo=slo,
+        well_served=well,
+        attainment=well / counted if counted else 0.0,
+        usd_per_1000_well_served=1000 * usd / well if well else 0.0,
+        facility_kwh=kwh,
+        electricity_usd=electricity_usd,
+        carbon_g=carbon_g,
+        series=series(table, slo, end_ns=virtual_ns),
+        faults=tuple(tally.faults),
         failure=failure,
     )
 
 
-def _sorted(entries: Iterable[Entry]) -> tuple[list[RequestEntry], list[ReplicaEntry], list[Decision]]:
-    requests: list[RequestEntry] = []
-    spans: list[ReplicaEntry] = []
-    decisions: list[Decision] = []
-    for entry in entries:
-        match entry:
-            case RequestEntry():
-                requests.append(entry)
-            case ReplicaEntry():
-                spans.append(entry)
-            case Decision():
-                decisions.append(entry)
-    return requests, spans, decisions
+def series(table: Table, slo: Slo, *, end_ns: int, bins: int = BINS) -> tuple[Bin, ...]:
+    """Equal stretches from 0 to `end_ns`, whole seconds or shorter runs' parts."""
+    if not len(table.arrived) or end_ns <= 0:
+        return ()
+    width_ns = max(1, -(-end_ns // bins))
+    asked_in, ended_in = table.arrived // width_ns, table.ended // width_ns
+    ok, well, gone = table.is_ok(), table.attained(slo), table.is_gone()
+    streamed, gaps = ok & (table.stream > 0), _gaps(table)
+    made = []
+    for at in range(-(-end_ns // width_ns)):
+        mine, ended = asked_in == at, ended_in == at
+        counted = int((mine & ~gone).sum())
+        ttft = percentiles((table.first_byte - table.arrived)[ended & streamed])
+        tpot = percentiles(gaps[ended & streamed & (table.completion > 1)])
+        made.append(
+            Bin(
+                at_s=at * width_ns / NS_PER_S,
+                asked=int(mine.sum()),
+                ok=int((ended & ok).sum()),
+                unserved=int((ended & ~ok & ~gone).sum()),
+                attained=float((mine & well).sum()) / counted if counted else -1.0,
+                ttft_p50_ms=ttft.p50_ms,
+                ttft_p99_ms=ttft.p99_ms,
+                tpot_p50_ms=tpot.p50_ms,
+                tpot_p99_ms=tpot.p99_ms,
+                e2e_p99_ms=percentiles((table.ended - table.arrived)[ended & ok]).p99_ms,
+            )
+        )
+    return tuple(made)
 
 
-def _client_times(clients: Sequence[Client]) -> tuple[Percentiles, Percentiles, Percentiles]:
-    """TTFT, TPOT and end to end, of the clients that were answered well."""
-    good = [client for client in clients if client.outcome is Outcome.OK]
-    streamed = [client for client in good if client.arrival.stream]
-    tpot = percentiles(
-        (client.ended_ns - client.first_byte_ns) // (client.finished_tokens.completion - 1)
-        for client in streamed
-        if client.finished_tokens.completion > 1
-    )
-    ttft = percentiles(client.first_byte_ns - client.arrived_ns for client in streamed)
-    return ttft, tpot, percentiles(client.ended_ns - client.arrived_ns for client in good)
+def facility(tally: Tally, energy: Energy) -> tuple[float, float, float]:
+    """(kWh at the meter, dollars of electricity, grams of CO2): the ledger's energy, spread as power was sampled."""
+    kwh = tally.uj / UJ_PER_KWH * energy.pue
+    weights = [max(sample.power_w, 1e-9) for sample in tally.samples] or [1.0]
+    hours = [int(sample.at_s * NS_PER_S // NS_PER_HOUR) for sample in tally.samples] or [0]
+    price = _mean_over(energy.usd_per_kwh, hours, weights)
+    carbon = _mean_over(energy.carbon_g_per_kwh, hours, weights)
+    return kwh, kwh * price, kwh * carbon
 
 
-def _counted(names: Iterable[str]) -> dict[str, int]:
-    table: dict[str, int] = {}
-    for name in names:
-        table[name] = table.get(name, 0) + 1
-    return dict(sorted(table.items()))
+def _mean_over(values: Sequence[float], hours: Sequence[int], weights: Sequence[float]) -> float:
+    if not values:
+        return 0.0
+    return sum(values[hour % len(values)] * w for hour, w in zip(hours, weights, strict=True)) / sum(weights)
+
+
+def _gaps(table: Table) -> Ints:
+    """Mean time between the tokens of each answer."""
+    return (table.ended - table.first_byte) // np.maximum(1, table.completion - 1)
+
+
+def _counted(names: Sequence[str], indices: Ints) -> dict[str, int]:
+    counts = np.bincount(indices[indices >= 0], minlength=len(names))
+    return {name: int(count) for name, count in sorted(zip(names, counts, strict=True)) if count}

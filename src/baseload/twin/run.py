@@ -1,5 +1,6 @@
 """Simulations from start to end: a plain run, or a hunt over many seeds with faults drawn from each."""
 
+import gc
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -7,35 +8,46 @@ from pathlib import Path
 import msgspec
 
 from baseload.core.control import ControlMachine
-from baseload.domain.errors import DataError
+from baseload.domain.errors import BaseloadError, SettingsError
 from baseload.domain.events import ControlStarted, KeyCreated, ModelPut, ShutdownAsked
+from baseload.domain.fleet import ReplicaState
 from baseload.domain.rng import Rng
 from baseload.domain.units import NS_PER_DAY, NS_PER_S
+from baseload.domain.work import Outcome
 from baseload.limits.serving.replica import StepCost
 from baseload.twin.baselines import machine_for
+from baseload.twin.clients import Client
 from baseload.twin.faults import FaultMaker, make_keys
 from baseload.twin.hosting import Fleet
-from baseload.twin.report import Failure, Hunt, SimulateReport, TimelinePoint, make_report
+from baseload.twin.report import Failure, Hunt, SimulateReport, make_report
 from baseload.twin.sources import all_arrivals
 from baseload.twin.spec import DEFAULT_MODEL, SimulateConfig
 from baseload.twin.swarm import drawn_config
+from baseload.twin.tally import FleetSample
 from baseload.twin.workers import Life
 from baseload.twin.workload import Arrival
 from baseload.twin.world import POLICY_VERSION, START_NS, World
 
 SHUTDOWN_GRACE_NS = 120 * NS_PER_S
 LIVENESS_NS = 3_600 * NS_PER_S  # after the faults everything must be over within this
-TIMELINE_NS = NS_PER_S
+SAMPLES = 400  # of the fleet in a run, unless that would be more often than each second
 
 
-def simulate(config: SimulateConfig, *, progress: Callable[[int, int], None] | None = None) -> SimulateReport:
+def simulate(
+    config: SimulateConfig,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    costs: Mapping[str, StepCost] | None = None,
+) -> SimulateReport:
     """Run it. With `seeds` > 0: a hunt; `progress(done, seeds)` is called after each seed.
+
+    `costs`: step costs by model, instead of `config.hardware` and `config.physics.step_time`.
 
     A broken invariant does not raise: it stands in `report.failure` (a plain run) or `report.hunt.failures`. Bad
     settings raise SettingsError, a bad trace or table DataError.
     """
     if config.seeds <= 0:
-        return Simulation(config).run()
+        return Simulation(config, costs=costs).run()
     failures: list[Failure] = []
     requests = events = restarts = 0
     virtual_s = 0.0
@@ -75,6 +87,10 @@ class Simulation:
     ) -> None:
         self.config = config
         self.is_hunt = is_hunt
+        if config.lean and (config.faults.control_restart_every_s or config.faults.power_loss_every_s or is_hunt):
+            raise SettingsError(
+                "lean: without the journal control cannot be restarted.", hint="Leave one of them out."
+            )
         base = Path(config.spec_path).parent if config.spec_path else None
         self.fleet = Fleet(config.physics, config.hardware, base=base, costs=costs)
         self.models = tuple(self.fleet.priced(spec) for spec in config.models or (DEFAULT_MODEL,))
@@ -87,35 +103,48 @@ class Simulation:
             hosting=self.fleet,
             faults=config.faults,
             start_ns=START_NS + (_drawn_start(config.seed) if is_hunt else 0),
-            checked=config.checked,
+            checked=config.checked and not config.lean,
             exact=config.exact,
+            lean=config.lean,
+            most_decisions=config.decisions,
             machine=machine or machine_for(config.policies),
         )
         self.world.snapshot_every = 50 + config.seed % 200 if config.faults.control_restart_every_s > 0 else 0
         keys = make_keys(config.workload.keys, config.workload.key_limits, created_ns=self.world.start_ns)
         self.faults = FaultMaker(self.world, models=self.models, keys=keys)
         self.keys = keys
-        self.timeline: list[TimelinePoint] = []
+        self.world.on_ended = self._client_ended
         self._asked = 0
+        self._to_come = 0  # later turns of conversations that think
+        last_ns = self.arrivals[-1].at_ns if self.arrivals else 0
+        self._sample_ns = max(1, -(-last_ns // SAMPLES // NS_PER_S)) * NS_PER_S
 
     def run(self) -> SimulateReport:
         """From the first start of control to its orderly end."""
         failure = None
+        thresholds = gc.get_threshold()
+        gc.set_threshold(200_000, 50, 100)  # little of a run is cyclic garbage; looking for it often costs a tenth
         try:
             self._live()
         except Exception as error:  # whatever breaks, the seed and the events before it are the report
-            if isinstance(error, DataError):
+            if isinstance(error, BaseloadError):
                 raise
             failure = self._failure(error)
+        finally:
+            gc.set_threshold(*thresholds)
         world = self.world
+        for client in world.clients.values():
+            world.tally.client(client)
+        for item in world.journal:
+            world.tally.entries(item.entries())
         return make_report(
+            world.tally,
+            name=self.config.name or Path(self.config.spec_path).stem,
             seed=self.config.seed,
             basis=self.basis,
-            clients=[*world.ended_clients, *world.clients.values()],
+            slo=self.config.slo,
+            energy=self.config.energy,
             unreached=world.unreached,
-            entries=(entry for item in world.journal for entry in item.entries()),
-            timeline=self.timeline,
-            most_decisions=self.config.decisions,
             restarts=world.restarts,
             events=world.events,
             virtual_ns=world.now_ns - world.start_ns,
@@ -140,7 +169,8 @@ class Simulation:
         self._until(lambda: world.control is not None, "control is up")
         self.faults.end()
         if not self._ends_early:
-            self._until(lambda: not world.clients, "all requests ended")
+            within_ns = LIVENESS_NS if not self._has_turns else 0
+            self._until(lambda: not world.clients and not self._to_come, "all requests ended", within_ns=within_ns)
         if self.is_hunt and self.config.seed % 3 == 1:
             self._until(self._is_asleep, "all models without a minimum sleep")
         grace_ns = SHUTDOWN_GRACE_NS if not self._ends_early else self.config.seed * 7_919 % SHUTDOWN_GRACE_NS
@@ -171,13 +201,33 @@ class Simulation:
             arrival = self.arrivals[self._asked]
             self.world.agenda.at(self.world.start_ns + arrival.at_ns, lambda: self._arrive(arrival))
 
+    @property
+    def _has_turns(self) -> bool:
+        return any(source.kind in ("sessions", "agents") for source in self.config.workload.sources)
+
     def _arrive(self, arrival: Arrival) -> None:
         self._asked += 1
+        self._ask(arrival)
+        self._schedule_next()
+
+    def _client_ended(self, client: Client) -> None:
+        """Who was answered may ask again, after a while."""
+        then = client.arrival.then
+        if then is None or client.outcome is not Outcome.OK or self.world.is_shut_down:
+            return
+        self._to_come += 1
+
+        def again() -> None:
+            self._to_come -= 1
+            self._ask(then)
+
+        self.world.agenda.after(then.at_ns, again)
+
+    def _ask(self, arrival: Arrival) -> None:
         deadline_ns = round(self.config.workload.deadline_s * NS_PER_S)
         client = self.world.ask(arrival, key_id=self.faults.key_id(arrival.key), deadline_ns=deadline_ns)
         if client is not None:
             self.faults.watch(client)
-        self._schedule_next()
 
     def _is_asleep(self) -> bool:
         control = self.world.control
@@ -195,23 +245,31 @@ class Simulation:
         if world.is_shut_down:
             return
         if world.control is not None:
-            status = world.control.status(world.stamp_ns())
-            self.timeline.append(
-                TimelinePoint(
-                    at_s=(world.now_ns - world.start_ns) / NS_PER_S,
-                    queued=status.queued,
-                    in_flight=status.in_flight,
-                    starting=sum(model.starting for model in status.models),
-                    ready=sum(model.ready for model in status.models),
-                    draining=sum(model.draining for model in status.models),
-                )
-            )
-        world.agenda.after(TIMELINE_NS, self._draw_timeline)
+            world.tally.samples.append(self._sample(world.control))
+        world.agenda.after(self._sample_ns, self._draw_timeline)
+
+    def _sample(self, control: ControlMachine) -> FleetSample:
+        status = control.status(self.world.stamp_ns())
+        prices = {spec.name: spec.price.usd_per_hour for spec in control.models()}
+        live = [replica for replica in status.replicas if replica.state is not ReplicaState.GONE]
+        return FleetSample(
+            at_s=(self.world.now_ns - self.world.start_ns) / NS_PER_S,
+            queued=status.queued,
+            in_flight=status.in_flight,
+            starting=sum(model.starting for model in status.models),
+            ready=sum(model.ready for model in status.models),
+            draining=sum(model.draining for model in status.models),
+            busy=sum(replica.in_flight > 0 and replica.state is ReplicaState.READY for replica in live),
+            power_w=sum(replica.power_w for replica in live),
+            usd_per_hour=sum(prices.get(replica.model, 0.0) for replica in live),
+        )
 
     def _failure(self, error: Exception) -> Failure:
         config = self.config
         spec = f" {config.spec_path}" if config.spec_path else ""
-        command = f"baseload simulate{spec} --seed {config.seed}" + (" --seeds 1" if self.is_hunt else "")
+        command = f"baseload simulate{spec}{config.flags} --seed {config.seed}" + (
+            " --seeds 1" if self.is_hunt else ""
+        )
         frames = traceback.extract_tb(error.__traceback__)[-4:]
         where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
         tail = tuple(

@@ -15,7 +15,7 @@ from baseload.wire.toml import parse_toml
 
 class Source(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Some of the traffic: who asks for what, and when. Lengths are log-normal around a median; `spread` is its
-    sigma, 0: all equal. Rates are mean requests per second over `duration_s`, or until `requests` are made (0: no bound)."""
+    sigma, 0: all equal. Rates are means, over `duration_s` or until `requests` are made (0: no bound)."""
 
     kind: str = "poisson"  # poisson | gamma | diurnal | bursts | sessions | agents | trace
     model: str = ""  # "": drawn from `mix`
@@ -120,6 +120,8 @@ class Physics(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     kv_tokens: int = 16_384  # KV positions of one replica
     sample_ms: int = 1_000  # between polls of a worker's figures
     meter_ms: int = 0  # between readings of an energy meter; 0: there is none, energy is modelled
+    replicas_per_node: int = 1  # that die together
+    nodes_per_switch: int = 8  # that are cut off together
     detect_ms: int = 20  # a worker is dead → the launcher says so
     unresponsive_ms: int = 120_000  # a ready worker that answers no poll for so long is killed by the launcher
     dispatch_timeout_ms: int = 5_000  # a lost dispatch → the gateway gives up on it
@@ -147,6 +149,24 @@ class Faults(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     power_loss_every_s: float = 0.0  # control and all workers end at one instant, for minutes
     admin_every_s: float = 0.0  # a model is removed, put back or changed; a key is revoked
     clock_stands_every_s: float = 0.0  # the wall clock stands still for a while
+    published: float = 0.0  # 1: accelerators and links fail as often as published (see `published.py`); 2: twice
+    node_every_s: float = 0.0  # a node dies with all its workers
+    switch_every_s: float = 0.0  # a switch: the workers below cannot be reached for a while
+    switch_s: float = 10.0
+    flap_every_s: float = 0.0  # one worker's link goes down for about a second
+    slow_every_s: float = 0.0  # a worker is silently slower for a while
+    slow_for_s: float = 60.0
+    slow_by: float = 2.0  # that many times
+    throttle_every_s: float = 0.0  # power or cooling is short: all workers are slower for a while
+    throttle_for_s: float = 60.0
+    throttle_by: float = 1.5
+    spot_every_s: float = 0.0  # a worker's machine is reclaimed after a notice of `spot_notice_s`
+    spot_notice_s: float = 30.0
+    disk_full_every_s: float = 0.0  # for about ten seconds no worker can start
+    price_every_s: float = 0.0  # prices rise `price_by` times for a while
+    price_by: float = 3.0
+    lost_reports: float = 0.0  # share of workers' figures that get lost on the way
+    slow_reports: float = 0.0  # share of workers' reports that take a thousand times as long, at most two seconds
 
 
 class SimulateConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -166,8 +186,11 @@ class SimulateConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     energy: Energy = Energy()
     policies: Policies = Policies()
     exact: bool = False  # engines step one by one: slower, with the same result
+    lean: bool = False  # keep sums and samples only, for millions of requests; not with kills of control
     checked: bool = True  # look after each event whether all that must always hold does; False: faster
     decisions: int = 200  # at most so many decisions stand in the report, the first ones
+    name: str = ""  # of the run, for its report
+    flags: str = ""  # filled by the command line: what it changed, for the command that reproduces a failure
     spec_path: str = ""  # filled by `load`; named in the command that reproduces a failure
 
 

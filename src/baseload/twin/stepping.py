@@ -52,7 +52,7 @@ class _Window:
 
 
 class Stepper:
-    """Steps a batcher. `on_step(firsts, finished)` is called after steps that gave first tokens or ended sequences."""
+    """Steps a batcher. `on_step(firsts, finished)` is called where a step gave first tokens or ended some."""
 
     __slots__ = (
         "_clock", "_computed_ns", "_costs", "_exact", "_is_halted", "_is_stepping", "_on_step", "_stop_after",

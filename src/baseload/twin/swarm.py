@@ -39,7 +39,27 @@ def _faults(rng: Rng) -> Faults:
     def every_s(least: float, most: float) -> float:
         return least + (most - least) * rng.unit() if rng.below(2) else 0.0
 
+    more = Rng(rng.state, "twin.swarm.machines")  # a stream of its own: the draws after it stay as they were
+
+    def also_s(least: float, most: float) -> float:
+        return least + (most - least) * more.unit() if more.below(4) == 0 else 0.0
+
     return Faults(
+        node_every_s=also_s(5.0, 60.0),
+        switch_every_s=also_s(2.0, 30.0),
+        switch_s=0.1 + 5 * more.unit(),
+        flap_every_s=also_s(1.0, 20.0),
+        slow_every_s=also_s(2.0, 30.0),
+        slow_for_s=20 * more.unit(),
+        slow_by=1.0 + 9 * more.unit(),
+        throttle_every_s=also_s(5.0, 60.0),
+        throttle_for_s=20 * more.unit(),
+        spot_every_s=also_s(2.0, 30.0),
+        spot_notice_s=3 * more.unit(),
+        disk_full_every_s=also_s(5.0, 60.0),
+        price_every_s=also_s(2.0, 30.0),
+        lost_reports=more.unit() if more.below(4) == 0 else 0.0,
+        slow_reports=0.3 * more.unit() if more.below(4) == 0 else 0.0,
         crash_every_s=every_s(0.5, 30.0),
         start_fails=share(0.5),
         start_loop=share(0.5) if rng.below(3) == 0 else 0.0,
@@ -122,6 +142,8 @@ def _physics(rng: Rng) -> Physics:
         fork_ms=1 + rng.below(50),
         start_ms=1 + rng.below(1_500),
         stop_ms=1 + rng.below(200),
+        replicas_per_node=1 + rng.below(3),
+        nodes_per_switch=1 + rng.below(3),
         sample_ms=100 + rng.below(1_000),
         meter_ms=50 + rng.below(2_000) if rng.below(4) == 0 else 0,
         detect_ms=1 + rng.below(200),

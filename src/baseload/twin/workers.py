@@ -22,6 +22,8 @@ from baseload.twin.stepping import Stepper
 LOCAL = ".simulated"  # ends the URL of each worker that is ours
 SIGKILLED, SIGSEGV, SIGTERMED, START_FAILED = -9, -11, -15, 1
 
+SLOWEST_REPORT_NS = 2_000_000_000  # the launcher tries again where a report does not come through
+
 
 class Life(StrEnum):
     """Where a process is in its life."""
@@ -83,6 +85,9 @@ class Worker:
         self.stopping = False
         self.is_hung = False
         self.killed_by_stop = False
+        self.slot = -1  # its place in the world; -1: somebody else's
+        self.slow_by = 1.0  # so many times as long as they should its steps take
+        self.cut_until_ns = 0  # nothing gets through to it or from it until then
         self.engine = Stepper(
             spec.engine,
             kv_tokens=host.kv_tokens_of(spec),
@@ -91,7 +96,7 @@ class Worker:
             clock=host.agenda,
             on_step=self._stepped,
             exact=host.exact,
-            stretch=self._stall if host.faults.stalls > 0 else None,
+            stretch=self._stretched if host.faults.stalls > 0 else None,
         )
         self._exchanges: dict[str, Exchange] = {}
         self._reported_ns = 0
@@ -146,9 +151,16 @@ class Worker:
             self.engine.halt()
             self.host.agenda.after(self.host.physics.unresponsive_ms * 1_000_000, lambda: self.die(SIGKILLED))
 
+    def slow_down(self, factor: float) -> None:
+        """From its next step on it takes `factor` times as long; 1: as it should."""
+        self.slow_by = factor
+        self.engine.disturb(self._stretched if factor != 1.0 or self.host.faults.stalls > 0 else None)
+
     def report(self, event: Event, delay_ns: int) -> None:
         """Tell control after the delay, never out of order, unless that control process is gone by then."""
         host, epoch = self.host, self.host.epoch
+        if host.happens(host.faults.slow_reports):
+            delay_ns += min(999 * delay_ns, SLOWEST_REPORT_NS)
         self._reported_ns = max(self._reported_ns + 1, host.agenda.now_ns + delay_ns)
 
         def arrive() -> None:
@@ -162,7 +174,9 @@ class Worker:
         if self.life is not Life.READY or self.is_hung:
             return
         host = self.host
-        self.report(WorkerSampled(self.replica_id, self.engine.figures()), host.network_ns())
+        figures = self.engine.figures()
+        if not host.happens(host.faults.lost_reports):
+            self.report(WorkerSampled(self.replica_id, figures), self._wire_ns())
         host.agenda.after(host.physics.sample_ms * 1_000_000, self.sample)
 
     def meter(self) -> None:
@@ -265,23 +279,28 @@ class Worker:
             stop_after=arrival.output_tokens,
         )
 
-    def _stall(self, took_ns: int) -> int:
-        """What a step takes where some stall."""
+    def _wire_ns(self) -> int:
+        """The time of one message from here; what is sent while it is cut off waits."""
+        return self.host.network_ns() + max(0, self.cut_until_ns - self.host.agenda.now_ns)
+
+    def _stretched(self, took_ns: int) -> int:
+        """What a step takes where some stall, or all are slow."""
         host = self.host
-        return round(took_ns * host.faults.slow_factor) if host.happens(host.faults.stalls) else took_ns
+        stall = host.faults.slow_factor if host.happens(host.faults.stalls) else 1.0
+        return round(took_ns * self.slow_by * stall)
 
     def _stepped(self, firsts: Sequence[str], finished: Sequence[Finished]) -> None:
         """A step of the engine ended: first tokens leave, and answers."""
         host = self.host
         for seq_id in firsts:
             exchange = self._exchanges[seq_id]
-            host.agenda.after(host.network_ns(), _later(exchange.client.first_byte, exchange))
+            host.agenda.after(self._wire_ns(), _later(exchange.client.first_byte, exchange))
         for end in finished:
             exchange = self._exchanges.pop(end.seq_id)
             exchange.worker = None
             exchange.emitted = end.tokens.completion
             exchange.cached, exchange.phases = end.tokens.cached_in, end.phases
-            answer_ns = host.network_ns()
+            answer_ns = self._wire_ns()
             host.agenda.after(answer_ns, _later(exchange.client.finished, exchange))
             if host.happens(host.faults.crash_after_answer):
                 host.agenda.after(2 * answer_ns, lambda: self.die(SIGSEGV))

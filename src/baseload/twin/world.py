@@ -6,7 +6,7 @@ checkers look after each event.
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, assert_never
 
 import msgspec
@@ -42,7 +42,9 @@ from baseload.twin.chance import exponential_ns
 from baseload.twin.checkers import Checkers
 from baseload.twin.clients import Client, Exchange, request_of
 from baseload.twin.costs import Costs
+from baseload.twin.published import accelerator_mttf_s
 from baseload.twin.spec import Faults, Physics
+from baseload.twin.tally import FaultNote, Tally
 from baseload.twin.workers import LOCAL, SIGKILLED, Life, Worker
 from baseload.twin.workload import Arrival
 
@@ -72,6 +74,9 @@ class Hosting(Protocol):
     def kv_tokens_of(self, spec: ModelSpec) -> int:
         """KV positions of one replica."""
 
+    def accelerators_of(self, model: str) -> int:
+        """Accelerators of one replica."""
+
 
 class World:
     """Everything of one simulation."""
@@ -86,12 +91,20 @@ class World:
         start_ns: int = START_NS,
         checked: bool = True,
         exact: bool = False,
+        lean: bool = False,
+        most_decisions: int = 200,
         machine: type[ControlMachine] = ControlMachine,
     ) -> None:
         self.seed = seed
         self.physics = physics
         self.hosting = hosting
         self.exact = exact
+        self.lean = lean
+        self.tally = Tally(start_ns=start_ns, most_decisions=most_decisions)
+        self.on_ended: Callable[[Client], None] = _ignore
+        self.disk_full_until_ns = 0
+        self.slots: dict[int, Worker] = {}  # where live workers of ours run
+        self._broken: dict[str, list[int]] = {}  # model → indices into the tally's faults that wait for a recovery
         self.faults = faults
         self.start_ns = start_ns
         self.agenda = Agenda(seed, start_ns=start_ns)
@@ -123,6 +136,7 @@ class World:
         self._doomed_models: dict[str, bool] = {}  # models whose starts fail until the faults end
         self._stepping = False
         self._dies_for_ns = 0  # control dies in its next step
+        self._down = 0  # the place of its last death in the report
 
     # -- time and chance ---------------------------------------------------------------------------------------
 
@@ -197,6 +211,11 @@ class World:
     def _journal(self, at_ns: int, event: Event, actions: Sequence[Action]) -> None:
         encoded = msgspec.msgpack.encode((at_ns, actions))
         self._digest.update(encoded)
+        if isinstance(event, WorkerReady):
+            self._recovered(event.replica_id)
+        if self.lean:
+            self.tally.entries([action.entry for action in actions if isinstance(action, Record)])
+            return
         self.journal.append(JournalItem(at_ns, event, actions, encoded))
         if isinstance(event, RequestFinished):
             self.settle()  # the gateway settles before the last byte of an answer leaves
@@ -254,9 +273,15 @@ class World:
         fails = self.happens(self.faults.start_fails) or (
             self.faults.start_loop > 0 and self._doomed_models[spec.name]
         )
+        fails = fails or self.now_ns < self.disk_full_until_ns
         worker.launch(ready_after_ns=None if self.happens(self.faults.start_hangs) else ready_ns, fails=fails)
-        if self.faults.crash_every_s > 0:
-            life_ns = exponential_ns(self._luck, self.faults.crash_every_s)
+        self._settle_in(worker)
+        crash_every_s = self.faults.crash_every_s
+        if self.faults.published > 0:
+            own_s = accelerator_mttf_s(self.hosting.accelerators_of(spec.name)) / self.faults.published
+            crash_every_s = 1.0 / (1.0 / own_s + (1.0 / crash_every_s if crash_every_s > 0 else 0.0))
+        if crash_every_s > 0:
+            life_ns = exponential_ns(self._luck, crash_every_s)
             self.agenda.after(life_ns, lambda: self._crash(worker))
         if self.faults.hang_every_s > 0:
             life_ns = exponential_ns(self._luck, self.faults.hang_every_s)
@@ -276,11 +301,12 @@ class World:
         self.agenda.after(self.network_ns(), report)
 
     def _crash(self, worker: Worker) -> None:
-        if self.faults.crash_every_s > 0:  # the faults may have ended meanwhile
-            worker.die(SIGKILLED)
+        if self.faults.crash_every_s > 0 or self.faults.published > 0:  # the faults may have ended meanwhile
+            self.break_worker(worker, "accelerator")
 
     def _hang(self, worker: Worker) -> None:
         if self.faults.hang_every_s > 0:
+            self._note("hang", worker)
             worker.hang()
             if self.checkers:
                 self.checkers.excused[worker.replica_id] = None  # ending it heals
@@ -291,8 +317,41 @@ class World:
         self.workers[replica_id] = worker
         return worker
 
+    def break_worker(self, worker: Worker, kind: str) -> None:
+        """A fault ends a worker's process."""
+        if worker.life is not Life.DEAD:
+            self._note(kind, worker)
+            worker.die(SIGKILLED)
+
+    def note(self, kind: str, subject: str) -> int:
+        """A fault was made. Returns its place in the report."""
+        self.tally.faults.append(FaultNote((self.now_ns - self.start_ns) / NS_PER_S, kind, subject))
+        return len(self.tally.faults) - 1
+
+    def mended(self, place: int) -> None:
+        """What that fault broke serves again."""
+        note = self.tally.faults[place]
+        at_s = (self.now_ns - self.start_ns) / NS_PER_S
+        self.tally.faults[place] = FaultNote(note.at_s, note.kind, note.subject, at_s)
+
+    def _note(self, kind: str, worker: Worker) -> None:
+        self._broken.setdefault(worker.spec.name, []).append(self.note(kind, worker.replica_id))
+
+    def _recovered(self, replica_id: str) -> None:
+        """A worker got ready: what broke first of its model is made good."""
+        worker = self.workers.get(replica_id)
+        waiting = self._broken.get(worker.spec.name) if worker is not None else None
+        if waiting:
+            self.mended(waiting.pop(0))
+
+    def _settle_in(self, worker: Worker) -> None:
+        slot = next(slot for slot in range(len(self.slots) + 1) if slot not in self.slots)
+        self.slots[slot] = worker
+        worker.slot = slot
+
     def worker_gone(self, worker: Worker, unfinished: list[Exchange]) -> None:
         """A worker died and cut these requests."""
+        self.slots.pop(worker.slot, None)
         if self.checkers and worker.killed_by_stop:
             self.checkers.cut(
                 worker.replica_id, [one.client.request.request_id for one in unfinished if not one.closed]
@@ -317,7 +376,9 @@ class World:
 
     def connect(self, exchange: Exchange) -> None:
         """A dispatch travels to its worker, may be late or lost."""
-        if self.happens(self.faults.lost_dispatches):
+        worker = self.workers.get(exchange.dispatch.replica_id)
+        is_cut = worker is not None and self.now_ns < worker.cut_until_ns
+        if is_cut or self.happens(self.faults.lost_dispatches):
             timeout_ns = self.drawn(self.physics.dispatch_timeout_ms * NS_PER_MS)
             self.agenda.after(timeout_ns, lambda: exchange.client.failed(exchange, Reason.WORKER_LOST))
             return
@@ -348,7 +409,10 @@ class World:
     def ended(self, client: Client) -> None:
         """A client's request is over."""
         del self.clients[client.request.request_id]
-        self.ended_clients.append(client)
+        self.tally.client(client)
+        if not self.lean:
+            self.ended_clients.append(client)
+        self.on_ended(client)
 
     # -- kill -9 of control, and recovery ----------------------------------------------------------------------
 
@@ -362,6 +426,7 @@ class World:
             return
         self._dies_for_ns = 0
         self._verify_replay()
+        self._down = self.note("control", "kill -9")
         self.control = None
         self.epoch += 1
         self.restarts += 1
@@ -388,6 +453,7 @@ class World:
             control.step(item.at_ns, item.event)
         self.control = control
         self.epoch += 1
+        self.mended(self._down)
         self.tell(ControlStarted(POLICY_VERSION, self.seed))
         replicas = {replica.replica_id: replica for replica in control.status(self.stamp_ns()).replicas}
         orphans = [w for w in self.workers.values() if w.replica_id not in replicas and w.life is not Life.DEAD]
@@ -431,3 +497,7 @@ class World:
                 f"replay of {item.event} at {item.at_ns} gave other actions: {actions}"
             )
         assert ghost.snapshot() == self.control.snapshot(), "replay gave another state"
+
+
+def _ignore(client: Client) -> None:
+    """Nobody waits for this client's end."""
