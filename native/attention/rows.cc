@@ -1,7 +1,8 @@
-// The small calls of a step that are neither matrix products nor attention: rows of the embedding, picked rows, and
-// the choice of experts. `active` rows are computed, the rest of the buffers is left as it is.
+// The small calls of a step that are neither matrix products nor attention: rows of the embedding, the
+// choice of experts, and the weighted sum of what they give. `active` rows are computed, the rest of the buffers is left as it is.
 #include <cstring>
 #include <string_view>
+#include <vector>
 
 #include "attention/isa.h"
 #include "attention/memory.h"
@@ -18,7 +19,7 @@ using U8 = ffi::Buffer<ffi::U8>;
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // table[vocab][hidden] at byte `offset` of the blob, bf16 (or f32) -> x[rows][hidden]. A token outside of it gives 0.
-ffi::Error embed(S32 tokens, S32 active, U8 blob, ffi::ResultBuffer<ffi::F32> x, int64_t offset, int64_t vocab,
+ffi::Error table_rows(S32 tokens, S32 active, U8 blob, ffi::ResultBuffer<ffi::F32> x, int64_t offset, int64_t vocab,
                  int64_t bf16) {
   const int64_t hidden = x->dimensions()[1];
   const int64_t rows = least(active.typed_data()[0], x->dimensions()[0]);
@@ -41,23 +42,30 @@ ffi::Error embed(S32 tokens, S32 active, U8 blob, ffi::ResultBuffer<ffi::F32> x,
   return ffi::Error::Success();
 }
 
-// x[picks[i]] for the first `active` picks.
-ffi::Error pick(F32 x, S32 picks, S32 active, ffi::ResultBuffer<ffi::F32> out) {
-  const int64_t hidden = x.dimensions()[1], count = least(active.typed_data()[0], out->dimensions()[0]);
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t row = picks.typed_data()[i];
-    if (row < 0 || row >= x.dimensions()[0]) return ffi::Error::InvalidArgument("pick: no such row");
-    std::memcpy(out->typed_data() + i * hidden, x.typed_data() + row * hidden, static_cast<size_t>(hidden) * 4);
+// The pairs (row, choice) of all active rows sorted by expert, in the order of rows within one: pick[i] is the row of
+// pair i, experts' pairs are offsets[e] … offsets[e + 1], and place[row][choice] says where a pair went.
+void sort_pairs(const int32_t* chosen, int64_t rows, int64_t each, int64_t experts, int32_t* pick, int32_t* offsets,
+                int32_t* place) {
+  std::memset(offsets, 0, static_cast<size_t>(experts + 1) * 4);
+  for (int64_t i = 0; i < rows * each; ++i) ++offsets[chosen[i] + 1];
+  for (int64_t e = 0; e < experts; ++e) offsets[e + 1] += offsets[e];
+  std::vector<int32_t> next(offsets, offsets + experts);
+  for (int64_t i = 0; i < rows * each; ++i) {
+    const int32_t at = next[chosen[i]]++;
+    pick[at] = static_cast<int32_t>(i / each);
+    place[i] = at;
   }
-  return ffi::Error::Success();
 }
 
-ffi::Error route(F32 x, S32 active, U8 blob, ffi::ResultBuffer<ffi::S32> experts, ffi::ResultBuffer<ffi::F32> weights,
-                 int64_t norm, int64_t router, int64_t count, int64_t normalize, double eps, std::string_view isa) {
-  const int64_t hidden = x.dimensions()[1], chosen = experts->dimensions()[1];
+ffi::Error route(F32 x, S32 active, U8 blob, ffi::ResultBuffer<ffi::F32> weights, ffi::ResultBuffer<ffi::S32> pick,
+                 ffi::ResultBuffer<ffi::S32> offsets, ffi::ResultBuffer<ffi::S32> place, int64_t norm, int64_t router,
+                 int64_t normalize, double eps, std::string_view isa) {
+  const int64_t hidden = x.dimensions()[1], chosen = place->dimensions()[1];
   const int64_t rows = least(active.typed_data()[0], x.dimensions()[0]);
-  if (chosen > count) return ffi::Error::InvalidArgument("route: more experts chosen than there are");
+  const int64_t experts = static_cast<int64_t>(offsets->element_count()) - 1;
+  if (chosen > experts) return ffi::Error::InvalidArgument("route: more experts chosen than there are");
   const AttentionIsa& kernels = attention_isa(isa);
+  std::vector<int32_t> choice(static_cast<size_t>(rows * chosen));
   parallel_for((rows + kRouteRows - 1) / kRouteRows, [&](int64_t task, int) {
     static thread_local Aligned scratch;
     const int64_t row = task * kRouteRows;
@@ -67,14 +75,33 @@ ffi::Error route(F32 x, S32 active, U8 blob, ffi::ResultBuffer<ffi::S32> experts
     one.router = reinterpret_cast<const float*>(blob.typed_data() + router);
     one.rows = least(kRouteRows, rows - row);
     one.hidden = hidden;
-    one.experts = count;
+    one.experts = experts;
     one.chosen = chosen;
     one.normalize = normalize != 0;
     one.eps = static_cast<float>(eps);
-    one.experts_out = experts->typed_data() + row * chosen;
+    one.experts_out = choice.data() + row * chosen;
     one.weights_out = weights->typed_data() + row * chosen;
-    one.scratch = reinterpret_cast<float*>(scratch.bytes(route_scratch_floats(hidden, count) * 4));
+    one.scratch = reinterpret_cast<float*>(scratch.bytes(route_scratch_floats(hidden, experts) * 4));
     kernels.route(one);
+  });
+  sort_pairs(choice.data(), rows, chosen, experts, pick->typed_data(), offsets->typed_data(), place->typed_data());
+  return ffi::Error::Success();
+}
+
+// x[row] + the sum over j of weights[row][j] · parts[place[row][j]], in that order.
+ffi::Error combine(F32 x, F32 parts, F32 weights, S32 place, S32 active, ffi::ResultBuffer<ffi::F32> out) {
+  const int64_t hidden = x.dimensions()[1], chosen = place.dimensions()[1];
+  const int64_t rows = least(active.typed_data()[0], x.dimensions()[0]);
+  parallel_for((rows + 7) / 8, [&](int64_t task, int) {
+    for (int64_t row = task * 8; row < least(task * 8 + 8, rows); ++row) {
+      float* to = out->typed_data() + row * hidden;
+      std::memcpy(to, x.typed_data() + row * hidden, static_cast<size_t>(hidden) * 4);
+      for (int64_t j = 0; j < chosen; ++j) {
+        const float weight = weights.typed_data()[row * chosen + j];
+        const float* part = parts.typed_data() + place.typed_data()[row * chosen + j] * hidden;
+        for (int64_t i = 0; i < hidden; ++i) to[i] += weight * part[i];
+      }
+    }
   });
   return ffi::Error::Success();
 }
@@ -82,7 +109,7 @@ ffi::Error route(F32 x, S32 active, U8 blob, ffi::ResultBuffer<ffi::S32> experts
 }  // namespace
 }  // namespace baseload
 
-BASELOAD_FFI(bl_embed, baseload::embed,
+BASELOAD_FFI(bl_rows, baseload::table_rows,
              ffi::Ffi::Bind()
                  .Arg<baseload::S32>()
                  .Arg<baseload::S32>()
@@ -92,23 +119,26 @@ BASELOAD_FFI(bl_embed, baseload::embed,
                  .Attr<int64_t>("vocab")
                  .Attr<int64_t>("bf16"));
 
-BASELOAD_FFI(bl_pick, baseload::pick,
-             ffi::Ffi::Bind()
-                 .Arg<baseload::F32>()
-                 .Arg<baseload::S32>()
-                 .Arg<baseload::S32>()
-                 .Ret<ffi::Buffer<ffi::F32>>());
-
 BASELOAD_FFI(bl_route, baseload::route,
              ffi::Ffi::Bind()
                  .Arg<baseload::F32>()
                  .Arg<baseload::S32>()
                  .Arg<baseload::U8>()
-                 .Ret<ffi::Buffer<ffi::S32>>()
                  .Ret<ffi::Buffer<ffi::F32>>()
+                 .Ret<ffi::Buffer<ffi::S32>>()
+                 .Ret<ffi::Buffer<ffi::S32>>()
+                 .Ret<ffi::Buffer<ffi::S32>>()
                  .Attr<int64_t>("norm")
                  .Attr<int64_t>("router")
-                 .Attr<int64_t>("count")
                  .Attr<int64_t>("normalize")
                  .Attr<double>("eps")
                  .Attr<std::string_view>("isa"));
+
+BASELOAD_FFI(bl_combine, baseload::combine,
+             ffi::Ffi::Bind()
+                 .Arg<baseload::F32>()
+                 .Arg<baseload::F32>()
+                 .Arg<baseload::F32>()
+                 .Arg<baseload::S32>()
+                 .Arg<baseload::S32>()
+                 .Ret<ffi::Buffer<ffi::F32>>());

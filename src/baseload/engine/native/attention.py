@@ -17,9 +17,9 @@ from baseload.engine.config import ModelConfig
 from baseload.engine.decoder import split_qkv
 from baseload.engine.kv_cache import CacheShape, write
 from baseload.engine.layers import rms_norm
+from baseload.engine.native.features import XLA
 from baseload.engine.rope import rotate
 
-TWIN = ""  # instead of an instruction set: no kernels, plain JAX
 TILE = 16  # positions of one head that lie together
 LINE = 64
 
@@ -74,7 +74,7 @@ jax.tree_util.register_dataclass(
 
 def new_cache(cache: PagedCache, isa: str) -> Any:
     """An empty cache, as a function to compile. Native: bytes that cost no memory before they are written."""
-    if isa:
+    if isa != XLA:
         out = jax.ShapeDtypeStruct((cache.nbytes,), jnp.uint8)  # type: ignore[no-untyped-call]
         return jax.ffi.ffi_call("bl_new_cache", out)()
     shape = (cache.kv_heads, (cache.blocks + 1) * cache.block_tokens, cache.head_dim)
@@ -100,7 +100,7 @@ def attention(
     `k_norm` are byte offsets in `blob`, -1 where the family has none. A row's bits depend on nothing but its own
     sequence; values that are not finite are kept as 0.
     """
-    if not isa:
+    if isa == XLA:
         return _twin(qkv, inputs, blob, kept, config, cache, layer, q_norm, k_norm)
     out = jax.ShapeDtypeStruct((qkv.shape[0], cache.heads * cache.head_dim), jnp.float32)  # type: ignore[no-untyped-call]
     same = jax.ShapeDtypeStruct(kept.shape, kept.dtype)

@@ -78,6 +78,12 @@ class StepArrays:
         pairs = zip(jax.tree.leaves(self._host), jax.tree.leaves(self._device), strict=True)
         self._in_place = all(there.unsafe_buffer_pointer() == here.ctypes.data for here, there in pairs)
 
+    @property
+    def shapes(self) -> Inputs:
+        """The shapes alone, to compile for."""
+        shapes: Inputs = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), self._host)
+        return shapes
+
     def fill(self, call: Sequence[Part]) -> tuple[Inputs, int]:
         """The arrays of this call and how many logits it gives, in the order of its parts."""
         host = self._host

@@ -1,5 +1,6 @@
-"""The small calls of a step: rows of the embedding, picked rows, the choice of experts. Each with its twin in JAX."""
+"""The small calls of a step: rows of the embedding, the choice of experts, the sum of what they give. Each with its twin in JAX."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -10,15 +11,16 @@ from baseload.engine.config import MoeConfig
 from baseload.engine.layers import rms_norm
 from baseload.engine.moe import route as route_twin
 from baseload.engine.native.attention import floats_at
+from baseload.engine.native.features import XLA
 from baseload.engine.native.weights_map import Plain
 
 
 def embed(tokens: jax.Array, active: jax.Array, blob: jax.Array, *, table: Plain, isa: str) -> jax.Array:
     """float32[rows, hidden]: the rows of `table` that int32[rows] tokens name; those ≥ active may hold anything."""
     vocab, hidden = table.shape
-    if isa:
+    if isa != XLA:
         out = _shape((tokens.shape[0], hidden), jnp.float32)
-        call = jax.ffi.ffi_call("bl_embed", out)
+        call = jax.ffi.ffi_call("bl_rows", out)
         found: jax.Array = call(
             tokens,
             active,
@@ -34,36 +36,52 @@ def embed(tokens: jax.Array, active: jax.Array, blob: jax.Array, *, table: Plain
     return jax.lax.bitcast_convert_type(rows, dtype).astype(jnp.float32)
 
 
-def pick(x: jax.Array, picks: jax.Array, picked: jax.Array, *, isa: str) -> jax.Array:
-    """x[picks], float32[m, hidden]; those ≥ picked may hold anything."""
-    if not isa:
-        return x[jnp.clip(picks, 0, x.shape[0] - 1)]
-    found: jax.Array = jax.ffi.ffi_call("bl_pick", _shape((picks.shape[0], x.shape[1]), jnp.float32))(x, picks, picked)
-    return found
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Which experts the rows chose. The pairs (row, choice) are sorted by expert; those of idle rows are absent."""
+
+    weights: jax.Array  # float32[rows, experts_per_token]
+    pick: jax.Array  # int32[rows · experts_per_token]: the row of each pair
+    offsets: jax.Array  # int32[experts + 1]: pairs offsets[e] … offsets[e + 1] are expert e's
+    place: jax.Array  # int32[rows, experts_per_token]: where a row's pairs went
 
 
 def route(
     x: jax.Array, active: jax.Array, blob: jax.Array, *, norm: int, router: Plain, moe: MoeConfig, eps: float, isa: str
-) -> tuple[jax.Array, jax.Array]:
-    """The experts each row chooses and their weights, int32 and float32[rows, experts_per_token], of x before its norm."""
-    if isa:
-        shape = (x.shape[0], moe.experts_per_token)
-        call = jax.ffi.ffi_call("bl_route", (_shape(shape, jnp.int32), _shape(shape, jnp.float32)))
-        chosen, weights = call(
-            x,
-            active,
-            blob,
-            norm=np.int64(norm),
-            router=np.int64(router.offset),
-            count=np.int64(moe.experts),
-            normalize=np.int64(moe.normalize),
-            eps=np.float64(eps),
-            isa=isa,
+) -> Routing:
+    """The experts that rows x[rows, hidden], before their norm, choose."""
+    rows, each = x.shape[0], moe.experts_per_token
+    if isa != XLA:
+        shapes = (
+            _shape((rows, each), jnp.float32),
+            _shape((rows * each,), jnp.int32),
+            _shape((moe.experts + 1,), jnp.int32),
+            _shape((rows, each), jnp.int32),
         )
-        return chosen, weights
+        call = jax.ffi.ffi_call("bl_route", shapes)
+        attributes = {"norm": np.int64(norm), "router": np.int64(router.offset), "normalize": np.int64(moe.normalize)}
+        return Routing(*call(x, active, blob, **attributes, eps=np.float64(eps), isa=isa))
     hidden = x.shape[1]
     matrix = floats_at(blob, router.offset, moe.experts * hidden).reshape(moe.experts, hidden)
-    return route_twin(moe, matrix, rms_norm(x, floats_at(blob, norm, hidden), eps))
+    chosen, weights = route_twin(moe, matrix, rms_norm(x, floats_at(blob, norm, hidden), eps))
+    real = jnp.arange(rows)[:, None] < active[0]
+    expert = jnp.where(real, chosen, moe.experts).reshape(-1)
+    order = jnp.argsort(expert, stable=True).astype(jnp.int32)
+    place = jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=jnp.int32))
+    counts = jnp.sum(jax.nn.one_hot(expert, moe.experts, dtype=jnp.int32), axis=0)
+    offsets = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(counts, dtype=jnp.int32)])
+    return Routing(weights, order // each, offsets, place.reshape(rows, each))
+
+
+def combine(x: jax.Array, parts: jax.Array, routing: Routing, active: jax.Array, *, isa: str) -> jax.Array:
+    """x plus the weighted sum, in the order of choice, of each row's pairs in parts[rows · experts_per_token, hidden]."""
+    if isa != XLA:
+        call = jax.ffi.ffi_call("bl_combine", _shape(x.shape, jnp.float32))
+        found: jax.Array = call(x, parts, routing.weights, routing.place, active)
+        return found
+    for index in range(routing.place.shape[1]):
+        x = x + parts[routing.place[:, index]] * routing.weights[:, index, None]
+    return x
 
 
 def _shape(shape: tuple[int, ...], dtype: Any) -> Any:

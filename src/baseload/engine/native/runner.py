@@ -16,6 +16,7 @@ from baseload.engine.config import ModelConfig
 from baseload.engine.kv_cache import count_blocks
 from baseload.engine.native import library
 from baseload.engine.native.attention import PagedCache, new_cache
+from baseload.engine.native.features import XLA
 from baseload.engine.native.calls import StepArrays, StepSize, plan_calls
 from baseload.engine.native.steps import NativeModel, build_step
 from baseload.engine.native.weights_map import WeightsMap
@@ -128,11 +129,10 @@ class NativeRunner:
 
     def _step(self) -> Program:
         def lower() -> jax.stages.Lowered:
-            inputs = self._arrays.fill([])[0]
             kept = jax.eval_shape(lambda: new_cache(self.cache, self.isa))
-            blob = jax.ShapeDtypeStruct(self._blob.shape, self._blob.dtype)
-            shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), inputs)
-            return jax.jit(build_step(self._model), donate_argnums=(1,)).lower(blob, kept, shapes)
+            blob = jax.eval_shape(lambda: self._blob)
+            step = jax.jit(build_step(self._model), donate_argnums=(1,))
+            return step.lower(blob, kept, self._arrays.shapes)
 
         return self.programs.get(_STEP, lower)
 
@@ -148,7 +148,7 @@ class NativeRunner:
             "size": asdict(self.size),
             "isa": self.isa,
             "hadamard": model.hadamard,
-            "kernels": library.digest() if self.isa else "",
+            "kernels": library.digest() if self.isa != XLA else "",
             "threads": spec.threads,
             **environment_key(),
         }

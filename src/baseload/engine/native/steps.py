@@ -2,7 +2,7 @@
 
 The program has one size, the most rows a step may have; how many are real is an input. It holds no addresses and no
 weights: those come as one array of bytes, and each call knows by offsets what of them is its own. So one program
-serves every batch, is small, and loads in milliseconds. With isa "" the calls are their twins in plain JAX.
+serves every batch, is small, and loads in milliseconds. With isa "xla" the calls are their twins in plain JAX.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,16 @@ from typing import Any
 import jax
 
 from baseload.engine.config import ModelConfig
-from baseload.engine.native import ops
 from baseload.engine.native.attention import Inputs, PagedCache, attention
-from baseload.engine.native.rows import embed, pick, route
+from baseload.engine.native.matmul import (
+    Weight,
+    expert_gate_up,
+    expert_matmul,
+    matmul_residual,
+    norm_gate_up,
+    norm_matmul,
+)
+from baseload.engine.native.rows import combine, embed, route
 from baseload.engine.native.weights_map import WeightsMap
 
 Step = Callable[[jax.Array, Any, Inputs], tuple[jax.Array, Any]]
@@ -30,6 +37,20 @@ class NativeModel:
     isa: str
     hadamard: int = 0
 
+    def weight(self, name: str, *, bias: str = "", norm: str = "") -> Weight:
+        """The packed matrix of this name with what is done before (norm) and after it (bias)."""
+        matrix, at = self.weights.matrix(name), self.weights.at
+        return Weight(
+            matrix.scheme,
+            matrix.n,
+            matrix.k,
+            matrix.offset,
+            matrix.group,
+            bias=at(bias) if bias else -1,
+            norm=at(norm) if norm else -1,
+            experts=max(1, matrix.count),
+        )
+
 
 def build_step(model: NativeModel) -> Step:
     """(blob, cache, inputs) -> (logits float32[picks, vocab], cache); rows beyond the picked ones hold anything."""
@@ -39,10 +60,8 @@ def build_step(model: NativeModel) -> Step:
         x = embed(inputs.tokens, inputs.active, blob, table=weights.plain("embed"), isa=isa)
         for layer in range(model.config.layers):
             x, kept = _layer(model, layer, blob, kept, inputs, x)
-        picked = pick(x, inputs.picks, inputs.picked, isa=isa)
-        norm, head = weights.at("final_norm"), weights.matrix("lm_head")
-        logits = ops.norm_matmul(picked, inputs.picked, blob, norm=norm, matrix=head, bias=-1, eps=eps, isa=isa)
-        return logits, kept
+        head = model.weight("lm_head", norm="final_norm")
+        return norm_matmul(x, blob, head, isa=isa, eps=eps, active=inputs.picked, rows=inputs.picks), kept
 
     return step
 
@@ -50,23 +69,10 @@ def build_step(model: NativeModel) -> Step:
 def _layer(
     model: NativeModel, layer: int, blob: jax.Array, kept: Any, inputs: Inputs, x: jax.Array
 ) -> tuple[jax.Array, Any]:
-    config, weights, active = model.config, model.weights, inputs.active
-    eps, isa = config.norm_eps, model.isa
-    name = f"layers.{layer}."
-
-    def at(leaf: str) -> int:
-        return weights.at(name + leaf)
-
-    qkv = ops.norm_matmul(
-        x,
-        active,
-        blob,
-        norm=at("attn_norm"),
-        matrix=weights.matrix(name + "qkv"),
-        bias=at("qkv_bias"),
-        eps=eps,
-        isa=isa,
-    )
+    config, isa, active = model.config, model.isa, inputs.active
+    eps, name = config.norm_eps, f"layers.{layer}."
+    project = model.weight(name + "qkv", bias=name + "qkv_bias", norm=name + "attn_norm")
+    qkv = norm_matmul(x, blob, project, isa=isa, eps=eps, active=active)
     mixed, kept = attention(
         qkv,
         inputs,
@@ -75,32 +81,27 @@ def _layer(
         config=config,
         cache=model.cache,
         layer=layer,
-        q_norm=at("q_norm"),
-        k_norm=at("k_norm"),
+        q_norm=model.weights.at(name + "q_norm"),
+        k_norm=model.weights.at(name + "k_norm"),
         isa=isa,
     )
-    out = weights.matrix(name + "out")
-    x = ops.matmul_residual(mixed, x, active, blob, matrix=out, bias=at("out_bias"), hadamard=0, isa=isa)
+    x = matmul_residual(mixed, x, blob, model.weight(name + "out", bias=name + "out_bias"), isa=isa, active=active)
     if config.is_moe[layer]:
         return _experts(model, name, blob, active, x), kept
-    gate_up, down = weights.matrix(name + "gate_up"), weights.matrix(name + "down")
-    h = ops.norm_gate_up(
-        x, active, blob, norm=at("feed_norm"), matrix=gate_up, bias=at("gate_up_bias"), columns=down.k, eps=eps, isa=isa
-    )
-    x = ops.matmul_residual(
-        h, x, active, blob, matrix=down, bias=at("down_bias"), hadamard=model.hadamard, isa=isa
-    )
-    return x, kept
+    gate_up = model.weight(name + "gate_up", bias=name + "gate_up_bias", norm=name + "feed_norm")
+    down = model.weight(name + "down", bias=name + "down_bias")
+    h = norm_gate_up(x, blob, gate_up, isa=isa, intermediate=down.k, eps=eps, active=active)
+    return matmul_residual(h, x, blob, down, isa=isa, active=active), kept
 
 
 def _experts(model: NativeModel, name: str, blob: jax.Array, active: jax.Array, x: jax.Array) -> jax.Array:
-    config, weights, isa = model.config, model.weights, model.isa
+    config, isa, eps = model.config, model.isa, model.config.norm_eps
     assert config.moe is not None
-    norm, eps = weights.at(name + "feed_norm"), config.norm_eps
-    router = weights.plain(name + "router")
-    chosen, shares = route(x, active, blob, norm=norm, router=router, moe=config.moe, eps=eps, isa=isa)
-    gate_up, down = weights.matrix(name + "experts.gate_up"), weights.matrix(name + "experts.down")
-    h = ops.experts_gate_up(
-        x, chosen, active, blob, norm=norm, matrix=gate_up, columns=down.k, eps=eps, isa=isa
-    )
-    return ops.experts_down(h, x, chosen, shares, active, blob, matrix=down, hadamard=model.hadamard, isa=isa)
+    norm, router = model.weights.at(name + "feed_norm"), model.weights.plain(name + "router")
+    routing = route(x, active, blob, norm=norm, router=router, moe=config.moe, eps=eps, isa=isa)
+    gate_up = model.weight(name + "experts.gate_up", norm=name + "feed_norm")
+    down = model.weight(name + "experts.down")
+    pick, offsets = routing.pick, routing.offsets
+    h = expert_gate_up(x, pick, offsets, blob, gate_up, isa=isa, intermediate=down.k, eps=eps)
+    parts = expert_matmul(h, offsets, blob, down, isa=isa)
+    return combine(x, parts, routing, active, isa=isa)
