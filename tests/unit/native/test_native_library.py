@@ -14,7 +14,7 @@ from baseload.engine.native import library as module
 from baseload.engine.native.features import CpuFeatures
 from baseload.engine.native.library import Library, load
 
-ALL = CpuFeatures(avx2=True, avxvnni=True, avx512=True, amx_int8=True, amx_bf16=True)
+ALL = CpuFeatures(avx2=True, avxvnni=True, avx512=True, amx=True, has_amx=True)
 
 
 def add_one(x: jax.Array) -> jax.Array:

@@ -11,13 +11,16 @@ SCALAR = "scalar"  # the reference; never chosen, only asked for by tests
 
 @dataclass(frozen=True, slots=True)
 class CpuFeatures:
-    """What processor and kernel offer. `avx512` means F, BW, VL, DQ, VNNI and BF16 together."""
+    """What processor and operating system offer. `avx512` means F, BW, VL, DQ, VNNI and BF16 together.
+
+    `amx`: the tile kernels passed their check against plain C++ in this process; `has_amx`: the processor has tiles.
+    """
 
     avx2: bool = False
     avxvnni: bool = False
     avx512: bool = False
-    amx_int8: bool = False
-    amx_bf16: bool = False
+    amx: bool = False
+    has_amx: bool = False
 
     @classmethod
     def of_bits(cls, bits: int) -> "CpuFeatures":
@@ -28,7 +31,7 @@ class CpuFeatures:
     def isas(self) -> tuple[str, ...]:
         """Usable instruction sets, the best first."""
         has = {
-            "amx": self.amx_int8 and self.amx_bf16,
+            "amx": self.amx,
             "avx512": self.avx512,
             "avxvnni": self.avxvnni,
             "avx2": self.avx2,

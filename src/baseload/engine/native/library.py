@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import hashlib
 from pathlib import Path
 
 import jax
@@ -11,7 +12,10 @@ from baseload.engine.native.features import CpuFeatures
 
 _FILE = Path(__file__).with_name("_kernels.so")
 # Handlers called from JAX programs: symbol in the library = target name in the program.
-HANDLERS = ("bl_add_one", "bl_attention", "bl_embed", "bl_new_cache", "bl_pick", "bl_route")
+HANDLERS = (
+    *("bl_add_one", "bl_experts", "bl_matmul", "bl_unpack_rows"),
+    *("bl_attention", "bl_combine", "bl_new_cache", "bl_route", "bl_rows"),
+)
 
 
 class Library:
@@ -51,6 +55,12 @@ def load() -> Library | None:
         return Library(_FILE)
     except (OSError, AttributeError):  # built for another machine, or by another version of this package
         return None
+
+
+@functools.cache
+def digest() -> str:
+    """Of the library's bytes, for what was made for one build of it; "" without one."""
+    return hashlib.sha256(_FILE.read_bytes()).hexdigest()[:16] if load() is not None else ""
 
 
 def features() -> CpuFeatures:

@@ -85,7 +85,8 @@ def pack_w4(codes: Bytes, step: Bytes, offset: NDArray[np.int16], scale: Floats,
     """Of codes uint8[N, K] in 0..15, step uint8[N, groups] in 0..17, offset int[N, groups] and scale float32[N].
 
     W[n, k] = scale[n] · (step[n, g] · codes[n, k] + offset[n, g]); each such integer must lie in −128..127. Without
-    `group`, it is the smallest of 32, 64, 128 with which that many groups cover K. Raises ValueError if the integers do not fit.
+    `group`, it is the smallest of 32, 64, 128 with which that many groups cover K. Raises ValueError where they do
+    not fit.
     """
     n, k = codes.shape
     group = group or next((size for size in GROUPS if -(-k // size) == step.shape[1]), 0)

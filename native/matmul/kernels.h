@@ -1,0 +1,62 @@
+// What each instruction set provides; one table per translation unit, chosen at run time.
+#pragma once
+
+#include <cstdint>
+
+#include "matmul/layout.h"
+
+namespace baseload {
+
+enum class Isa : int32_t { kPortable = 0, kAvx2 = 1, kAvxVnni = 2, kAvx512 = 3, kAmx = 4, kEmulated = 5 };
+
+enum class Epilogue : int32_t { kPlain = 0, kResidual = 1, kSwiglu = 2 };
+
+// Rows of activations as the product wants them. `values` is int8 (w8, w4) or bfloat16 (bf16), [rows][kp]; `wide` are the
+// same int8 values as some instruction sets want them, or null.
+struct Activations {
+  int64_t kp = 0;
+  int8_t* codes = nullptr;
+  int16_t* wide = nullptr;
+  uint16_t* bf16 = nullptr;
+  float* scale = nullptr;    // [rows]; NaN for a row that is not finite
+  int32_t* sum = nullptr;    // [rows]: of all codes
+  int32_t* sums = nullptr;   // [rows][kp / 32], w4 only
+};
+
+// A block of rows times a range of panels, and where the result goes.
+struct Block {
+  Matrix w;
+  Activations a;
+  int64_t row_begin = 0, row_end = 0;
+  int64_t panel_begin = 0, panel_end = 0;  // even for swiglu
+  Epilogue epilogue = Epilogue::kPlain;
+  const float* bias = nullptr;      // per row of W as packed, or null
+  const float* residual = nullptr;  // [rows][ldo]
+  float* out = nullptr;             // [rows][ldo]
+  int64_t columns = 0;              // that are written
+  int64_t ldo = 0;
+  uint8_t* scratch = nullptr;       // of this thread, kScratchPanels unpacked panels and 16 KiB, aligned to 64
+};
+
+constexpr int64_t kScratchPanels = 4;
+constexpr int64_t kScratchExtra = 16 * 1024;
+
+struct Kernels {
+  const char* name;
+  bool wide;  // wants Activations::wide for w8
+  // One row x[k] (times 1/rms · norm when norm is not null; a null norm with eps >= 0 is a norm without weights; eps < 0
+  // is none) to row `row` of `a`, for `scheme`.
+  void (*prepare_row)(const float* x, const float* norm, float eps, int64_t k, Scheme scheme, const Activations& a,
+                      int64_t row);
+  void (*run)(const Block& block);
+};
+
+// Null where it was not compiled in. Whether the processor has it, is asked elsewhere.
+const Kernels* kernels_portable();
+const Kernels* kernels_avx2();
+const Kernels* kernels_avxvnni();
+const Kernels* kernels_avx512();
+const Kernels* kernels_amx();
+const Kernels* kernels_emulated();
+
+}  // namespace baseload
