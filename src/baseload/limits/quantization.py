@@ -10,11 +10,13 @@ from typing import Any
 
 from msgspec import Struct
 
-BYTES = {"bf16": 2.0, "fp8": 1.0, "int8": 1.0, "nvfp4": 0.5625, "mxfp4": 0.53125, "int4": 0.5625}
+BYTES = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0, "nvfp4": 0.5625, "mxfp4": 0.53125, "int4": 0.5625}
 """Bytes per weight, scales included."""
 
 _NAMES = {
     "": "bf16",
+    "fp32": "fp32",
+    "float32": "fp32",
     "bf16": "bf16",
     "bfloat16": "bf16",
     "float16": "bf16",

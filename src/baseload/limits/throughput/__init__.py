@@ -1,0 +1,1 @@
+"""Throughput of offline, server and interactive inference, held against MLPerf."""
