@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from baseload.domain.errors import BaseloadError
-from baseload.worker import spare
+from baseload.worker import read_ahead, spare
 from baseload.worker.options import parse
 
 
@@ -18,6 +18,7 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         arguments = given
     options = parse(arguments)
+    read_ahead.begin(options.model_dir)
     process = importlib.import_module("baseload.worker.process")  # heavy: after the command line is known to be right
     try:
         code: int = process.run(options)

@@ -12,7 +12,7 @@ from baseload.engine.structured import GrammarCompiler
 from baseload.engine.tokenizer import TextTokenizer
 from baseload.wire.openai import parse_chat, parse_completion
 from baseload.wire.prometheus import Histogram
-from baseload.worker import process
+from baseload.worker import process, read_ahead
 from baseload.worker.metrics import Metrics
 from baseload.worker.prepare import Served, prepare
 
@@ -112,3 +112,32 @@ async def test_a_worker_ends_a_minute_after_its_last_lease(
     await process._watch_lease(lease, codes.append)
     assert codes == [0]
     assert len(slept) == sleeps
+
+
+def test_reading_ahead_asks_for_large_files_within_what_memory_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size in (
+        ("a.safetensors", 3 << 20),
+        ("b.safetensors", 2 << 20),
+        ("small.safetensors", 10),
+        ("x.txt", 0),
+    ):
+        (tmp_path / name).write_bytes(bytes(size))
+    asked: list[str] = []
+
+    def advise(descriptor: int, *_: int) -> None:
+        asked.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    monkeypatch.setattr(read_ahead.importlib.util, "find_spec", lambda _: None)
+    read_ahead._ask(tmp_path)
+    assert asked == ["a.safetensors", "b.safetensors"]
+    asked.clear()
+    monkeypatch.setattr(os, "sysconf", {"SC_AVPHYS_PAGES": 9 << 20, "SC_PAGE_SIZE": 1}.get)
+    read_ahead._ask(tmp_path)
+    assert asked == ["a.safetensors"]
+    asked.clear()
+    read_ahead._ask(tmp_path / "b.safetensors")
+    read_ahead._ask(tmp_path / "nothing")
+    assert asked == ["b.safetensors"]
