@@ -211,12 +211,24 @@ class Predictor:
         return tuple(traits)
 
 
-def added(answer: Answer) -> dict[str, Any]:
-    """The cells a row gets."""
+def added(row: Row, answer: Answer) -> dict[str, Any]:
+    """The cells a row gets. Times are seconds, the throughput samples a second."""
     step = answer.step_s
+    steps = row.samples / row.batch if row.batch else 0.0
+    layout = answer.layout
     return {
         "step_time": "" if step is None else f"{step:.6g}",
+        "throughput": "" if step is None else f"{row.batch / step:.6g}",
+        "train_time_min": "" if step is None or not steps else f"{steps * step / 60.0:.5g}",
         "basis": answer.basis,
         "expected_error": "" if answer.expected_error is None else f"{answer.expected_error:.3f}",
+        "layout": "" if layout is None else words(layout),
         "note": answer.note,
     }
+
+
+def words(layout: Parallel) -> str:
+    """A layout in short: data 8, tensor 4, pipeline 8."""
+    parts = [("data", layout.data), ("tensor", layout.tensor), ("pipeline", layout.pipeline)]
+    parts += [("context", layout.context), ("expert", layout.expert)]
+    return ", ".join(f"{name} {n}" for name, n in parts if n > 1) or "one"
