@@ -9,9 +9,12 @@ import pytest
 
 from baseload.domain.model import EngineSpec
 from baseload.domain.sampling import Sampling
+from baseload.engine.config import ModelConfig
 from baseload.engine.jobs import Delta, Ended, Failed, Job, Output
 from baseload.engine.kv_cache import block_bytes
 from baseload.engine.loop import EngineLoop
+from baseload.engine.native import library
+from baseload.engine.native.attention import PagedCache
 from baseload.engine.registry import read_config
 from baseload.engine.runner import Runner
 
@@ -70,14 +73,28 @@ def some_jobs() -> list[Job]:
     ]
 
 
-@pytest.mark.parametrize(("dtype", "deterministic"), [("float32", False), ("bfloat16", True)])
+def native_block_bytes(config: ModelConfig) -> int:
+    cache = PagedCache(config.layers, config.heads, config.kv_heads, config.head_dim, 1, 8)
+    return cache.block_bytes
+
+
+@pytest.mark.parametrize(
+    ("dtype", "deterministic", "kernels"),
+    [("float32", False, "xla"), ("bfloat16", True, "xla"), ("bfloat16", False, "auto")],
+)
 def test_tokens_are_the_same_in_any_company(
-    tiny_model: Path, tmp_path: Path, dtype: str, deterministic: bool
+    tiny_model: Path, tmp_path: Path, dtype: str, deterministic: bool, kernels: str
 ) -> None:
-    per_block = block_bytes(read_config(tiny_model), 8, dtype)
+    config = read_config(tiny_model)
+    per_block = block_bytes(config, 8, dtype)
+    if kernels != "xla":
+        if library.isa_for(kernels) == "xla":
+            pytest.skip("the kernels were not built")
+        per_block = native_block_bytes(config)
     base = EngineSpec(
         dtype=dtype,
         deterministic=deterministic,
+        kernels=kernels,
         max_seqs=4,
         max_step_tokens=32,
         block_tokens=8,

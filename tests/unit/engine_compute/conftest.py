@@ -28,6 +28,7 @@ def runner_of() -> Callable[[str, str], Runner]:
             spec = EngineSpec(
                 dtype=dtype,
                 deterministic=True,
+                kernels="xla",
                 kv_cache_bytes=1 << 20,
                 max_seqs=64 if dtype == "float32" else 32,  # two decode buckets
                 max_step_tokens=64,
