@@ -10,6 +10,7 @@ from baseload.domain.model import Admission, EngineSpec, ModelSpec, Scaling
 from baseload.domain.tenant import KeyLimits
 from baseload.domain.units import NS_PER_S
 from baseload.limits.step_time import StepTimeSpec
+from baseload.twin.cluster.spec import Cluster
 from baseload.wire.toml import parse_toml
 
 
@@ -185,6 +186,7 @@ class SimulateConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     slo: Slo = Slo()
     energy: Energy = Energy()
     policies: Policies = Policies()
+    cluster: Cluster | None = None  # a fleet under the gang scheduler, instead of single requests
     exact: bool = False  # engines step one by one: slower, with the same result
     lean: bool = False  # keep sums and samples only, for millions of requests; not with kills of control
     checked: bool = True  # look after each event whether all that must always hold does; False: faster
