@@ -277,7 +277,9 @@ def test_two_modes_are_told_where_speculation_is_a_question() -> None:
 
 
 def test_a_blank_figure_is_named_and_the_row_answered() -> None:
-    blank = msgspec.structs.replace(CATALOGUE.find("h200"), bf16_tflops=None, fp8_tflops=None, name="Blank", aliases=())
+    blank = msgspec.structs.replace(
+        CATALOGUE.find("h200"), bf16_tflops=None, fp8_tflops=None, name="Blank", aliases=()
+    )
     predictor = Predictor(catalogue=Catalogue({**CATALOGUE.entries, "blank": blank}))
     rows = [point(system=system) for system in ("blank", "abacus", "NVIDIA-H200-SXM-141GB-HBM3e", "h200_sxm")]
     said = predictor.predict(rows)

@@ -24,6 +24,7 @@ MEMORY_USED = {"sglang": 0.85, "vllm": 0.92, "trtllm": 0.95}  # of the memory: u
 MEMORY_USED_ELSE = 0.90
 LEAST_ROOM = 0.03  # of it for the cache however tight the weights: who deploys so tunes for it
 MEMORY_MOST = 0.97  # what weights may fill before a deployment is held to be impossible
+FAST_GB_PER_S = 200.0  # a link of accelerators among themselves, one way; host buses are below
 LATENT = 3.4  # decoding MLA works in the latent space: over so many times the elements a pair
 USUAL_WORKERS = 4.0  # that decode, where nobody says how many
 STEP = (
@@ -287,7 +288,7 @@ def counts_of(shape: ModelShape, q: Quantization, chip: Accelerator, layout: Lay
     weights = shape.weight_bytes(q) / gpus + shape.mixer_params * q.attention_bytes * (layout.dp - 1) / gpus
     return Counts(
         layers=float(shape.layers),
-        messages=2.0 * shape.layers * (3.0 + log2(gpus)) / 4.0 if gpus > 1 else 0.0,
+        messages=2.0 * shape.layers * _latency(chip, gpus) if gpus > 1 else 0.0,
         outside=gpus > (chip.scale_up_domain or 1),
         dp=layout.dp,
         ep=layout.ep,
@@ -310,6 +311,12 @@ def _compute(form: str, chip: Accelerator) -> str:
     if form == "mxfp4" and chip.fp4_tflops is not None:
         return "fp8"  # beside 8-bit activations
     return "bf16" if form in ("int4", "mxfp4") else form
+
+
+def _latency(chip: Accelerator, gpus: int) -> float:
+    """Of a collective over so many, in those of two on fast links; slow links are host buses and late to begin."""
+    slow = max(1.0, FAST_GB_PER_S / chip.scale_up_gb_per_s) if chip.scale_up_gb_per_s else 1.0
+    return slow * (3.0 + log2(gpus)) / 4.0
 
 
 def _link(chip: Accelerator, gpus: int) -> float:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from baseload.limits.catalogue.accelerators import Catalogue, read_catalogue
@@ -101,11 +102,16 @@ class Predictor:
         return answers
 
     def _traits(self, points: Sequence[Point]) -> list[tuple[tuple[str, tuple[str, ...]], ...]]:
-        return [traits_of(point, self.models.find(point.model)[0]) for point in points]
+        return [traits_of(self._named(point), self.models.find(point.model)[0]) for point in points]
+
+    def _named(self, point: Point) -> Point:
+        """With the catalogue's own word for the accelerator, which traits are known by."""
+        identifier = self.chips.identifier(point.system)
+        return point if identifier == point.system else msgspec.structs.replace(point, system=identifier)
 
     def theta_of(self, point: Point, shape: ModelShape) -> Floats:
         """Logarithms of PARAMETERS for one deployment."""
-        theta: Floats = self.fitted.theta([traits_of(point, shape)])[0]
+        theta: Floats = self.fitted.theta([traits_of(self._named(point), shape)])[0]
         return theta
 
     def basis_of(self, point: Point) -> str:

@@ -10,6 +10,7 @@ can be summed in closed form:
 Context is the number of KV positions a step reads, summed over its rows (`Plan.context_tokens` for decodes).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import cbrt, exp, log, sqrt
 
@@ -80,9 +81,34 @@ class StepCost:
             return self.decode_ns(rows, context_tokens)
         return max(1, round(self.parts.mixed_s(tokens, pairs, rows, context_tokens, prompts) * 1e9))
 
+    def together_ns(self, loads: Sequence["Load"]) -> int:
+        """A step of replicas of attention (one load each) that meet at the experts: as slow as the fullest."""
+        routed = sum(load.tokens + load.rows for load in loads)
+        times = [
+            self.parts.mixed_s(*load.times(len(loads)), routed=routed) for load in loads if load.tokens + load.rows
+        ]
+        return max(1, round(max(times, default=0.0) * 1e9))
+
     def decode_w(self, rows: int) -> float:
         """Watts of the whole replica while it decodes `rows` sequences."""
         return self.power.decode(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What one replica of attention does in a step, as in `StepCost.mixed_ns`."""
+
+    tokens: int
+    pairs: int
+    rows: int
+    context_tokens: int
+    prompts: int
+
+    def times(self, ranks: int) -> tuple[int, int, int, int, int]:
+        """The same on so many ranks."""
+        all_of = (self.tokens, self.pairs, self.rows, self.context_tokens, self.prompts)
+        tokens, pairs, rows, context, prompts = (ranks * n for n in all_of)
+        return tokens, pairs, rows, context, prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +125,16 @@ class Parts:
         fixed = self._fixed() + self._linear(rows, rows) + rows * self._per_row()
         return round(fixed / self.p["pace"] * _FS), round(self._per_position() / self.p["pace"] * _FS)
 
-    def mixed_s(self, tokens: float, pairs: float, rows: float, context: float, prompts: float) -> float:
-        """Seconds of a step with prompt tokens in it."""
+    def mixed_s(
+        self, tokens: float, pairs: float, rows: float, context: float, prompts: float, routed: float = 0.0
+    ) -> float:
+        """Seconds of a step with prompt tokens in it; `routed` tokens reach the experts (0: all of them)."""
         attend = context * self._per_position() + rows * self._per_row()
         seen = tokens * self.counts.state_math_s
         for a in self.counts.attention:
             seen += a.pair_s * (min(pairs, tokens * a.window) if a.window else pairs)
-        return self._fixed() + self._linear(tokens + rows, rows + prompts) + attend + seen / self.p["prefill_pairs"]
+        linear = self._linear(tokens + rows, rows + prompts, routed)
+        return self._fixed() + linear + attend + seen / self.p["prefill_pairs"]
 
     def _fixed(self) -> float:
         far = self.p["outside"] if self.counts.outside else 1.0
@@ -123,7 +152,7 @@ class Parts:
         math = c.state_math_s + sum(a.math_s * a.window for a in c.attention)
         return p["row_s"] / c.dp + _max(read / p["kv_read"], math / p["kv_math"])
 
-    def _linear(self, tokens: float, head_rows: float) -> float:
+    def _linear(self, tokens: float, head_rows: float, routed: float = 0.0) -> float:
         """Matrix products and the links, for so many tokens."""
         p, c = self.p, self.counts
         many = min(1.0, max(0.0, log(tokens / FEW) / log(MANY / FEW)))
@@ -132,6 +161,7 @@ class Parts:
         total = _max(c.dense_read_s / p["dense_read"], dense_math / dense) + tokens * c.link_s / p["link"]
         e = c.experts
         if e:
+            tokens = routed or tokens
             covered = e.covered(tokens ** p["alike"])
             uneven = 2.0 * log(c.ep) * c.ep
             met = min(e.experts, covered + sqrt(uneven * covered * (1.0 - covered / e.experts)))

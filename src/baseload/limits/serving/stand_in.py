@@ -1,7 +1,7 @@
 """What to compute with where the sheet is blank: every row of a table is answered, and told what was put in.
 
 A figure that the catalogue does not have is taken in the ratio that most accelerators have it to one that is known;
-an accelerator of which nothing is known is computed as an H100. Each answer names what stands in, and expects to miss.
+an accelerator of which nothing is known is computed as an H100. Each answer names what stands in.
 """
 
 from collections.abc import Sequence
@@ -31,6 +31,14 @@ class StandIns:
     def note(self, name: str) -> str:
         """What stands in for what; "" where the sheet has all that is needed."""
         return self._of(name)[1]
+
+    def identifier(self, name: str) -> str:
+        """The catalogue's own word for it; the name itself where there is none."""
+        try:
+            chip = self._catalogue.find(name)
+        except DataError:
+            return name
+        return next(id_ for id_, entry in self._catalogue.entries.items() if entry is chip)
 
     def _of(self, name: str) -> tuple[Accelerator, str]:
         if name not in self._found:
