@@ -23,6 +23,7 @@ FROZEN = {
     "gateway.max_body_bytes": 16777216,
     "journal.max_events": 5_000_000,
     "journal.max_age_days": 90,
+    "limits.catalogue": "",
     "scaling.min_replicas": 0,
     "scaling.max_replicas": 1,
     "scaling.idle_s": 300.0,

@@ -6,7 +6,7 @@ from importlib.metadata import version as installed_version
 
 import typer
 
-from baseload.cli import chat, doctor, inspect, lab, manage, plan, predict, predict_fleet, quantize, up
+from baseload.cli import catalogue, chat, doctor, inspect, lab, manage, plan, predict, replay, predict_fleet, quantize, up
 from baseload.cli.flags import AsJson
 from baseload.cli.screen import INTERRUPTED, complain, exit_code, print_json, say
 from baseload.domain.errors import BaseloadError
@@ -31,12 +31,13 @@ app.command("events")(inspect.events)
 app.command("doctor")(doctor.doctor)
 app.command("train")(lab.train)
 app.command("quantize")(quantize.quantize)
-app.command("simulate")(lab.simulate)
+app.add_typer(replay.simulate, name="simulate")
 app.command("plan")(plan.plan)
 predict.predict.command("training")(predict_fleet.training)
 predict.predict.command("throughput")(predict_fleet.throughput)
 app.add_typer(predict.predict, name="predict")
 app.command("validate")(predict.validate)
+app.command("catalogue")(catalogue.catalogue)
 
 
 @app.command("version")

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from baseload.cli.catalogue import own_book
 from baseload.cli.predict import _configs
 from baseload.cli.screen import say
 from baseload.domain.errors import DataError
-from baseload.limits.catalogue.accelerators import Catalogue, read_catalogue
 
 Points = Annotated[Path, typer.Argument(help="A CSV of published results; columns: docs/limits-training.md.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The CSV to write: the columns given and ours.")]
@@ -39,7 +39,7 @@ def training(
     from baseload.limits.training.points import read_rows  # noqa: PLC0415
     from baseload.limits.training.predict import Predictor, added  # noqa: PLC0415
 
-    predictor = Predictor(catalogue=_own(catalogue), models=Models(_configs(configs)))
+    predictor = Predictor(catalogue=own_book(catalogue).accelerators, models=Models(_configs(configs)))
     asked = read_rows(_read(points), name=str(points))
     if calibrate is not None:
         predictor = predictor.calibrate(read_rows(_read(calibrate), name=str(calibrate)))
@@ -60,7 +60,7 @@ def throughput(
     from baseload.limits.throughput.points import read_rows  # noqa: PLC0415
     from baseload.limits.throughput.predict import Predictor, added  # noqa: PLC0415
 
-    predictor = Predictor(catalogue=_own(catalogue), models=Models(_configs(configs)))
+    predictor = Predictor(catalogue=own_book(catalogue).accelerators, models=Models(_configs(configs)))
     asked = read_rows(_read(points), name=str(points))
     if calibrate is not None:
         predictor = predictor.calibrate(read_rows(_read(calibrate), name=str(calibrate)))
@@ -74,10 +74,6 @@ def _report(output: Path, answered: Sequence[bool], bases: Sequence[str]) -> Non
     flagged = len(answered) - sum(answered)
     rest = f", {flagged} flagged with the missing figure" if flagged else ""
     say(f"{sum(answered)} of {len(answered)} rows answered ({calibrated} calibrated{rest}) in {output}.")
-
-
-def _own(path: Path | None) -> Catalogue:
-    return read_catalogue(_read(path), name=str(path)) if path else read_catalogue()
 
 
 def _read(path: Path) -> bytes:

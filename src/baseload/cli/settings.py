@@ -50,6 +50,9 @@ def load(
     folder = path.parent if path else Path()
     if "data_dir" in written.values and "data_dir" not in {**from_environment, **from_flags}:
         settings = msgspec.structs.replace(settings, data_dir=str(folder / Path(settings.data_dir).expanduser()))
+    if "limits.catalogue" in written.values and "limits.catalogue" not in {**from_environment, **from_flags}:
+        own = str(folder / Path(settings.limits.catalogue).expanduser()) if settings.limits.catalogue else ""
+        settings = msgspec.structs.replace(settings, limits=msgspec.structs.replace(settings.limits, catalogue=own))
     return msgspec.structs.replace(settings, models=tuple(anchored(spec, folder) for spec in settings.models))
 
 

@@ -38,6 +38,12 @@ class JournalSettings(Struct, frozen=True):
     max_age_days: int = 90
 
 
+class LimitsSettings(Struct, frozen=True):
+    """What the limits model knows beside what is built in."""
+
+    catalogue: str = ""
+
+
 class ModelDefaults(Struct, frozen=True):
     """What a model gets where its own table says nothing."""
 
@@ -60,6 +66,7 @@ class Settings(Struct, frozen=True):
     spares: int = 1
     gateway: GatewaySettings = GatewaySettings()
     journal: JournalSettings = JournalSettings()
+    limits: LimitsSettings = LimitsSettings()
     defaults: ModelDefaults = ModelDefaults()
     models: tuple[ModelSpec, ...] = ()
 
@@ -128,6 +135,7 @@ GLOBAL_OPTIONS: tuple[Option, ...] = (
     ),
     Option("journal.max_events", int, 5_000_000, "Events kept; of more, the older go.", 1000),
     Option("journal.max_age_days", int, 90, "Days that events are kept. Usage by day stays for ever.", 1, 36_500),
+    Option("limits.catalogue", str, "", "Your own accelerators, nodes, sites and prices: a TOML file."),
 )
 
 # path under a model → (meaning, lowest, highest, choices); the default and the type come from the struct.
@@ -313,7 +321,7 @@ def build(layers: Sequence[Mapping[str, Value]], *, models: Sequence[Mapping[str
         own["drain_ns"] = _ns(own.pop("drain_s"))
     tables = {
         table: {path.removeprefix(f"{table}."): v for path, v in checked.items() if path.startswith(f"{table}.")}
-        for table in ("gateway", "journal")
+        for table in ("gateway", "journal", "limits")
     }
     return msgspec.convert({**own, **tables, "defaults": defaults, "models": specs}, Settings, from_attributes=True)
 

@@ -11,7 +11,7 @@ def example_toml() -> str:
     for option in GLOBAL_OPTIONS:
         if "." not in option.path:
             lines += [f"# {option.doc}", f"#{option.path} = {toml_value(option.default)}", ""]
-    for table in ("gateway", "journal"):
+    for table in ("gateway", "journal", "limits"):
         lines += [f"[{table}]"]
         for option in GLOBAL_OPTIONS:
             if option.path.startswith(f"{table}."):
