@@ -26,7 +26,10 @@ Program = Callable[..., Any]
 MAX_ENTRIES = 1024  # about 25 per model and mode, of 30 to 300 KB
 _MAGIC = "baseload-program-1"
 # The modules whose code is traced into programs: a change in one of them makes every entry stale.
-_SOURCES = ("attention", "config", "decoder", "kv_cache", "layers", "llama", "moe", "qwen", "rope", "runner", "steps")
+_SOURCES = (
+    *("attention", "config", "decoder", "kv_cache", "layers", "llama", "moe", "pallas_attention", "qwen", "rope"),
+    *("runner", "steps"),
+)
 
 
 class ProgramCache:

@@ -19,7 +19,7 @@ from baseload.engine.native.opening import open_native
 from baseload.engine.programs import Program, ProgramCache, environment_key
 from baseload.engine.rope import RopeTable
 from baseload.engine.spans import ModelRunner, Span, check_spans
-from baseload.engine.steps import Mode, Where, head_step, layer_step
+from baseload.engine.steps import Mode, Where, head_step, layer_step, model_step
 from baseload.engine.weights import Tree, load_params, resolve_dtype
 
 __all__ = ["ModelRunner", "Runner", "Span", "open_runner"]
@@ -32,11 +32,19 @@ class Runner:
     """Owns the device's arrays. One thread at a time may call `run`; `warm` compiles beside it."""
 
     def __init__(
-        self, config: ModelConfig, params: Tree, *, spec: EngineSpec, cache_dir: Path | None = None, dtype: str
+        self,
+        config: ModelConfig,
+        params: Tree,
+        *,
+        spec: EngineSpec,
+        cache_dir: Path | None = None,
+        dtype: str,
+        mode: Mode | None = None,
     ) -> None:
         self.config = config
         self.dtype = dtype
-        self.mode = Mode.choose(dtype, deterministic=spec.deterministic)
+        platform = jax.default_backend()
+        self.mode = mode or Mode.choose(dtype, deterministic=spec.deterministic, platform=platform)
         self.shape = _cache_shape(config, spec, dtype)
         self.buckets = Buckets.choose(
             max_seqs=spec.max_seqs, max_step_tokens=spec.max_step_tokens, smallest=self.mode.smallest_rows
@@ -178,6 +186,10 @@ class Runner:
         host = Where(cos, sin, slots.astype(np.int32), positions, tables, np.int32(active))
         x: jax.Array
         x, where = jax.device_put((self._embed[tokens].astype(np.float32), host))
+        if self.mode.whole:
+            whole = self._model_program(kind, bucket)
+            x, self._keys[:], self._values[:] = whole(self._weights, self._keys, self._values, x, where)
+            return x
         for index, (attn, feed, window) in enumerate(self._weights):
             program = self._layer_program(kind, bucket, self.config.is_moe[index])
             x, self._keys[index], self._values[index] = program(
@@ -199,6 +211,8 @@ class Runner:
         return ready or sizes[:1]
 
     def _names(self, kind: str, rows: int) -> list[str]:
+        if self.mode.whole:
+            return [_whole_name(kind, rows), _head_name(rows, self._picks(kind, rows))]
         kinds = sorted(set(self.config.is_moe))
         return [_layer_name(kind, rows, sparse) for sparse in kinds] + [_head_name(rows, self._picks(kind, rows))]
 
@@ -213,7 +227,10 @@ class Runner:
             for sparse in sorted(set(self.config.is_moe)):
                 if self._closing.is_set():
                     return
-                self._layer_program(kind, rows, sparse)
+                if self.mode.whole:
+                    self._model_program(kind, rows)
+                else:
+                    self._layer_program(kind, rows, sparse)
             self._head_program(rows, self._picks(kind, rows))
 
     def _layer_program(self, kind: str, rows: int, sparse: bool) -> Program:
@@ -226,6 +243,16 @@ class Runner:
             return jax.jit(step, donate_argnums=(2, 3, 4)).lower(attn, feed, cache, cache, x, where, window)
 
         return self.programs.get(_layer_name(kind, rows, sparse), lower)
+
+    def _model_program(self, kind: str, rows: int) -> Program:
+        def lower() -> jax.stages.Lowered:
+            step = model_step(self.config, self.shape, self.mode, prefill=kind == "prefill")
+            caches = [_spec(self.shape.array_shape, self.shape.storage)] * self.config.layers
+            x = _spec((rows, self.config.hidden), np.float32)
+            where = _where_shapes(self.config, self.shape, kind, rows)
+            return jax.jit(step, donate_argnums=(1, 2, 3)).lower(self._weights, caches, caches, x, where)
+
+        return self.programs.get(_whole_name(kind, rows), lower)
 
     def _head_program(self, rows: int, picks: int) -> Program:
         def lower() -> jax.stages.Lowered:
@@ -269,8 +296,8 @@ class Runner:
 def open_runner(model_dir: Path | str, *, spec: EngineSpec, cache_dir: Path | str | None) -> ModelRunner:
     """Loads a Hugging Face or packed directory, for the native kernels where they cover it, else for XLA.
 
-    `cache_dir` keeps compiled programs and packed weights; None keeps none. Raises ModelError, UnsupportedArchitecture
-    or BadWeights; then nothing was left behind.
+    `cache_dir` keeps compiled programs and packed weights; None keeps none. Raises ModelError,
+    UnsupportedArchitecture or BadWeights; then nothing was left behind.
     """
     configure(threads=spec.threads)
     cache = None if cache_dir is None else Path(cache_dir)
@@ -314,6 +341,10 @@ def _transposed(array: np.ndarray) -> np.ndarray:
 
 def _layer_name(kind: str, rows: int, sparse: bool) -> str:
     return f"{kind}-{rows}-{'sparse' if sparse else 'dense'}"
+
+
+def _whole_name(kind: str, rows: int) -> str:
+    return f"{kind}-{rows}-whole"
 
 
 def _head_name(rows: int, picks: int) -> str:

@@ -4,7 +4,7 @@ A layer at a time keeps programs small (each compiles once, whatever the depth) 
 where they were loaded: a scan over stacked layers would copy each layer's slice on the CPU.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,14 +26,23 @@ FAST_EXPERT_TILE = 32
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """How to compute. `tile_rows` > 0: every matrix product has so many rows, so bits never depend on the batch."""
+    """How to compute. `tile_rows` > 0: every matrix product has so many rows, so bits never depend on the batch.
+
+    `whole`: all layers are one program, where starting a program costs more than compiling many. `attention`: "walk"
+    the cache in a loop, or the GPU's kernels ("pallas"), or these interpreted ("interpret", for tests).
+    """
 
     dtype: str
     tile_rows: int = 0
+    whole: bool = False
+    attention: str = "walk"
 
     @staticmethod
-    def choose(dtype: str, *, deterministic: bool) -> "Mode":
-        """float32 is always tiled; bfloat16 only when asked, for it costs speed (measured in bench/engine)."""
+    def choose(dtype: str, *, deterministic: bool, platform: str = "cpu") -> "Mode":
+        """On a CPU float32 is always tiled, bfloat16 only when asked: it costs speed (decision 0004)."""
+        if platform != "cpu":
+            tiles = 32 if deterministic else 0
+            return Mode(dtype, tiles, whole=True, attention="pallas" if platform == "gpu" and not tiles else "walk")
         if dtype == "float32":
             return Mode(dtype, 32)
         return Mode(dtype, 16 if deterministic else 0)
@@ -117,6 +126,31 @@ def layer_step(config: ModelConfig, shape: CacheShape, mode: Mode, *, prefill: b
     return step
 
 
+def model_step(config: ModelConfig, shape: CacheShape, mode: Mode, *, prefill: bool) -> Callable[..., Any]:
+    """All layers: (weights per layer, keys, values, x, where) -> (x, keys, values), lists of one array a layer."""
+    steps = {
+        sparse: layer_step(config, shape, mode, prefill=prefill, sparse=sparse)
+        for sparse in sorted(set(config.is_moe))
+    }
+
+    def step(
+        weights: Sequence[tuple[Params, Params, jax.Array]],
+        keys: Sequence[jax.Array],
+        values: Sequence[jax.Array],
+        x: jax.Array,
+        where: Where,
+    ) -> tuple[jax.Array, list[jax.Array], list[jax.Array]]:
+        all_keys, all_values = list(keys), list(values)
+        for index, (attn, feed, window) in enumerate(weights):
+            one = steps[config.is_moe[index]]
+            x, all_keys[index], all_values[index] = one(
+                attn, feed, all_keys[index], all_values[index], x, where, window
+            )
+        return x, all_keys, all_values
+
+    return step
+
+
 def head_step(config: ModelConfig, mode: Mode) -> Callable[..., jax.Array]:
     """Logits of some rows: (final_norm, head, x[rows, hidden], picks int32[n], active) -> float32[n, vocab]."""
 
@@ -136,6 +170,12 @@ def head_step(config: ModelConfig, mode: Mode) -> Callable[..., jax.Array]:
 def _attend_decode(
     shape: CacheShape, mode: Mode, q: jax.Array, keys: jax.Array, values: jax.Array, where: Where, window: jax.Array
 ) -> jax.Array:
+    if mode.attention != "walk":
+        # Pallas takes a seventh of a second to import, which a model on the CPU need not wait for.
+        from baseload.engine.pallas_attention import attend_decode  # noqa: PLC0415
+
+        interpret = mode.attention == "interpret"
+        return attend_decode(shape, q, keys, values, where.tables, where.positions, window, interpret=interpret)
     if not mode.tile_rows:
         return attend_batch(shape, q, keys, values, where.tables, where.positions, window)
     # Each row as the first of a tile of its own: the shape that prefill uses.
@@ -147,6 +187,10 @@ def _attend_decode(
 def _attend_prefill(
     shape: CacheShape, mode: Mode, q: jax.Array, keys: jax.Array, values: jax.Array, where: Where, window: jax.Array
 ) -> jax.Array:
+    if mode.attention != "walk":
+        from baseload.engine.pallas_attention import attend_prompt  # noqa: PLC0415 - as above
+
+        return attend_prompt(shape, q, keys, values, where.tables, where.positions, window)
     rows = q.shape[0]
     tile = ATTENTION_TILE if mode.tile_rows else min(FAST_ATTENTION_TILE, rows)
     tiles = q.reshape(rows // tile, tile, *q.shape[1:])
