@@ -6,7 +6,20 @@ from importlib.metadata import version as installed_version
 
 import typer
 
-from baseload.cli import catalogue, chat, doctor, inspect, lab, manage, plan, predict, replay, predict_fleet, quantize, up
+from baseload.cli import (
+    catalogue,
+    chat,
+    doctor,
+    inspect,
+    lab,
+    manage,
+    plan,
+    predict,
+    predict_fleet,
+    quantize,
+    replay,
+    up,
+)
 from baseload.cli.flags import AsJson
 from baseload.cli.screen import INTERRUPTED, complain, exit_code, print_json, say
 from baseload.domain.errors import BaseloadError
