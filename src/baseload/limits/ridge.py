@@ -3,14 +3,17 @@
 A `Form` says which rates there are, what is believed of them, how far they vary with each kind of trait, and how
 they turn counted costs into seconds. Every rate is kept as its logarithm: a global value, and corrections by trait
 (the model, the accelerator, both, the software's release, the site). Each is held to zero by a ridge of stated width,
-so that a few measured points move what they speak of and nothing else. The loss is a Student distribution's on the
+so that a few measured points move what they speak of and nothing else. Values shipped with the package take the place
+of zero. The loss is a Student distribution's on the
 logarithm of the time, for jobs that waited for something the columns do not tell. Solved by damped Gauss-Newton with
 numerical derivatives; its curvature gives the expected error of every answer.
 """
 
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -20,6 +23,7 @@ Traits = tuple[tuple[str, str], ...]
 Key = tuple[str, str, str]
 """(kind, name, parameter)."""
 NUDGE = 1e-4
+SHIPPED_SHARE = 0.6  # of a correction's width that is left where a shipped value takes the place of zero
 MEAN_OF_NORMAL = 0.8  # mean of a normal variable's size, in standard deviations
 
 
@@ -46,8 +50,10 @@ class Fitted:
     form: Form
     corrections: dict[Key, float]
     covariance: Floats
-    known: frozenset[tuple[str, str]]
+    known: frozenset[tuple[str, str]]  # traits of the points calibrated by
     points: int = 0
+    shipped: Mapping[Key, float] = field(default_factory=dict)
+    shipped_basis: str = ""
 
     def theta(self, traits: Sequence[Traits]) -> Floats:
         """One row of log rates per point."""
@@ -57,8 +63,14 @@ class Fitted:
         for i, of in enumerate(traits):
             for kind, name in (("all", ""), *of):
                 for rate in self.form.widths[kind]:
-                    rows[i, column[rate]] += self.corrections.get((kind, name, rate), 0.0)
+                    key = (kind, name, rate)
+                    rows[i, column[rate]] += self.shipped.get(key, 0.0) + self.corrections.get(key, 0.0)
         return rows
+
+    @property
+    def shipped_traits(self) -> frozenset[tuple[str, str]]:
+        """Traits that shipped values speak of."""
+        return frozenset((kind, name) for kind, name, _ in self.shipped)
 
     def predict(self, costs: Floats, traits: Sequence[Traits]) -> tuple[Floats, Floats]:
         """(seconds, expected relative error) per point."""
@@ -78,7 +90,8 @@ class Fitted:
                     slope = slopes[column[rate], i]
                     at = place.get((kind, name, rate))
                     if at is None:
-                        unknown += (slope * width) ** 2
+                        known = SHIPPED_SHARE if (kind, name, rate) in self.shipped else 1.0
+                        unknown += (slope * width * known) ** 2
                     else:
                         row[at] += slope
             variance = unknown + float(row @ self.covariance @ row) if len(place) else unknown
@@ -86,19 +99,20 @@ class Fitted:
         return seconds, errors
 
 
-def unfitted(form: Form) -> Fitted:
-    """What is believed before any measurement."""
-    return Fitted(form, {}, np.zeros((0, 0)), frozenset())
+def unfitted(form: Form, *, shipped: Mapping[Key, float] | None = None, basis: str = "") -> Fitted:
+    """What is believed before any measurement of the user's."""
+    return Fitted(form, {}, np.zeros((0, 0)), frozenset(), 0, shipped or {}, basis)
 
 
-def fit(form: Form, costs: Floats, traits: Sequence[Traits], measured_s: Floats, *, rounds: int = 30) -> Fitted:
-    """Corrections that explain `measured_s`. No points: the priors."""
+def fit(start: Fitted, costs: Floats, traits: Sequence[Traits], measured_s: Floats, *, rounds: int = 30) -> Fitted:
+    """Corrections on top of what `start` ships that explain `measured_s`; `start` bare where there are no points."""
+    form = start.form
     if not len(traits):
-        return unfitted(form)
+        return unfitted(form, shipped=start.shipped, basis=start.shipped_basis)
     keys = sorted({(k, n, rate) for of in traits for k, n in (("all", ""), *of) for rate in form.widths[k]})
     widths = np.array([form.widths[kind][rate] for kind, _, rate in keys])
     design = _design(form, traits, keys)
-    base = np.tile(np.log([form.priors[name] for name in form.names]), (len(traits), 1))
+    base = unfitted(form, shipped=start.shipped).theta(traits)
     target = np.log(measured_s)
 
     def theta_of(x: Floats) -> Floats:
@@ -128,7 +142,40 @@ def fit(form: Form, costs: Floats, traits: Sequence[Traits], measured_s: Floats,
             damping *= 8
     known = frozenset(trait for of in traits for trait in of)
     corrections = {key: float(value) for key, value in zip(keys, x, strict=True)}
-    return Fitted(form, corrections, np.asarray(np.linalg.inv(hessian), dtype=np.float64), known, len(traits))
+    covariance = np.asarray(np.linalg.inv(hessian), dtype=np.float64)
+    return Fitted(form, corrections, covariance, known, len(traits), start.shipped, start.shipped_basis)
+
+
+def read_shipped(data: bytes) -> tuple[dict[Key, float], str]:
+    """(corrections, what they rest on) from a file that `to_toml` wrote."""
+    tables = tomllib.loads(data.decode())
+    corrections = {
+        (kind, name, rate): float(value)
+        for kind, names in tables["corrections"].items()
+        for name, rates in names.items()
+        for rate, value in rates.items()
+    }
+    return corrections, str(tables["basis"])
+
+
+def to_toml(fitted: Fitted, *, basis: str, kinds: Sequence[str], least: float = 0.02) -> str:
+    """The corrections of some kinds of trait as a file; those below `least` are left out."""
+    lines = [
+        "# Written by bench/limits/fit_fleet.py; see docs/limits-training.md. Corrections are natural logarithms.",
+        f"basis = {_quoted(basis)}",
+    ]
+    by_trait: dict[tuple[str, str], dict[str, float]] = {}
+    for (kind, name, rate), value in sorted(fitted.corrections.items()):
+        if kind in kinds and abs(value) >= least:
+            by_trait.setdefault((kind, name), {})[rate] = value
+    for (kind, name), rates in by_trait.items():
+        cells = ", ".join(f"{rate} = {value:.4f}" for rate, value in rates.items())
+        lines += ["", f"[corrections.{kind}.{_quoted(name)}]", *cells.split(", ")]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return msgspec.json.encode(text).decode()
 
 
 def _design(form: Form, traits: Sequence[Traits], keys: Sequence[Key]) -> Floats:

@@ -1,6 +1,7 @@
 """Predictions of published inference results: what a sample costs on the sheet, at calibrated rates."""
 
 from collections.abc import Sequence
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from baseload.limits.catalogue.accelerators import Accelerator, Catalogue, read_
 from baseload.limits.catalogue.models import Models, family_of
 from baseload.limits.catalogue.names import mixture
 from baseload.limits.quantization import format_of
-from baseload.limits.ridge import Fitted, Floats, Traits, fit, unfitted
+from baseload.limits.ridge import Fitted, Floats, Traits, fit, read_shipped, unfitted
 from baseload.limits.shapes import ModelShape
 from baseload.limits.throughput.model import COLUMNS, FORM, POWER_FORM, Costs, costs_of
 from baseload.limits.throughput.points import LATENCY_S, Row, distinct
@@ -76,7 +77,7 @@ class Predictor:
     ) -> None:
         self.catalogue = catalogue or read_catalogue()
         self.models = models or Models()
-        self.fitted = fitted or unfitted(FORM)
+        self.fitted = fitted or shipped()
         self.power = power or unfitted(POWER_FORM)
 
     def calibrate(self, rows: Sequence[Row]) -> "Predictor":
@@ -87,10 +88,10 @@ class Predictor:
         costs = table([p.parts[0][0] for _, p in used])
         traits = [p.parts[0][2] for _, p in used]
         seconds = np.array([p.parts[0][1] / _samples_per_s(row, p.osl) for row, p in used])
-        fitted = fit(FORM, costs, traits, seconds)
+        fitted = fit(self.fitted, costs, traits, seconds)
         powered = [(row, p) for row, p in used if row.power_w > 0 and p.sheet_w]
         power = fit(
-            POWER_FORM,
+            self.power,
             np.array([[p.sheet_w or 0.0] for _, p in powered]).reshape(-1, 1),
             [_power_traits(p.parts[0][2]) for _, p in powered],
             np.array([row.power_w for row, _ in powered]),
@@ -137,7 +138,8 @@ class Predictor:
 
     def _knows(self, prepared: Prepared) -> bool:
         kinds = prepared.blocked.split("+")
-        return all((kind, dict(part[2])[kind]) in self.fitted.known for part in prepared.parts for kind in kinds)
+        known = self.fitted.known | self.fitted.shipped_traits
+        return all((kind, dict(part[2])[kind]) in known for part in prepared.parts for kind in kinds)
 
     def _basis(self, prepared: Prepared) -> str:
         of = dict(prepared.parts[0][2])
@@ -149,6 +151,8 @@ class Predictor:
             return f"calibrated apart: {have[0]}, and {have[1]}"
         if have:
             return f"calibrated on {have[0]} alone; the rest by its sheet and shape"
+        if any((kind, of[kind]) in self.fitted.shipped_traits for kind in ("model", "accelerator")):
+            return f"sheet and shape, at shipped rates ({self.fitted.shipped_basis})"
         return "calibrated on others; sheet and shape" if self.fitted.points else "sheet and shape only"
 
     def _power(self, prepared: Prepared) -> tuple[float | None, str]:
@@ -198,6 +202,12 @@ class Predictor:
         if not known and not (row.isl and row.osl):
             notes.append(f"missing: token counts of {row.model} (isl, osl); {isl:.0f} in and {osl:.0f} out assumed")
         return shape, row.isl or isl, row.osl or osl, notes
+
+
+def shipped() -> Fitted:
+    """The form at the values shipped with the package."""
+    corrections, basis = read_shipped((files("baseload.limits.catalogue") / "throughput.toml").read_bytes())
+    return unfitted(FORM, shipped=corrections, basis=basis)
 
 
 def table(costs: Sequence[Costs]) -> Floats:

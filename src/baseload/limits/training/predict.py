@@ -1,6 +1,7 @@
 """Predictions of published training jobs: the fastest layout that fits, timed at calibrated rates."""
 
 from collections.abc import Sequence
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from baseload.limits.catalogue.accelerators import Accelerator, Catalogue, Fabri
 from baseload.limits.catalogue.models import Models
 from baseload.limits.catalogue.names import recognise
 from baseload.limits.collectives import fabric_of
-from baseload.limits.ridge import Fitted, Traits, fit, unfitted
+from baseload.limits.ridge import Fitted, Traits, fit, read_shipped, unfitted
 from baseload.limits.training.benchmarks import Benchmark, benchmark_of
 from baseload.limits.training.fit import FORM, table
 from baseload.limits.training.points import Row, whole_system
@@ -67,7 +68,7 @@ class Predictor:
         self.catalogue = catalogue or read_catalogue()
         self.models = models or Models()
         self.latencies = latencies or read_fabric()
-        self.fitted = fitted or unfitted(FORM)
+        self.fitted = fitted or shipped()
         self._largest: dict[tuple[str, str], int] = {}
 
     def calibrate(self, rows: Sequence[Row]) -> "Predictor":
@@ -77,7 +78,7 @@ class Predictor:
         usable = [(row, p) for row, p in prepared if p.cost is not None]
         costs = table([p.cost for _, p in usable if p.cost is not None])
         traits = [p.traits for _, p in usable]
-        fitted = fit(FORM, costs, traits, np.array([row.step_s for row, _ in usable]))
+        fitted = fit(self.fitted, costs, traits, np.array([row.step_s for row, _ in usable]))
         after = Predictor(catalogue=self.catalogue, models=self.models, latencies=self.latencies, fitted=fitted)
         for (row, _), of in zip(usable, traits, strict=True):
             for trait in of:
@@ -98,6 +99,7 @@ class Predictor:
     def _answer(self, row: Row, prepared: Prepared, said: tuple[float, float] | None) -> Answer:
         of = dict(prepared.traits)
         known = {kind: (kind, of[kind]) in self.fitted.known for kind in ("pair", "accelerator", "benchmark")}
+        before = {kind: (kind, of[kind]) in self.fitted.shipped_traits for kind in known}
         enough = {
             "": True,
             "accelerator": known["accelerator"],
@@ -118,10 +120,10 @@ class Predictor:
         elif known["accelerator"] or known["benchmark"]:
             which = of["accelerator"] if known["accelerator"] else of["benchmark"]
             basis = f"calibrated on {which} alone; the rest by its sheet and shape"
-        elif self.fitted.points:
-            basis = "calibrated on others; this accelerator and benchmark by sheet and shape"
+        elif before["accelerator"] or before["benchmark"]:
+            basis = f"sheet and shape, at shipped rates ({self.fitted.shipped_basis})"
         else:
-            basis = "sheet and shape only"
+            basis = "sheet and shape only" if not self.fitted.points else "calibrated on others; sheet and shape"
         return Answer(
             step_s=step_s, basis=basis, expected_error=float(error), layout=prepared.layout, note=prepared.note
         )
@@ -209,6 +211,12 @@ class Predictor:
         if benchmark.missing or name not in self.catalogue.entries:
             traits.append(("uncounted", benchmark.name if benchmark.missing else name))
         return tuple(traits)
+
+
+def shipped() -> Fitted:
+    """The form at the values shipped with the package."""
+    corrections, basis = read_shipped((files("baseload.limits.catalogue") / "training.toml").read_bytes())
+    return unfitted(FORM, shipped=corrections, basis=basis)
 
 
 def added(row: Row, answer: Answer) -> dict[str, Any]:
