@@ -42,7 +42,7 @@ struct S {
     const __m256i low = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), high = _mm256_add_epi32(low, _mm256_set1_epi32(8));
     return {keep_half(x.a, low, from, to, other.a), keep_half(x.b, high, from, to, other.b)};
   }
-  static F exp(F x) { return {exp_half(x.a), exp_half(x.b)}; }
+  static F exp2(F x) { return {exp2_half(x.a), exp2_half(x.b)}; }  // of x <= 0; 0 for -infinity
   static void store_bf16(uint16_t* p, F x) {
     const __m256i packed = _mm256_packus_epi32(round_half(x.a), round_half(x.b));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xD8));
@@ -88,21 +88,19 @@ struct S {
     const __m256i soon = _mm256_cmpgt_epi32(_mm256_set1_epi32(to), lanes);
     return _mm256_blendv_ps(other, x, _mm256_castsi256_ps(_mm256_and_si256(late, soon)));
   }
-  static __m256 exp_half(__m256 x) {
+  static __m256 exp2_half(__m256 x) {
     const auto one = [](float v) { return _mm256_set1_ps(v); };
-    const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, one(1.44269504088896341f)), 8);
-    __m256 r = _mm256_fnmadd_ps(n, one(0.693359375f), x);
-    r = _mm256_fnmadd_ps(n, one(-2.12194440e-4f), r);
-    __m256 p = one(1.9875691500e-4f);
-    p = _mm256_fmadd_ps(p, r, one(1.3981999507e-3f));
-    p = _mm256_fmadd_ps(p, r, one(8.3334519073e-3f));
-    p = _mm256_fmadd_ps(p, r, one(4.1665795894e-2f));
-    p = _mm256_fmadd_ps(p, r, one(1.6666665459e-1f));
-    p = _mm256_fmadd_ps(p, r, one(5.0000001201e-1f));
-    p = _mm256_fmadd_ps(_mm256_mul_ps(p, r), r, _mm256_add_ps(r, one(1.0f)));
+    const __m256 n = _mm256_round_ps(x, 8);
+    const __m256 r = _mm256_sub_ps(x, n);
+    __m256 p = one(1.3333558146428443e-3f);
+    p = _mm256_fmadd_ps(p, r, one(9.6181291076284772e-3f));
+    p = _mm256_fmadd_ps(p, r, one(5.5504108664821580e-2f));
+    p = _mm256_fmadd_ps(p, r, one(2.4022650695910072e-1f));
+    p = _mm256_fmadd_ps(p, r, one(6.9314718055994531e-1f));
+    p = _mm256_fmadd_ps(p, r, one(1.0f));
     const __m256i scale = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
     p = _mm256_mul_ps(p, _mm256_castsi256_ps(scale));
-    const __m256 tiny = _mm256_cmp_ps(x, one(-87.0f), _CMP_LT_OQ);
+    const __m256 tiny = _mm256_cmp_ps(x, one(-125.0f), _CMP_LT_OQ);
     return _mm256_andnot_ps(tiny, p);
   }
   static __m256i round_half(__m256 x) {  // the bits of bfloat16 in the low half of each lane

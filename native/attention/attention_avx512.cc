@@ -26,20 +26,17 @@ struct S {
     const unsigned mask = to > from ? ((1u << to) - 1u) & ~((1u << from) - 1u) : 0u;
     return _mm512_mask_blend_ps(static_cast<__mmask16>(mask), other, x);
   }
-  static F exp(F x) {  // of x <= 0; below -87 it is 0
-    const F n = _mm512_roundscale_ps(_mm512_mul_ps(x, set(1.44269504088896341f)), 8);
-    F r = _mm512_fnmadd_ps(n, set(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, set(-2.12194440e-4f), r);
-    F p = set(1.9875691500e-4f);
-    p = fma(p, r, set(1.3981999507e-3f));
-    p = fma(p, r, set(8.3334519073e-3f));
-    p = fma(p, r, set(4.1665795894e-2f));
-    p = fma(p, r, set(1.6666665459e-1f));
-    p = fma(p, r, set(5.0000001201e-1f));
-    p = fma(mul(p, r), r, add(r, set(1.0f)));
-    p = _mm512_scalef_ps(p, n);
-    const __mmask16 tiny = _mm512_cmp_ps_mask(x, set(-87.0f), _CMP_LT_OQ);
-    return _mm512_mask_blend_ps(tiny, p, set(0.0f));
+  static F exp2(F x) {  // of x <= 0; 0 where that would be denormal, and for -infinity
+    const F at_least = _mm512_max_ps(set(-1000.0f), x);  // in this order what is not a number stays so
+    const F n = _mm512_roundscale_ps(at_least, 8);
+    const F r = _mm512_sub_ps(at_least, n);
+    F p = set(1.3333558146428443e-3f);
+    p = fma(p, r, set(9.6181291076284772e-3f));
+    p = fma(p, r, set(5.5504108664821580e-2f));
+    p = fma(p, r, set(2.4022650695910072e-1f));
+    p = fma(p, r, set(6.9314718055994531e-1f));
+    p = fma(p, r, set(1.0f));
+    return _mm512_scalef_ps(p, n);
   }
   static void store_bf16(uint16_t* p, F x) {
     const __m256bh b = _mm512_cvtneps_pbh(x);

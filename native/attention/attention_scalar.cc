@@ -62,8 +62,8 @@ struct S {
   static F keep_lanes(F x, int from, int to, F other) {
     return each([&](int i) { return i >= from && i < to ? x.v[i] : other.v[i]; });
   }
-  static F exp(F x) {
-    return each([&](int i) { return x.v[i] < -87.0f ? 0.0f : __builtin_expf(x.v[i]); });
+  static F exp2(F x) {
+    return each([&](int i) { return x.v[i] < -125.0f ? 0.0f : __builtin_exp2f(x.v[i]); });
   }
   static void store_bf16(uint16_t* p, F x) {
     for (int i = 0; i < 16; ++i) {

@@ -15,6 +15,7 @@ using F = S::F;
 using I = S::I;
 
 constexpr float kNothing = -__builtin_inff();
+constexpr float kLog2e = 1.44269504088896341f;
 constexpr float kPInt = 32767.0f;  // weights of int8 values are rounded to 15 bits of the chunk's largest
 
 inline int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -80,7 +81,7 @@ inline int32_t nearest(float x) { return static_cast<int32_t>(__builtin_rintf(x)
 
 inline void store_q(const RowTask& t, int64_t head, float* x) {
   const CacheLayout& c = *t.layout;
-  const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(c.dim));
+  const float scale = kLog2e / __builtin_sqrtf(static_cast<float>(c.dim));  // the softmax is one of powers of two
   uint16_t* q = reinterpret_cast<uint16_t*>(t.q + head * c.q_bytes);
   for (int64_t i = 0; i < c.dim; ++i) x[i] *= scale;
   for (int64_t i = c.dim; i < c.dim_k; ++i) x[i] = 0;
@@ -378,18 +379,18 @@ inline void soften(const Run& run, int64_t r, int64_t t0, int count) {
     return;
   }
   const F shift = S::set(new_top);
-  const float keep = S::first(S::exp(S::set(top - new_top)));
+  const float keep = S::first(S::exp2(S::set(top - new_top)));
   F total = S::set(0);
   if (!c.int8) {
     for (int i = 0; i < count; ++i) {
-      const F p = S::exp(S::sub(S::load(s + i * kTile), shift));
+      const F p = S::exp2(S::sub(S::load(s + i * kTile), shift));
       total = S::add(total, p);
       S::store_bf16(w + i * kTile, p);
     }
   } else {
     F peak = S::set(0);
     for (int i = 0; i < count; ++i) {
-      const F p = S::exp(S::sub(S::load(s + i * kTile), shift));
+      const F p = S::exp2(S::sub(S::load(s + i * kTile), shift));
       total = S::add(total, p);
       // The address of the tile is not at hand here; `values_scale` was laid beside the scores.
       const F scaled = S::mul(p, S::load(run.total + run.n * (c.dim_v + 2) + i * kTile));
@@ -446,7 +447,7 @@ void merge(const CacheLayout& c, float* total, const float* part) {
     return;
   }
   const float new_top = other > top ? other : top;
-  const float a = S::first(S::exp(S::set(top - new_top))), b = S::first(S::exp(S::set(other - new_top)));
+  const float a = S::first(S::exp2(S::set(top - new_top))), b = S::first(S::exp2(S::set(other - new_top)));
   const F fa = S::set(a), fb = S::set(b);
   for (int64_t d = 0; d < c.dim_v; d += 16)
     S::store(total + d, S::fma(S::load(part + d), fb, S::mul(S::load(total + d), fa)));
@@ -513,7 +514,7 @@ inline void choose(const RouteTask& t, float* logits, int32_t* experts, float* w
   float top = logits[0], sum = 0;
   for (int64_t e = 1; e < t.experts; ++e) top = logits[e] > top ? logits[e] : top;
   for (int64_t e = 0; e < t.experts; ++e) {
-    logits[e] = S::first(S::exp(S::set(logits[e] - top)));
+    logits[e] = S::first(S::exp2(S::set((logits[e] - top) * kLog2e)));
     sum += logits[e];
   }
   float kept = 0;
