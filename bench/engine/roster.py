@@ -46,21 +46,21 @@ def _openvino(kind: str, bits: float) -> Contender:
     return Contender(f"OpenVINO {kind}", "peer_openvino", "openvino", f"{kind}.gguf", bits, bits < 16)
 
 
-OURS = (_ours("w8a8", 8.1), _ours("w4a8", 4.3), _ours("bf16", 16))
+OURS = (_ours("w8a8", 8.1), _ours("w4a8", 4.9), _ours("bf16", 16))
 XLA = _ours("bf16", 16, "xla")
 PEERS = {
-    "llama": (_llama("q8_0", 8.5), _llama("q4_0", 4.5)),
-    "openvino": (_openvino("f16", 16), _openvino("q8_0", 8.5), _openvino("q4_0", 4.5)),
+    "llama": (_llama("q8_0", 8.5), _llama("q4_0", 4.7)),
+    "openvino": (_openvino("f16", 16), _openvino("q8_0", 8.5), _openvino("q4_0", 4.7)),
     "torch": (Contender("torch bf16", "peer_torch", "torch", "hf", 16, False),),
     "vllm": (Contender("vLLM bf16", "peer_vllm", "vllm", "hf", 16, False),),
 }
 FORCED = {
     "avx2": (
         _ours("w8a8", 8.1, "avx2"),
-        _ours("w4a8", 4.3, "avx2"),
+        _ours("w4a8", 4.9, "avx2"),
         _llama("q8_0", 8.5, "avx2"),
-        _llama("q4_0", 4.5, "avx2"),
+        _llama("q4_0", 4.7, "avx2"),
     ),
     # llama.cpp's native build is what AVX512-VNNI has for a peer on a processor without AMX.
-    "avx512": (_ours("w8a8", 8.1, "avx512"), _ours("w4a8", 4.3, "avx512")),
+    "avx512": (_ours("w8a8", 8.1, "avx512"), _ours("w4a8", 4.9, "avx512")),
 }

@@ -17,6 +17,7 @@ Compare ratios within one run, never figures of different hours: a shared machin
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -149,8 +150,9 @@ class Bench:
                 self.call(shape, files, wanted, [python, HERE / "write_gguf.py", source, folder, *kinds])
             for scheme in dict.fromkeys(one.model for one in wanted if one.is_ours and one.model != "hf"):
                 if not (folder / scheme / "written").exists():
-                    command = [Path(sys.executable).with_name("baseload"), "quantize", source, "--scheme", scheme]
-                    if self.call(shape, [scheme], wanted, [*command, "--out", folder / scheme, *QUICK]):
+                    shutil.rmtree(folder / scheme, ignore_errors=True)
+                    command = [sys.executable, HERE / "pack_plainly.py", source, scheme, folder / scheme]
+                    if self.call(shape, [scheme], wanted, command):
                         (folder / scheme / "written").touch()
 
     def call(self, shape: str, models: list[str], wanted: list[Contender], command: list[object]) -> bool:
@@ -278,9 +280,6 @@ class Bench:
             "limits": self.limits,
             "turns": self.turns,
         }
-
-
-QUICK = ("--rounding", "nearest")  # random weights have nothing to calibrate for; speed does not depend on it
 
 
 def main() -> None:

@@ -11,6 +11,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import jax
+
 from baseload.domain.errors import SettingsError
 from baseload.domain.model import EngineSpec
 from baseload.engine.native import library
@@ -30,7 +32,7 @@ def open_native(model_dir: Path, *, spec: EngineSpec, cache_dir: Path | None) ->
 
     Raises SettingsError where the processor lacks what `kernels` asks for, ModelError or BadWeights.
     """
-    isa = library.isa_for(spec.kernels)
+    isa = library.isa_for(spec.kernels) if jax.default_backend() == "cpu" else XLA  # the kernels are the CPU's
     if is_packed(model_dir):
         model = open_packed(model_dir)
     elif isa != XLA and resolve_dtype(read_config(model_dir), spec.dtype) == "bfloat16":
