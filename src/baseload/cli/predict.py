@@ -64,10 +64,47 @@ def serving(
     if calibrate is not None:
         predictor = predictor.calibrate(held_out.read_points(_read(calibrate), name=str(calibrate)))
     answers = predictor.predict(asked)
-    _write(output, _read(points).decode("utf-8-sig"), answers)
+    _write(output, _read(points).decode("utf-8-sig"), [_cells(answer) for answer in answers])
     calibrated = sum(answer.basis.startswith("calibrated") for answer in answers)
     flagged = sum(bool(answer.note) for answer in answers)
     say(f"{len(answers)} rows answered ({calibrated} calibrated, {flagged} with a note) in {output}.")
+
+
+@predict.command("power")
+def power(
+    points: Annotated[Path, typer.Argument(help="A CSV of deployments and loads; columns: docs/limits.md, Power.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The CSV to write: the columns given and ours.")],
+    calibrate: Annotated[
+        Path | None, typer.Option("--calibrate", help="Measured rows (the same columns) to calibrate by.")
+    ] = None,
+    accelerators: Annotated[
+        Path | None, typer.Option("--accelerators", help="Your own accelerators: a TOML file.")
+    ] = None,
+    configs: Annotated[
+        Path | None, typer.Option("--configs", help="A folder of ORG--MODEL_config.json or ORG/MODEL/config.json.")
+    ] = None,
+) -> None:
+    """Watts while prompts are computed and while tokens are made, and joules per token, of each row."""
+    from baseload.limits.catalogue.accelerators import read_catalogue  # noqa: PLC0415  # as above
+    from baseload.limits.catalogue.models import Models  # noqa: PLC0415
+    from baseload.limits.serving.power_held_out import read_power  # noqa: PLC0415
+    from baseload.limits.serving.power_points import PowerPredictor, added  # noqa: PLC0415
+    from baseload.limits.serving.predict import Predictor  # noqa: PLC0415
+
+    catalogue = read_catalogue(_read(accelerators), name=str(accelerators)) if accelerators else read_catalogue()
+    predictor = PowerPredictor(Predictor(catalogue=catalogue, models=Models(_configs(configs))))
+    if b"accelerators_total" in _read(points).split(b"\n", 1)[0]:
+        raise DataError(
+            f"{points}: whole systems, not accelerators under a load.",
+            hint="`baseload predict throughput` answers published results, with power at the wall.",
+        )
+    asked = read_power(_read(points), name=str(points))
+    if calibrate is not None:
+        predictor = predictor.calibrate(read_power(_read(calibrate), name=str(calibrate)))
+    answers = predictor.predict(asked)
+    _write(output, _read(points).decode("utf-8-sig"), [added(answer) for answer in answers])
+    calibrated = sum(answer.basis.startswith("calibrated") for answer in answers)
+    say(f"{len(answers)} rows answered ({calibrated} calibrated) in {output}.")
 
 
 def validate(
@@ -146,15 +183,16 @@ def _finite(figures: "Figures") -> dict[str, Any]:
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in fields}
 
 
-def _write(path: Path, text: str, answers: "list[Prediction]") -> None:
+def _write(path: Path, text: str, cells: list[dict[str, Any]]) -> None:
     reader = csv.DictReader(io.StringIO(text))
-    own = [name for name in reader.fieldnames or () if name not in ADDED]
+    ours = list(cells[0]) if cells else list(ADDED)
+    own = [name for name in reader.fieldnames or () if name not in ours]
     try:
         with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, [*own, *ADDED], extrasaction="ignore")
+            writer = csv.DictWriter(file, [*own, *ours], extrasaction="ignore")
             writer.writeheader()
-            for row, answer in zip(reader, answers, strict=True):
-                writer.writerow({name: row[name] for name in own} | _cells(answer))
+            for row, of in zip(reader, cells, strict=True):
+                writer.writerow({name: row[name] for name in own} | of)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror}.", hint="Name another file with -o.") from None
 

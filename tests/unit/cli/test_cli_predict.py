@@ -74,7 +74,7 @@ def test_calibration_points_pull_answers_to_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "what"),
     [
-        (ROWS[0].replace("h100_sxm", "h1000"), "No accelerator 'h1000'"),
+        (ROWS[0].replace("fp8,agg", "fp8,mixed"), "line 2: mode must be agg or disagg"),
         (ROWS[0].replace(",8,120", ",none,120"), r"line 2: `concurrency` must be a number"),
     ],
 )

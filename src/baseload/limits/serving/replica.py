@@ -47,6 +47,7 @@ class StepCost:
     max_sequences: int  # of that length
     weight_bytes: int  # per accelerator
     fits: bool
+    typical_tokens: int
     power: Watts  # of the whole replica, by what it does
     lines: tuple[tuple[int, int], ...]  # decode (fixed, slope) in fs by rows, from 0
     parts: "Parts"
@@ -90,8 +91,12 @@ class StepCost:
         return max(1, round(max(times, default=0.0) * 1e9))
 
     def decode_w(self, rows: int) -> float:
-        """Watts of the whole replica while it decodes `rows` sequences."""
-        return self.power.decode(rows)
+        """Watts of the whole replica while it decodes `rows` sequences of the typical length."""
+        if rows <= 0:
+            return self.idle_w
+        context = rows * self.typical_tokens
+        took_s = self.decode_ns(rows, context) / 1e9
+        return self.power.decoding(*(busy_s / took_s for busy_s in self.parts.at_peak_s(rows, context)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +140,15 @@ class Parts:
             seen += a.pair_s * (min(pairs, tokens * a.window) if a.window else pairs)
         linear = self._linear(tokens + rows, rows + prompts, routed)
         return self._fixed() + linear + attend + seen / self.p["prefill_pairs"]
+
+    def at_peak_s(self, rows: int, context: int) -> tuple[float, float]:
+        """Seconds a decode step would read, and multiply, at the sheet's peaks."""
+        c = self.counts
+        read = c.dense_read_s + (c.experts.read_s * c.experts.covered(rows) if c.experts else 0.0)
+        read += rows * c.state_read_s + sum(
+            a.read_s * (min(context, rows * a.window) if a.window else context) for a in c.attention
+        )
+        return read, rows * (c.dense_math_s + (c.experts.math_s if c.experts else 0.0))
 
     def _fixed(self) -> float:
         far = self.p["outside"] if self.counts.outside else 1.0
@@ -224,6 +238,7 @@ def step_cost(
         max_sequences=int(sequences),
         weight_bytes=int(counts.weight_bytes),
         fits=counts.weight_bytes <= memory * MEMORY_MOST,
+        typical_tokens=typical_tokens,
         power=watts_of(chip, layout.gpus),
         lines=tuple(parts.line(rows) for rows in range(max_rows + 1)),
         parts=parts,
