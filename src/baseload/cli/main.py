@@ -9,6 +9,7 @@ import typer
 from baseload.cli import (
     catalogue,
     chat,
+    compare,
     doctor,
     inspect,
     lab,
@@ -24,7 +25,10 @@ from baseload.cli.flags import AsJson
 from baseload.cli.screen import INTERRUPTED, complain, exit_code, print_json, say
 from baseload.domain.errors import BaseloadError
 
-EPILOG = "Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 no running Baseload admits us, 130 interrupted."
+EPILOG = (
+    "Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 no running Baseload admits us (or: no plan keeps all "
+    "limits), 130 interrupted."
+)
 
 app = typer.Typer(
     name="baseload",
@@ -46,6 +50,7 @@ app.command("train")(lab.train)
 app.command("quantize")(quantize.quantize)
 app.add_typer(replay.simulate, name="simulate")
 app.command("plan")(plan.plan)
+app.command("compare")(compare.compare)
 predict.predict.command("training")(predict_fleet.training)
 predict.predict.command("throughput")(predict_fleet.throughput)
 app.add_typer(predict.predict, name="predict")

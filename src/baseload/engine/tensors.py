@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,13 +86,32 @@ def open_tensors(path: Path) -> TensorFile:
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Writes a safetensors file, whole or not at all; on return it is on disk."""
+    header = _header({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}, metadata)
+    raw = (np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data for tensor in tensors.values())
+    write_whole(path, itertools.chain(header, raw), is_durable=True)
+
+
+def write_each(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype[Any], read: Callable[[str], np.ndarray]
+) -> None:
+    """Like `write_tensors`, with one tensor in memory at a time: `read` gives each by name, in `dtype`."""
+    header = _header({name: (dtype, shape) for name, shape in shapes.items()}, {"format": "pt"})
+
+    def raw(name: str) -> memoryview:
+        tensor = read(name)
+        assert (tensor.dtype, tensor.shape) == (dtype, shapes[name])
+        return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
+
+    write_whole(path, itertools.chain(header, map(raw, shapes)), is_durable=True)
+
+
+def _header(tensors: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]], metadata: Mapping[str, str]) -> list[bytes]:
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset = 0
-    for name, tensor in tensors.items():
-        end = offset + tensor.nbytes
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": [offset, end]}
+    for name, (dtype, shape) in tensors.items():
+        end = offset + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % 64)  # data aligned to a cache line, so that it can be used in place
-    raw = (np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data for tensor in tensors.values())
-    write_whole(path, itertools.chain([len(text).to_bytes(8, "little"), text], raw), is_durable=True)
+    return [len(text).to_bytes(8, "little"), text]

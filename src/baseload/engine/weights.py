@@ -11,7 +11,7 @@ The tree, as host arrays; all layers of a kind are stacked, every matrix lies [o
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,17 +70,31 @@ def check_weights(model_dir: Path, config: ModelConfig) -> None:
         pass
 
 
-def _read(model_dir: Path, config: ModelConfig) -> Iterator[tuple[Piece, np.ndarray]]:
-    """Each piece of the tree with its tensor, mapped and not copied."""
+def open_reader(model_dir: Path) -> tuple[ModelConfig, Callable[[Piece], np.ndarray]]:
+    """The configuration of a directory, and a function that gives any one tensor of it, mapped and not copied.
+
+    The function raises BadWeights where the tensor is missing or misshapen.
+    """
+    config = read_config(model_dir)
     files = _open_files(model_dir)
-    for piece in pieces(config):
+
+    def read(piece: Piece) -> np.ndarray:
         file = files.get(piece.name)
         if file is None:
             raise BadWeights(
                 f"{model_dir}: tensor {piece.name} is missing from the weights.",
                 hint="Check that config.json belongs to these weights, or download the model again.",
             )
-        yield piece, file.read(piece.name, piece.shape)
+        return file.read(piece.name, piece.shape)
+
+    return config, read
+
+
+def _read(model_dir: Path, config: ModelConfig) -> Iterator[tuple[Piece, np.ndarray]]:
+    """Each piece of the tree with its tensor, mapped and not copied."""
+    _, read = open_reader(model_dir)
+    for piece in pieces(config):
+        yield piece, read(piece)
 
 
 def resolve_dtype(config: ModelConfig, dtype: str) -> str:
@@ -190,20 +204,30 @@ def random_params(config: ModelConfig, seed: int, dtype: str = "float32", scale:
 
 def pieces(config: ModelConfig) -> Iterator[Piece]:
     """Every tensor a file of this model must hold, and where it goes."""
+    first, *last = top_pieces(config)
+    yield first
+    for layer in range(config.layers):
+        yield from layer_pieces(config, layer)
+    yield from last
+
+
+def top_pieces(config: ModelConfig) -> Iterator[Piece]:
+    """The tensors outside the layers: embedding, final norm and, unless it is tied, the head."""
     c, H = config, config.hidden
     yield Piece("model.embed_tokens.weight", (c.vocab_size, H), "", "embed")
-    counts = {True: 0, False: 0}
-    for layer in range(c.layers):
-        base = f"model.layers.{layer}"
-        yield from _attention_pieces(c, base, (layer,))
-        sparse = c.is_moe[layer]
-        at = (counts[sparse],)
-        counts[sparse] += 1
-        yield Piece(f"{base}.post_attention_layernorm.weight", (H,), "moe" if sparse else "mlp", "norm", at)
-        yield from _expert_pieces(c, base, at) if sparse else _dense_pieces(c, base, at)
     yield Piece("model.norm.weight", (H,), "", "final_norm")
     if not c.tied:
         yield Piece("lm_head.weight", (c.vocab_size, H), "", "lm_head")
+
+
+def layer_pieces(config: ModelConfig, layer: int) -> Iterator[Piece]:
+    """The tensors of one layer."""
+    c, H, base = config, config.hidden, f"model.layers.{layer}"
+    yield from _attention_pieces(c, base, (layer,))
+    sparse = c.is_moe[layer]
+    at = (sum(kind == sparse for kind in c.is_moe[:layer]),)
+    yield Piece(f"{base}.post_attention_layernorm.weight", (H,), "moe" if sparse else "mlp", "norm", at)
+    yield from _expert_pieces(c, base, at) if sparse else _dense_pieces(c, base, at)
 
 
 def _attention_pieces(c: ModelConfig, base: str, at: tuple[int, ...]) -> Iterator[Piece]:

@@ -1,0 +1,176 @@
+"""Perplexity and KL divergence from float32 of every scheme, beside llama.cpp's, on text that nothing was fitted to.
+
+    .venv/bin/python bench/engine/fidelity.py [--peers llama|none] [--models guide,stdlib] [--calibrate own|text]
+
+Two trained models: the shipped `guide`, asked the questions of configs/guide-heldout.tsv (in words that stand nowhere
+in its training text; answers from docs/guide), and one trained here on Python's standard library (stdlib_model.py; a
+few minutes the first time), reading files that it was not trained on. Our schemes are made by `baseload quantize` as
+anybody would run it; llama.cpp's files by its own quantizer from the same weights in float16, measured in its own
+environment on the same tokens against the same float32 log-probabilities.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from environments import ensure
+from rich.console import Console
+from rich.table import Table
+from stdlib_model import ensure as ensure_stdlib
+
+from baseload.engine.packed import open_packed
+from baseload.engine.quantize.measure import final_states, measure
+from baseload.engine.quantize.source import open_source
+from baseload.engine.tokenizer import TextTokenizer
+from baseload.train.data import Document, Message
+from baseload.train.guide import GuideSource, parse_guide, topic
+from baseload.train.tokens import open_encoder
+
+ROOT = Path(__file__).parents[2]
+GUIDE = ROOT / "src" / "baseload" / "models" / "guide"
+SCHEMES = (("w8a8", 0), ("w4a8", 32), ("w4a8", 64), ("w4a8", 128), ("bf16", 0))
+PEERS = ("f16", "q8_0", "q4_0", "q4_k", "q6_k")
+ROWS, LENGTH = 48, 256
+
+
+def guide_case():
+    """tokens int32[rows, 128] and which count: the answers to questions held out."""
+    _, encoder = open_encoder(GUIDE, prompt_weight=0.0)
+    pairs = [pair for path in sorted((ROOT / "docs" / "guide").glob("*.md")) for pair in parse_guide(path)]
+    answers = {pair.title: topic(index) + pair.answer for index, pair in enumerate(pairs)}
+    rows, counts = [], []
+    for line in (ROOT / "configs" / "guide-heldout.tsv").read_text(encoding="utf-8").splitlines():
+        question, _, title = line.partition("\t")
+        messages = (Message("user", question), Message("assistant", answers[title]))
+        piece = encoder.encode(Document(messages=messages))
+        rows.append(np.pad(np.array(piece.tokens[:128], np.int32), (0, 128 - min(128, len(piece.tokens)))))
+        counts.append(np.pad(np.array(piece.weights[:128], np.float32), (0, 128 - min(128, len(piece.weights)))))
+    return np.array(rows), np.array(counts)
+
+
+def guide_text(path):
+    """A calibration text for `guide`: the questions as its pages list them, and the answers."""
+    pairs = [pair for page in sorted((ROOT / "docs" / "guide").glob("*.md")) for pair in parse_guide(page)]
+    path.write_text("\n".join(text for text in GuideSource(pairs).texts()), encoding="utf-8")
+    return path
+
+
+def text_case(folder, path):
+    """tokens int32[rows, 256] of a text, every token but each row's first counting."""
+    tokenizer, config = TextTokenizer.open(folder), open_source(folder).config
+    ids = tokenizer.encode(path.read_text(encoding="utf-8"), special=False)
+    body = np.array(ids[: len(ids) // (LENGTH - 1) * (LENGTH - 1)], np.int32).reshape(-1, LENGTH - 1)
+    body = body[np.linspace(0, len(body) - 1, min(ROWS, len(body))).astype(int)]
+    tokens = np.concatenate([np.full((len(body), 1), config.bos_token_id, np.int32), body], axis=1)
+    return tokens, np.ones(tokens.shape, np.float32)
+
+
+def ours(folder, out, scheme, group, calibrate, case):
+    """`baseload quantize` in a process of its own; what it says, and the held-out fidelity."""
+    target = out / f"{scheme}{group or ''}"
+    command = [sys.executable, "-m", "baseload.cli.main", "quantize", folder, "--scheme", scheme, "--out", target]
+    command += ["--force", "--json", *(["--group", group] if group else [])]
+    command += ["--calibrate", calibrate] if calibrate and scheme != "bf16" else []
+    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, check=True)
+    said = json.loads(done.stdout)
+    found = measure(open_source(folder), open_packed(target), *case)
+    return {
+        "what": f"baseload {scheme}" + (f", groups of {group}" if group else ""),
+        "bytes": said["weights_bytes"],
+        "rotated": said["rotated"],
+        "perplexity": found.perplexity,
+        "ratio": found.ratio,
+        "kl": found.kl,
+        "agreement": found.agreement,
+        "tokens": found.tokens,
+        "perplexity_float32": found.perplexity_float32,
+    }
+
+
+def write_case(folder, case, path):
+    """What a peer needs: the tokens and our float32 log-probabilities."""
+    source, (tokens, counts) = open_source(folder), case
+    states = final_states(source.config, source.layer, source.top(), tokens)
+    rows, places = np.nonzero(counts[:, 1:] > 0)
+    at = rows * tokens.shape[1] + places
+    logits = states[at] @ source.top()["lm_head"].T
+    np.savez(path, tokens=tokens, counts=counts, reference=np.asarray(jax.nn.log_softmax(logits, axis=-1)))
+
+
+def theirs(python, folder, out, case, float32):
+    """Every file of llama.cpp's, or one line that says why not."""
+    here = Path(__file__).parent
+    kinds = [kind for kind in PEERS if kind != "f16"]
+    subprocess.run([str(p) for p in (python, here / "write_gguf.py", folder, out, *kinds)], check=True,
+                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    write_case(folder, case, out / "case.npz")
+    for kind in PEERS:
+        model = out / f"{kind}.gguf"
+        done = subprocess.run(
+            [str(p) for p in (python, here / "peer_fidelity.py", model, out / "case.npz")],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True,
+        )  # fmt: skip
+        found = json.loads(done.stdout.splitlines()[-1])
+        yield {
+            "what": f"llama.cpp {kind.upper()}", "bytes": model.stat().st_size, **found,
+            "ratio": found["perplexity"] / float32,
+        }  # fmt: skip
+
+
+def show(console, name, rows):
+    """One model's table."""
+    first = rows[0]
+    table = Table(
+        title=f"{name}: {first['tokens']:,} held-out tokens, float32 perplexity {first['perplexity_float32']:.4f}"
+    )
+    for column in ("", "bytes", "perplexity", "KL, nats a token", "same likeliest"):
+        table.add_column(column, justify="left" if not column else "right")
+    for row in rows:
+        table.add_row(row["what"], f"{row['bytes']:,}", f"{row['ratio'] - 1:+.3%}", f"{row['kl']:.3e}",
+                      f"{row['agreement']:.2%}")  # fmt: skip
+    console.print(table)
+
+
+def main():
+    """Command line."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", default="llama", choices=("llama", "none"))
+    parser.add_argument("--models", default="guide,stdlib")
+    parser.add_argument("--schemes", default="", help="of ours, such as w8a8,w4a8; all of them without")
+    parser.add_argument("--calibrate", default="own", choices=("own", "text"), help="the model's words, or a text's")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "out")
+    parser.add_argument("--cache", type=Path, default=home / "baseload-bench", help="environments of peers")
+    asked = parser.parse_args()
+    console = Console(stderr=False, width=110)
+    python = ensure("llama-native", asked.cache, console) if asked.peers == "llama" else "left out"
+    result = {}
+    for name in asked.models.split(","):
+        out = asked.out / "fidelity" / name
+        out.mkdir(parents=True, exist_ok=True)
+        if name == "guide":
+            folder, case, text = GUIDE, guide_case(), guide_text(out / "calibrate.txt")
+        else:
+            folder = ensure_stdlib(asked.out.absolute() / "stdlib", steps=1200)
+            case, text = text_case(folder, folder.parent / "held-out.txt"), folder.parent / "calibrate.txt"
+        calibrate = text if asked.calibrate == "text" else None
+        wanted = [pair for pair in SCHEMES if not asked.schemes or pair[0] in asked.schemes.split(",")]
+        rows = [ours(folder, out, *pair, calibrate, case) for pair in wanted]
+        if isinstance(python, Path):
+            rows += theirs(python, folder, out, case, rows[0]["perplexity_float32"])
+        else:
+            console.print(f"llama.cpp: {python}")
+        show(console, name, rows)
+        result[name] = rows
+    if asked.json:
+        asked.json.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""`baseload quantize`: a model in fewer bits, and how faithful it is."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from baseload.cli import settings as settings_of
+from baseload.cli.first_start import GUIDE, GUIDE_FOLDER
+from baseload.cli.flags import AsJson, DataDir, SettingsFile
+from baseload.cli.screen import err, print_json, print_table, say
+from baseload.domain.errors import SettingsError
+
+if TYPE_CHECKING:
+    from baseload.engine.quantize.run import Outcome, Show
+
+
+def quantize(
+    model: Annotated[str, typer.Argument(help="A model's name, its Hugging Face folder, or a .gguf file.")],
+    scheme: Annotated[
+        str, typer.Option("--scheme", help="w8a8 (8-bit), w4a8 (4-bit weights) or bf16 (packed, not rounded).")
+    ],
+    calibrate: Annotated[
+        Path | None,
+        typer.Option("--calibrate", help="A text like what the model will see. Without: the model's own words."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The folder to write. Default: beside the model, with the scheme's name."),
+    ] = None,
+    group: Annotated[int, typer.Option("--group", help="w4a8: columns that share a step: 32, 64 or 128.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of what the model says, and of rotations.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace what --out names.")] = False,
+    data_dir: DataDir = "",
+    settings_file: SettingsFile = "",
+    as_json: AsJson = False,
+) -> None:
+    """Write a servable folder in fewer bits, and say how far its answers are from the original's."""
+    # JAX takes a second to import; no other command should wait for it.
+    from baseload.engine.quantize.run import Request  # noqa: PLC0415
+    from baseload.engine.quantize.run import quantize as run  # noqa: PLC0415
+    from baseload.engine.quantize.schemes import Scheme  # noqa: PLC0415
+
+    chosen = Scheme.parse(scheme, group)
+    source = _source(model, data_dir, settings_file)
+    target = (out or _beside(model, source, scheme)).expanduser().absolute()
+    request = Request(source, target, chosen, calibrate=calibrate, replace=force, seed=seed)
+    with _bar(silent=as_json) as show:
+        outcome = run(request, show=show)
+    if as_json:
+        fields = msgspec.to_builtins(outcome)
+        fields["fidelity"]["perplexity_ratio"] = outcome.fidelity.ratio
+        print_json(fields)
+    else:
+        _print(outcome)
+
+
+def _source(model: str, data_dir: str, settings_file: str) -> Path:
+    """The path that is meant: one that exists, else the model of that name in the settings, else `guide`."""
+    path = Path(model).expanduser()
+    if path.exists():
+        return path.absolute()
+    flags = {"data_dir": data_dir} if data_dir else {}
+    settings = settings_of.load(settings_file=settings_file, flags=flags)
+    for spec in settings.models:
+        if spec.name == model and spec.is_remote:
+            raise SettingsError(f"The model {model} is served elsewhere.", hint="Quantize it where its files are.")
+        if spec.name == model:
+            return Path(spec.source)
+    if model == GUIDE:
+        return GUIDE_FOLDER
+    raise SettingsError(
+        f"There is no model {model}: neither a path nor a name in the settings.",
+        hint="Give a Hugging Face folder, a .gguf file, or `guide`.",
+    )
+
+
+def _beside(model: str, source: Path, scheme: str) -> Path:
+    """Beside the model where it was given as a path, else in the working folder."""
+    named = source.stem if source.is_file() else source.name
+    folder = source.parent if Path(model).expanduser().exists() else Path()
+    return folder / f"{named}-{scheme}"
+
+
+@contextmanager
+def _bar(*, silent: bool) -> "Iterator[Show]":
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        console=err(), disable=silent, transient=True,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("read", total=None)
+        yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)
+
+
+def _print(outcome: "Outcome") -> None:
+    fidelity = outcome.fidelity
+    share = outcome.weights_bytes / max(outcome.source_bytes, 1)
+    group = f", groups of {outcome.group}" if outcome.group else ""
+    say(
+        f"Wrote {outcome.out}: {outcome.scheme}{group}, {outcome.weights_bytes:,} bytes, {share:.0%} of the original."
+    )
+    rows = [
+        ("perplexity, float32", f"{fidelity.perplexity_float32:,.4f}"),
+        ("perplexity, quantized", f"{fidelity.perplexity:,.4f}  ({fidelity.ratio - 1:+.3%})"),
+        ("KL divergence, nats a token", f"{fidelity.kl:.3e}"),
+        ("same likeliest token", f"{fidelity.agreement:.2%}"),
+    ]
+    print_table((f"on {fidelity.tokens:,} tokens kept back", ""), rows, right=("",))
+    say(f"Calibrated on {outcome.calibration}. Serve it with: baseload models add NAME {outcome.out}")

@@ -1,0 +1,70 @@
+"""A GGUF file unpacked, once, into a Hugging Face folder: what every part of the engine reads.
+
+Weights are restored to bfloat16, the type the engine would compute in. Made in the cache, keyed by the file's path,
+size and time; a folder half made is never seen.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from baseload.engine import packed
+from baseload.engine.gguf.read import GgufFile, config_json, is_gguf, open_weights
+from baseload.engine.gguf.vocabulary import tokenizer_config, tokenizer_of
+from baseload.engine.tensors import write_each
+from baseload.engine.weights import pieces
+from baseload.files import write_whole
+
+_VERSION = 1  # goes up when the same file should be unpacked anew
+
+
+def model_folder(source: Path, cache_dir: Path) -> Path:
+    """The folder to serve `source` from: itself, or what a GGUF file was unpacked to. Raises ModelError."""
+    if source.is_dir() or not is_gguf(source):
+        return source
+    about = source.stat() if source.exists() else None
+    key = f"{_VERSION} {source.absolute()} {about and (about.st_size, about.st_mtime_ns)}"
+    folder = cache_dir / "gguf" / f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = packed.partial_of(folder)
+    try:
+        write_folder(source, partial)
+        if not folder.is_dir():  # another process may have been faster
+            packed.place(partial, folder, replace=False)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def check_file(path: Path) -> int:
+    """The context length of a GGUF file after a look at its metadata and tokenizer; raises ModelError otherwise."""
+    config, read = open_weights(path)
+    file = GgufFile(path)
+    tokenizer_of(file)
+    read(next(iter(pieces(config))))
+    return config.max_context
+
+
+def write_folder(source: Path, folder: Path) -> None:
+    """Writes config.json, the tokenizer and model.safetensors, one tensor in memory at a time."""
+    file = GgufFile(source)
+    config, read = open_weights(source)
+    tokenizer = tokenizer_of(file)
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
+    _write_json(folder / "tokenizer_config.json", tokenizer_config(file))
+    _write_json(folder / "config.json", config_json(file))
+    dtype = np.dtype(ml_dtypes.bfloat16)
+    listed = {piece.name: piece for piece in pieces(config)}
+    shapes = {name: piece.shape for name, piece in listed.items()}
+    write_each(folder / "model.safetensors", shapes, dtype, lambda name: read(listed[name]).astype(dtype))
+
+
+def _write_json(path: Path, value: object) -> None:
+    write_whole(path, [json.dumps(value, indent=2, ensure_ascii=False).encode(), b"\n"], is_durable=True)

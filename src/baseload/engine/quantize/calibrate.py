@@ -1,0 +1,106 @@
+"""What a model is calibrated on: a text of the user's, or what it says itself when nobody gives one."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from baseload.domain.errors import DataError
+from baseload.domain.model import EngineSpec
+from baseload.engine.config import ModelConfig
+from baseload.engine.quantize.openings import OPENINGS
+from baseload.engine.runner import ModelRunner, Runner, Span
+from baseload.engine.tokenizer import TextTokenizer
+
+Tokens = NDArray[np.int32]
+Progress = Callable[[int, int], None]  # (done, of)
+ROW_TOKENS = 256
+MAX_ROWS = 128  # 32,768 tokens
+_OWN_TOKENS = 128  # generated from each opening
+_OWN_ROUNDS = 2  # of all openings, each with other words
+_MIN_TOKENS = 64
+
+
+def from_file(path: Path, tokenizer: TextTokenizer, config: ModelConfig) -> Tokens:
+    """int32[rows, row_tokens] of a UTF-8 text file, rows spread evenly over it. DataError where it is of no use."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(f"There is no calibration text at {path}.", hint="Check --calibrate.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as UTF-8 text: {error}.", hint="Give a plain text file.") from None
+    return rows_of(tokenizer.encode(text, special=False), config, where=str(path))
+
+
+def rows_of(ids: list[int], config: ModelConfig, *, where: str = "the text", most: int = MAX_ROWS) -> Tokens:
+    """Token ids as rows of equal length, each after the model's begin token where it has one; at most `most`."""
+    begin = [] if config.bos_token_id is None else [config.bos_token_id]
+    if len(ids) < _MIN_TOKENS:
+        raise DataError(
+            f"{where} has {len(ids)} tokens; at least {_MIN_TOKENS} are needed.", hint="Give a longer one."
+        )
+    if max(ids) >= config.vocab_size:
+        raise DataError(f"{where} has tokens that the model does not know.", hint="Check tokenizer.json.")
+    length = min(ROW_TOKENS, config.max_context, len(ids) + len(begin)) - len(begin)
+    count = len(ids) // length
+    body = np.array(ids[: count * length], np.int32).reshape(count, length)
+    chosen = body[np.linspace(0, count - 1, min(count, most)).astype(int)]
+    return np.concatenate([np.tile(np.array(begin, np.int32), (len(chosen), 1)), chosen], axis=1)
+
+
+def from_itself(model_dir: Path, tokenizer: TextTokenizer, *, seed: int, progress: Progress) -> Tokens:
+    """int32[rows, row_tokens] that the model writes after OPENINGS, sampled at temperature 1; reproducible."""
+    runner = Runner.open(
+        model_dir, spec=EngineSpec(max_seqs=32, kv_cache_bytes=0, prefix_cache=False), cache_dir=None
+    )
+    try:
+        prompts = [_prompt(tokenizer, opening) for opening in OPENINGS] * _OWN_ROUNDS
+        prompts = [prompt[: runner.max_context // 2] for prompt in prompts if prompt]
+        rng = np.random.Generator(np.random.PCG64(seed))
+        texts: list[int] = []
+        for first in range(0, len(prompts), 32):
+            progress(first, len(prompts))
+            for text in _continue(runner, prompts[first : first + 32], rng):
+                texts += text
+        return rows_of(texts, runner.config, where="what the model says")
+    finally:
+        runner.close()
+
+
+def _prompt(tokenizer: TextTokenizer, opening: str) -> list[int]:
+    if tokenizer.chat is None:
+        return tokenizer.encode(opening, special=True)
+    return tokenizer.encode(tokenizer.chat.render([{"role": "user", "content": opening}]), special=False)
+
+
+def _continue(runner: ModelRunner, prompts: list[list[int]], rng: np.random.Generator) -> list[list[int]]:
+    """Each prompt with what follows; a text that ends is ended there."""
+    each = min(_OWN_TOKENS + max(map(len, prompts)), runner.max_context)
+    blocks = -(-each // runner.block_tokens)
+    room = max(runner.num_blocks // blocks, 1)
+    done: list[list[int]] = []
+    for first in range(0, len(prompts), room):
+        texts = [list(prompt) for prompt in prompts[first : first + room]]
+        tables = [np.arange(at * blocks, (at + 1) * blocks, dtype=np.int32) for at in range(len(texts))]
+        open_ = list(range(len(texts)))
+        for text, table in zip(texts, tables, strict=True):
+            logits = runner.run([Span(np.array(text, np.int32), 0, table, True)])
+            text.append(_sample(logits[0], rng))
+        while open_:
+            open_ = [at for at in open_ if len(texts[at]) < each and texts[at][-1] not in runner.eos_token_ids]
+            if open_:
+                spans = [
+                    Span(np.array(texts[at][-1:], np.int32), len(texts[at]) - 1, tables[at], True) for at in open_
+                ]
+                for at, row in zip(open_, runner.run(spans), strict=True):
+                    texts[at].append(_sample(row, rng))
+        done += texts
+    return done
+
+
+def _sample(logits: NDArray[np.float32], rng: np.random.Generator) -> int:
+    shares = np.exp(logits.astype(np.float64) - float(np.max(logits)))
+    return int(
+        np.searchsorted(np.cumsum(shares), rng.random() * np.sum(shares), side="right").clip(0, len(logits) - 1)
+    )

@@ -1,0 +1,303 @@
+"""Layer after layer: what reaches each matrix in the original and in the quantized model, and the codes that follow.
+
+Two streams of hidden states walk through the model together. The exact one is the original's; the rounded one is what
+the quantized model will see, roundings of activations included. Each matrix is fitted to turn the rounded inputs into
+the exact outputs (as GPTAQ, Li et al. 2025, and Qronos do), and the matrices that write to the residual stream also
+make good what the stream has lost before them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from baseload.engine.config import ModelConfig
+from baseload.engine.quantize import blocks, transforms
+from baseload.engine.quantize.gptq import compensate, inverse_factor, realigned
+from baseload.engine.quantize.levels import Levels, Matrix
+from baseload.engine.quantize.schemes import Scheme
+from baseload.engine.quantize.source import ModelSource
+from baseload.engine.quantize.transforms import Layer
+
+DAMPING = 0.01
+REALIGN_DAMPING = 0.05
+_CHUNK_TOKENS = 2048
+_PIECE = 1 << 24  # weights of a matrix rounded at a time
+Array = jax.Array | NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """A matrix in its levels."""
+
+    levels: Levels
+    codes: NDArray[np.int16]
+
+    def restore(self) -> Matrix:
+        """The float32 matrix it stands for."""
+        return self.levels.restore(self.codes)
+
+
+Value = Matrix | Rounded | list[Rounded]  # experts
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How hard to try; the defaults are what was measured best (docs/decisions)."""
+
+    compensate: bool = True
+    realign: bool = True
+    rotate: bool = False
+    hadamard: bool = True
+    balance: bool = True
+
+
+def quantize_layers(
+    source: ModelSource, scheme: Scheme, tokens: NDArray[np.int32], *, fit: Fit, seed: int = 0
+) -> Iterator[tuple[str, Value]]:
+    """Every tensor of the packed model by name, in order, computed as it is asked for.
+
+    `tokens` is int32[rows, row_tokens], the calibration. Memory: one layer in float32, its Hessians, two streams.
+    """
+    config, top = source.config, source.top()
+    walk = _Walk(config, scheme, tokens, fit)
+    turn = None
+    if fit.rotate:
+        turn = transforms.orthogonal(config.hidden, seed)
+        top = transforms.rotate_top(top, turn)
+    yield "embed", top["embed"]
+    walk.begin(top["embed"])
+    for index in range(config.layers):
+        layer = source.layer(index)
+        if turn is not None:
+            layer = transforms.rotate_layer(layer, turn)
+        for name, value in walk.layer(layer, index):
+            yield f"layers.{index}.{name}", value
+    yield "final_norm", top["final_norm"]
+    yield "lm_head", walk.head(top)
+
+
+class _Sums:
+    """Σ x̂ x̂ᵀ of the rounded inputs, and Σ (x - x̂) x̂ᵀ and Σ r x̂ᵀ of what they and the stream lack."""
+
+    def __init__(self, columns: int, hidden: int = 0) -> None:
+        self.count = 0
+        self.hessian = np.zeros((columns, columns))
+        self.lacks = np.zeros((columns, columns))
+        self.residual = np.zeros((hidden, columns)) if hidden else None
+
+    def add(self, exact: Array, rounded: Array, residual: Array | None = None) -> None:
+        """Some rows more."""
+        self.count += rounded.shape[0]
+        self.hessian += np.asarray(rounded.T @ rounded)
+        self.lacks += np.asarray((exact - rounded).T @ rounded)
+        if residual is not None and self.residual is not None:
+            self.residual += np.asarray(residual.T @ rounded)
+
+
+class _Walk:
+    def __init__(self, config: ModelConfig, scheme: Scheme, tokens: NDArray[np.int32], fit: Fit) -> None:
+        self._config, self._scheme, self._fit = config, scheme, fit
+        self._tokens = tokens
+        rows, length = tokens.shape
+        each = max(_CHUNK_TOKENS // length, 1)
+        self._chunks = [slice(at * length, min(at + each, rows) * length) for at in range(0, rows, each)]
+        self._turns = blocks.angles(config, length)
+        self._exact = self._rounded = np.zeros((0, 0), np.float32)
+
+    def begin(self, embed: Matrix) -> None:
+        self._exact = embed[self._tokens.reshape(-1)]
+        self._rounded = self._exact.copy()
+
+    # -- one layer --------------------------------------------------------------------------------------------
+
+    def layer(self, layer: Layer, index: int) -> Iterator[tuple[str, Value]]:
+        """Rounds the layer's matrices in the order in which data meets them, and moves both streams through it."""
+        window = self._config.windows[index]
+        if self._fit.balance:
+            layer = transforms.balance(self._config, layer, self._reach(layer, window))
+        yield "attn_norm", layer["attn_norm"]
+        qkv = self._fit_one("qkv", layer["qkv"], self._norm_sums(layer["attn_norm"]))
+        yield "qkv", qkv
+        exact, rounded = self._attend(layer, qkv, window)
+        sums = _Sums(exact.shape[1], self._config.hidden)
+        for at in self._chunks:
+            sums.add(exact[at], blocks.rounded(rounded[at]), self._exact[at] - self._rounded[at])
+        out = self._fit_one("out", layer["out"], sums)
+        yield "out", out
+        for name in ("qkv_bias", "q_norm", "k_norm", "out_bias"):
+            if name in layer:
+                yield name, layer[name]
+        out_bias = layer.get("out_bias", np.float32(0))
+        weight = out.restore()
+        for at in self._chunks:
+            self._exact[at] += np.asarray(blocks.dot(exact[at], layer["out"])) + out_bias
+            self._rounded[at] += np.asarray(blocks.dot(blocks.rounded(rounded[at]), weight)) + out_bias
+        yield "feed_norm", layer["feed_norm"]
+        yield from self._experts(layer) if "router" in layer else self._dense(layer)
+
+    def _dense(self, layer: Layer) -> Iterator[tuple[str, Value]]:
+        block = transforms.down_block(self._config) if self._fit.hadamard else 0
+        gate_up = self._fit_one("gate_up", layer["gate_up"], self._norm_sums(layer["feed_norm"]))
+        yield "gate_up", gate_up
+        down = transforms.hadamard(layer["down"], block)
+        bias = layer.get("gate_up_bias", np.zeros(len(layer["gate_up"]), np.float32))
+        restored = gate_up.restore()
+
+        def hidden(at: slice) -> tuple[jax.Array, jax.Array]:
+            exact, rounded = self._normed(layer["feed_norm"], at)
+            return (
+                blocks.spread(blocks.swiglu(exact, layer["gate_up"], bias), block),
+                blocks.rounded(blocks.spread(blocks.swiglu(rounded, restored, bias), block)),
+            )
+
+        sums = _Sums(down.shape[1], self._config.hidden)
+        for at in self._chunks:
+            sums.add(*hidden(at), self._exact[at] - self._rounded[at])
+        fitted = self._fit_one("down", down, sums)
+        yield "down", fitted
+        for name in ("gate_up_bias", "down_bias"):
+            if name in layer:
+                yield name, layer[name]
+        down_bias, weight = layer.get("down_bias", np.float32(0)), fitted.restore()
+        for at in self._chunks:
+            exact, rounded = hidden(at)
+            self._exact[at] += np.asarray(blocks.dot(exact, down)) + down_bias
+            self._rounded[at] += np.asarray(blocks.dot(rounded, weight)) + down_bias
+
+    def _experts(self, layer: Layer) -> Iterator[tuple[str, Value]]:
+        """Each expert with the rows routed to it; the shared part of the Hessian steadies those with few."""
+        moe = self._config.moe
+        assert moe is not None
+        block = transforms.down_block(self._config) if self._fit.hadamard else 0
+        yield "router", layer["router"]
+        exact, rounded = (np.concatenate(parts) for parts in zip(*self._both(layer["feed_norm"]), strict=True))
+        routes = [
+            [np.asarray(part) for part in blocks.routed(x, layer["router"], moe.experts_per_token, moe.normalize)]
+            for x in self._streams(layer["feed_norm"])
+        ]
+        gate_ups, downs = [], []
+        exact_out, rounded_out = np.zeros_like(self._exact), np.zeros_like(self._rounded)
+        shared = _Sums(exact.shape[1])
+        shared.add(jnp.asarray(rounded), jnp.asarray(rounded))
+        none = np.zeros(2 * moe.intermediate, np.float32)
+        for expert in range(moe.experts):
+            gate_up = layer["experts.gate_up"][expert]
+            down = transforms.hadamard(layer["experts.down"][expert], block)
+            rows = np.flatnonzero((routes[1][0] == expert).any(axis=1))
+            sums = _Sums(exact.shape[1])
+            sums.add(jnp.asarray(exact[rows]), jnp.asarray(rounded[rows]))
+            sums.hessian += shared.hessian * (0.1 * max(len(rows), 1) / shared.count)
+            gate_ups.append(self._fit_one("gate_up", gate_up, sums))
+            inner = blocks.swiglu(rounded[rows], gate_ups[-1].restore(), none)
+            inner_exact = blocks.spread(blocks.swiglu(exact[rows], gate_up, none), block)
+            inner = blocks.rounded(blocks.spread(inner, block))
+            sums = _Sums(down.shape[1])
+            sums.add(inner_exact, inner)
+            downs.append(self._fit_one("down", down, sums))
+            weight = _weight_of(routes[1], expert)[rows]
+            rounded_out[rows] += np.asarray(blocks.dot(inner, downs[-1].restore())) * weight
+            rows = np.flatnonzero((routes[0][0] == expert).any(axis=1))
+            weight = _weight_of(routes[0], expert)[rows]
+            inner_exact = blocks.swiglu(exact[rows], gate_up, none)
+            exact_out[rows] += np.asarray(blocks.dot(inner_exact, layer["experts.down"][expert])) * weight
+        self._exact += exact_out
+        self._rounded += rounded_out
+        yield "experts.gate_up", gate_ups
+        yield "experts.down", downs
+
+    def head(self, top: Layer) -> Rounded:
+        """The projection to the vocabulary."""
+        return self._fit_one("lm_head", top["lm_head"], self._norm_sums(top["final_norm"]))
+
+    # -- the streams ------------------------------------------------------------------------------------------
+
+    def _streams(self, norm: Matrix) -> Iterator[NDArray[np.float32]]:
+        """Both streams' norms, unrounded: what a router sees."""
+        for stream in (self._exact, self._rounded):
+            yield np.concatenate([np.asarray(blocks.norm(stream[at], norm, self._config)) for at in self._chunks])
+
+    def _normed(self, norm: Matrix, at: slice) -> tuple[jax.Array, jax.Array]:
+        return (
+            blocks.norm(self._exact[at], norm, self._config),
+            blocks.rounded(blocks.norm(self._rounded[at], norm, self._config)),
+        )
+
+    def _both(self, norm: Matrix) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        for at in self._chunks:
+            exact, rounded = self._normed(norm, at)
+            yield np.asarray(exact), np.asarray(rounded)
+
+    def _norm_sums(self, norm: Matrix) -> _Sums:
+        sums = _Sums(self._config.hidden)
+        for at in self._chunks:
+            sums.add(*self._normed(norm, at))
+        return sums
+
+    def _attention(self, layer: Layer, weight: Matrix, normed: jax.Array, window: int) -> jax.Array:
+        norms = (layer["q_norm"], layer["k_norm"]) if self._config.qk_norm else None
+        mixed: jax.Array = blocks.attention(
+            self._config, weight, layer.get("qkv_bias"), norms, normed, self._turns, np.int32(window)
+        )
+        return mixed
+
+    def _attend(self, layer: Layer, qkv: Rounded, window: int) -> tuple[Matrix, Matrix]:
+        weight = qkv.restore()
+        exact, rounded = [], []
+        for at in self._chunks:
+            first, second = self._normed(layer["attn_norm"], at)
+            exact.append(np.asarray(self._attention(layer, layer["qkv"], first, window)))
+            rounded.append(np.asarray(self._attention(layer, weight, second, window)))
+        return np.concatenate(exact), np.concatenate(rounded)
+
+    def _reach(self, layer: Layer, window: int) -> Matrix:
+        """The largest absolute value of each channel of attention's result in the exact model, float32[heads · D]."""
+        tops = [
+            np.max(np.abs(np.asarray(self._attention(
+                layer, layer["qkv"], blocks.norm(self._exact[at], layer["attn_norm"], self._config), window
+            ))), axis=0)
+            for at in self._chunks
+        ]  # fmt: skip
+        return np.asarray(np.max(tops, axis=0), np.float32)
+
+    # -- one matrix -------------------------------------------------------------------------------------------
+
+    def _fit_one(self, name: str, weight: Matrix, sums: _Sums) -> Rounded:
+        """The codes of one matrix for these inputs."""
+        scale = 1 / max(sums.count, 1)
+        hessian = sums.hessian * scale
+        importance = np.diag(hessian).astype(np.float32) + np.float32(1e-6 * np.mean(np.diag(hessian)) + 1e-20)
+        realign = self._fit.realign and sums.count > 0
+        if self._fit.compensate:
+            upper, order = inverse_factor(hessian, DAMPING)
+        columns = weight.shape[1]
+        pieces = []
+        for at in range(0, len(weight), max(_PIECE // columns, 1)):
+            part = weight[at : at + max(_PIECE // columns, 1)]
+            if realign:
+                cross = part.astype(np.float64) @ (sums.lacks * scale)
+                if sums.residual is not None:
+                    cross += sums.residual[at : at + len(part)] * scale
+                part = realigned(part, cross, hessian, damping=REALIGN_DAMPING)
+            levels = self._scheme.choose(name, part, importance)
+            codes = compensate(part, upper, order, levels) if self._fit.compensate else levels.nearest(part)
+            pieces.append(Rounded(levels, codes))
+        return _joined(pieces)
+
+
+def _joined(pieces: list[Rounded]) -> Rounded:
+    if len(pieces) == 1:
+        return pieces[0]
+    fields = ("scale", "step", "offset", "low", "high")
+    arrays = {name: np.concatenate([getattr(piece.levels, name) for piece in pieces]) for name in fields}
+    levels = Levels(**arrays, group=pieces[0].levels.group, scheme=pieces[0].levels.scheme)
+    return Rounded(levels, np.concatenate([piece.codes for piece in pieces]))
+
+
+def _weight_of(route: list[NDArray[np.generic]], expert: int) -> Matrix:
+    """The weight of one expert in each row, [rows, 1]."""
+    weight: Matrix = np.asarray(np.sum(np.where(route[0] == expert, route[1], 0), axis=1, keepdims=True), np.float32)
+    return weight

@@ -1,0 +1,198 @@
+"""`quantize`: a model's folder or GGUF file in, a packed directory with its measured fidelity out."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+import numpy as np
+
+from baseload.domain.errors import ModelError, SettingsError
+from baseload.engine import packed
+from baseload.engine.config import ModelConfig, read_json
+from baseload.engine.gguf.convert import write_folder
+from baseload.engine.gguf.read import is_gguf
+from baseload.engine.native.weights_map import BLOB, annotate
+from baseload.engine.quantize import calibrate
+from baseload.engine.quantize.calibrate import Tokens
+from baseload.engine.quantize.layerwise import Fit, quantize_layers
+from baseload.engine.quantize.measure import Fidelity, measure
+from baseload.engine.quantize.pack import packed_tensors, plain_tensors
+from baseload.engine.quantize.schemes import Scheme
+from baseload.engine.quantize.source import ModelSource, open_source
+from baseload.engine.quantize.transforms import down_block
+from baseload.engine.tokenizer import TextTokenizer
+
+TRIAL_PARAMETERS = 1_000_000_000  # a larger model is turned without trying both
+T = TypeVar("T")
+_KEPT = 8  # of so many rows of the calibration one is kept back to choose by, and one to measure by
+
+
+class Show(Protocol):
+    """What the caller shows of the work."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """`done` of `total` steps of a stage are over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to do. `calibrate` is a text file; None: the model calibrates itself. `rotate` None: as is better."""
+
+    source: Path
+    out: Path
+    scheme: Scheme
+    calibrate: Path | None = None
+    replace: bool = False
+    rotate: bool | None = None
+    seed: int = 0
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What was written, and how faithful it is on text that it was not fitted to."""
+
+    out: str
+    scheme: str
+    group: int
+    weights_bytes: int
+    source_bytes: int
+    calibration: str
+    rotated: bool
+    fidelity: Fidelity
+
+
+def quantize(request: Request, *, show: Show) -> Outcome:
+    """Writes `request.out`, whole or not at all. Raises ModelError, DataError or SettingsError."""
+    out = request.out
+    if out.exists() and not request.replace:
+        raise SettingsError(f"{out} is there already.", hint="Give another --out, or --force to replace it.")
+    if packed.is_packed(request.source):
+        raise ModelError(f"{request.source} is quantized already.", hint="Give the model it was made from.")
+    source = open_source(request.source)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    workshop = packed.partial_of(out)
+    workshop.mkdir()
+    try:
+        with _folder_of(request.source, workshop) as folder:
+            tokens, said = _calibration(request, folder, source.config, show)
+            parts = _split(tokens)
+            made, fidelity = _best(request, source, folder, workshop, parts, show)
+        is_rotated = made.name == _NAMES[True]
+        noted = {"text": f"kept back from {said}", **msgspec.to_builtins(fidelity)}
+        annotate(made, {"fidelity": noted, "calibration": said, "rotated": is_rotated})
+        packed.place(made, out, replace=request.replace)
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
+    scheme, size = request.scheme, (out / BLOB).stat().st_size
+    before = _size_of(request.source)
+    return Outcome(str(out), scheme.name, scheme.group, size, before, said, is_rotated, fidelity)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """The calibration's rows: to fit, to choose by, to measure by."""
+
+    fit: Tokens
+    choose: Tokens
+    measure: Tokens
+
+
+_NAMES = {False: "straight", True: "turned"}
+
+
+def _best(
+    request: Request, source: ModelSource, folder: Path, workshop: Path, parts: _Parts, show: Show
+) -> tuple[Path, Fidelity]:
+    """The packed directory in the workshop that is nearest to float32, and how near it is on rows kept back."""
+    scheme, config = request.scheme, source.config
+    if not scheme.is_integer:
+        made = workshop / _NAMES[False]
+        tensors = _counted(plain_tensors(source), config, show, "pack")
+        _write(made, folder, tensors, scheme, 0)
+        return made, measure(source, packed.open_packed(made), parts.measure)
+    ways = [request.rotate] if request.rotate is not None else [False, True]
+    if request.rotate is None and config.parameters > TRIAL_PARAMETERS:
+        ways = [True]
+    found: list[tuple[float, Path]] = []
+    for way in ways:
+        fit = Fit(rotate=way)
+        made = workshop / _NAMES[bool(way)]
+        values = quantize_layers(source, scheme, parts.fit, fit=fit, seed=request.seed)
+        stage = f"quantize, {_NAMES[bool(way)]}"
+        block = down_block(config) if fit.hadamard else 0
+        _write(made, folder, packed_tensors(config, _counted(values, config, show, stage)), scheme, block)
+        kl = measure(source, packed.open_packed(made), parts.choose).kl if len(ways) > 1 else 0.0
+        found.append((kl, made))
+    best = min(found)[1]
+    show("measure", 0, 1)
+    fidelity = measure(source, packed.open_packed(best, whole=True), parts.measure)
+    show("measure", 1, 1)
+    return best, fidelity
+
+
+def _counted(
+    tensors: Iterator[tuple[str, T]], config: ModelConfig, show: Show, stage: str
+) -> Iterator[tuple[str, T]]:
+    """The same tensors; each finished layer is shown."""
+    seen = -1
+    for name, value in tensors:
+        layer = int(name.split(".")[1]) if name.startswith("layers.") else (-1 if name == "embed" else config.layers)
+        if layer > seen:
+            seen = layer
+            show(stage, max(layer, 0), config.layers + 1)
+        yield name, value
+    show(stage, config.layers + 1, config.layers + 1)
+
+
+def _write(made: Path, folder: Path, tensors: Iterator[tuple[str, Any]], scheme: Scheme, block: int) -> None:
+    files = [folder / name for name in packed.COPIED if (folder / name).is_file()]
+    packed.write_packed(
+        made,
+        read_json(folder / "config.json"),
+        tensors,
+        scheme=scheme.name,
+        group=scheme.group,
+        down_hadamard=block,
+        files=files,
+    )
+
+
+def _calibration(request: Request, folder: Path, config: ModelConfig, show: Show) -> tuple[Tokens, str]:
+    tokenizer = TextTokenizer.open(folder)
+    if request.calibrate is not None:
+        return calibrate.from_file(request.calibrate, tokenizer, config), request.calibrate.name
+    tokens = calibrate.from_itself(
+        folder, tokenizer, seed=request.seed, progress=lambda done, total: show("generate", done, total)
+    )
+    return tokens, "what the model says itself"
+
+
+def _split(tokens: Tokens) -> _Parts:
+    if len(tokens) < _KEPT:
+        return _Parts(tokens, tokens, tokens)
+    place = np.arange(len(tokens)) % _KEPT
+    return _Parts(tokens[(place != 3) & (place != 7)], tokens[place == 3], tokens[place == 7])
+
+
+@contextmanager
+def _folder_of(source: Path, workshop: Path) -> Iterator[Path]:
+    """The model as a Hugging Face folder: itself, or of a GGUF file one that lives as long as this."""
+    if not is_gguf(source):
+        yield source
+        return
+    folder = workshop / "unpacked"
+    write_folder(source, folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _size_of(source: Path) -> int:
+    """Bytes of the weights."""
+    if source.is_file():
+        return source.stat().st_size
+    return sum(path.stat().st_size for path in sorted(source.glob("*.safetensors")))
