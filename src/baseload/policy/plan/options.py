@@ -185,7 +185,7 @@ def cost_of(
     def of(stages: int) -> StepCost:
         return step_cost(
             shape,
-            predictor.catalogue.find(accelerator),
+            accelerator,
             engine=model.engine,
             version=model.engine_version,
             tp=layout.gpus // layout.dp // layout.pp,

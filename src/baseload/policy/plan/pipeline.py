@@ -23,11 +23,13 @@ class Stages(Parts):
         fixed, slope = Parts.line(self, -(-rows // self.stages))
         return fixed + round(self._hops_s() * _FS), slope // self.stages
 
-    def mixed_s(self, tokens: float, pairs: float, rows: float, context: float, prompts: float) -> float:
+    def mixed_s(
+        self, tokens: float, pairs: float, rows: float, context: float, prompts: float, routed: float = 0.0
+    ) -> float:
         """Seconds from token to token for those who decode beside the prompt."""
         part, seen = max(1.0, rows / self.stages), context / self.stages
         alone = Parts.mixed_s(self, 0.0, 0.0, part, seen, 0.0) if rows else 0.0
-        both = Parts.mixed_s(self, tokens, pairs, part if rows else 0.0, seen, prompts)
+        both = Parts.mixed_s(self, tokens, pairs, part if rows else 0.0, seen, prompts, routed)
         return (alone + (both - alone) / self.stages if rows else both) + self._hops_s()
 
     def _hops_s(self) -> float:

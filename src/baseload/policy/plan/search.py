@@ -229,6 +229,9 @@ def training_answers(spec: PlanSpec, solved: Solved | None, problem: Problem) ->
         assert isinstance(chosen, TrainingAnswer)
         others = [e.answer for e in ways if isinstance(e.answer, TrainingAnswer)]
         others.sort(key=lambda a: a.usd)
+        in_time = [a for a in others if not job.deadline_days or a.days <= job.deadline_days]
+        others = list({(a.site, a.tier, a.accelerator): a for a in reversed(in_time)}.values())
+        others.sort(key=lambda a: a.usd)
         answers.append(_with_ranked(chosen, others[: spec.alternatives]))
     return answers
 

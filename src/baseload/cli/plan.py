@@ -1,0 +1,358 @@
+"""`baseload plan`: which accelerators, layouts, batches and sites for stated models, traffic, levels and limits."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from baseload.cli.flags import AsJson
+from baseload.cli.screen import err, print_json, print_table, say
+from baseload.domain.errors import DataError, SettingsError
+from baseload.files import write_whole
+
+if TYPE_CHECKING:
+    from baseload.policy.plan.answer import Check, Choice, ModelAnswer, PlanReport
+    from baseload.policy.plan.spec import PlanSpec, Traffic
+
+INFEASIBLE = 3
+LENGTHS_KEPT = 20_000  # of a trace, for the twin's run
+PEAK_S = 60.0  # a trace's peak is its busiest minute
+LEFT_OUT_SHOWN = 12
+
+
+def plan(
+    spec: Annotated[
+        Path, typer.Argument(help="What to plan for: a TOML file (docs/plan.md; examples in configs/plan).")
+    ],
+    objective: Annotated[
+        str, typer.Option("--objective", help="usd_per_mtok, tokens_per_joule or latency. Default: the file's.")
+    ] = "",
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Leave out the twin runs that check the answer.")
+    ] = False,
+    report: Annotated[Path | None, typer.Option("--report", help="Write a page with plots (HTML) here.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Plan: ranked answers, what binds them, what would relax it, and a twin run beside each formula."""
+    began = time.perf_counter()
+    with err().status("reading", spinner="dots") as status:
+        result = answer(spec, objective=objective, check=not no_check, progress=status.update)
+    result = msgspec.structs.replace(result, seconds=round(time.perf_counter() - began, 3))
+    if report is not None:
+        # Pages are drawn only where one is asked for.
+        from baseload.cli.plan_page import page  # noqa: PLC0415
+
+        write_whole(report, [page(result).encode()])
+    if as_json:
+        print_json(result)
+    else:
+        show(result)
+        if report is not None:
+            say(f"The page is {report}.", style="dim")
+    if not result.feasible:
+        raise typer.Exit(INFEASIBLE)
+
+
+def answer(
+    path: Path, *, objective: str = "", check: bool = True, progress: Callable[[str], None] = lambda _: None
+) -> "PlanReport":
+    """The report for a specification in a file."""
+    # SciPy, NumPy and the twin take a second to import; no other command should wait for them.
+    from baseload.limits.catalogue.accelerators import read_catalogue, read_prices  # noqa: PLC0415
+    from baseload.limits.catalogue.models import Models  # noqa: PLC0415
+    from baseload.limits.serving.predict import Predictor  # noqa: PLC0415
+    from baseload.policy.plan.search import search  # noqa: PLC0415
+    from baseload.policy.plan.spec import OBJECTIVES, check_spec  # noqa: PLC0415
+    from baseload.twin.plan_verify import verified  # noqa: PLC0415
+
+    spec = read_spec(path)
+    if objective:
+        if objective not in OBJECTIVES:
+            raise SettingsError(f"--objective: unknown {objective!r}.", hint=f"Known: {', '.join(OBJECTIVES)}.")
+        spec = msgspec.structs.replace(spec, objective=objective)
+    spec, lengths = with_traces(spec, path.parent)
+    check_spec(spec, name=str(path))
+    spec, configs = with_configs(spec, path.parent)
+    catalogue = read_catalogue()
+    if spec.accelerators_file:
+        own = path.parent / spec.accelerators_file
+        catalogue = read_catalogue(_read(own), name=str(own))
+    predictor = Predictor(catalogue=catalogue, models=Models(configs))
+    asked = [(m.name, m.model) for m in spec.models] + [(t.name, t.model) for t in spec.training]
+    shapes = {name: _shape(predictor.models, model, name) for name, model in asked}
+    extras: dict[str, Any] = {}
+    if spec.training:
+        from baseload.policy.plan.training import ways  # noqa: PLC0415  # as above
+
+        progress("timing training")
+        extras = {job.name: ways(job, shapes[job.name], spec, catalogue, read_prices()) for job in spec.training}
+    found = search(spec, predictor=predictor, prices=read_prices(), shapes=shapes, extras=extras, progress=progress)
+    return verified(found, spec, lengths=lengths, progress=progress) if check else found.report
+
+
+def read_spec(path: Path) -> "PlanSpec":
+    """The specification in a TOML file; SettingsError names the file and the key at fault."""
+    from baseload.policy.plan.spec import PlanSpec  # noqa: PLC0415  # as above
+    from baseload.wire.toml import parse_toml  # noqa: PLC0415
+
+    return parse_toml(_read(path), PlanSpec, name=str(path), hint="See docs/plan.md for the settings.")
+
+
+def with_traces(spec: "PlanSpec", base: Path) -> tuple["PlanSpec", dict[str, list[tuple[int, int]]]]:
+    """The specification with the blanks of traffic filled from its traces, and the lengths found there."""
+    from baseload.twin.traces import read_trace  # noqa: PLC0415  # as above
+
+    lengths: dict[str, list[tuple[int, int]]] = {}
+    models = []
+    for model in spec.models:
+        if model.traffic.trace:
+            rows = read_trace(base / model.traffic.trace)
+            rows = [row for row in rows if row.model in ("", model.name)]
+            lengths[model.name] = [(r.input_tokens, r.output_tokens) for r in rows[:LENGTHS_KEPT]]
+            times = [row.at_ns / 1e9 for row in rows]
+            model = msgspec.structs.replace(model, traffic=_filled(model.traffic, times, lengths[model.name]))
+        models.append(model)
+    return msgspec.structs.replace(spec, models=tuple(models)), lengths
+
+
+def _filled(traffic: "Traffic", times_s: list[float], lengths: list[tuple[int, int]]) -> "Traffic":
+    if len(times_s) < 2:
+        raise DataError(f"{traffic.trace}: a trace needs at least two requests.", hint="Give a longer one.")
+    span_s = max(times_s[-1] - times_s[0], 1e-9)
+    counts: dict[int, int] = {}
+    for at_s in times_s:
+        counts[int(at_s // PEAK_S)] = counts.get(int(at_s // PEAK_S), 0) + 1
+    mean = len(times_s) / span_s
+    rate = traffic.requests_per_s or mean
+    peak = max(max(counts.values()) / PEAK_S, mean) * rate / mean
+    prompts, outputs = [p for p, _ in lengths], [o for _, o in lengths]
+    return msgspec.structs.replace(
+        traffic,
+        requests_per_s=rate,
+        peak_requests_per_s=traffic.peak_requests_per_s or peak,
+        prompt_tokens=traffic.prompt_tokens or max(1, round(sum(prompts) / len(prompts))),
+        output_tokens=traffic.output_tokens or max(1, round(sum(outputs) / len(outputs))),
+        prompt_cv=_cv(prompts),
+        output_cv=_cv(outputs),
+    )
+
+
+def _cv(values: list[int]) -> float:
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((v - mean) ** 2 for v in values) / len(values)) / mean
+
+
+def with_configs(spec: "PlanSpec", base: Path) -> tuple["PlanSpec", dict[str, dict[str, Any]]]:
+    """The specification with each path of a config.json replaced by a name, and the configurations by that name."""
+    configs: dict[str, dict[str, Any]] = {}
+
+    def named(item: Any) -> Any:
+        if not item.model.endswith(".json"):
+            return item
+        path = base / item.model
+        try:
+            configs[f"{item.name} (config)"] = msgspec.json.decode(_read(path), type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise DataError(f"{path}: not a JSON object: {error}.", hint="Give the model's config.json.") from None
+        return msgspec.structs.replace(item, model=f"{item.name} (config)")
+
+    models, training = tuple(named(m) for m in spec.models), tuple(named(t) for t in spec.training)
+    return msgspec.structs.replace(spec, models=models, training=training), configs
+
+
+def _shape(models: Any, model: str, name: str) -> Any:
+    shape, origin = models.find(model)
+    if origin != "config":
+        raise SettingsError(
+            f"Model {name!r}: no shape is known for {model!r}.",
+            hint="Give the path of its config.json, or a name of limits/catalogue/models.toml.",
+        )
+    return shape
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}.") from None
+
+
+# -- for people -----------------------------------------------------------------------------------------------------
+
+
+def show(result: "PlanReport") -> None:
+    """The report in the terminal."""
+    if result.conflict is not None:
+        say("No plan keeps all limits. These conflict:", style="bold red")
+        for limit in result.conflict.limits:
+            say(f"  {limit}")
+        say(result.conflict.why)
+        if result.conflict.relax:
+            say("What would do, smallest change first:")
+        for way in result.conflict.relax:
+            say(f"  {way}")
+        _show_left_out(result)
+        return
+    totals = result.totals
+    assert totals is not None
+    carbon = f", {totals.tonnes_co2_per_month:,.1f} t CO2" if totals.tonnes_co2_per_month is not None else ""
+    say(
+        f"{result.name}: ${totals.usd_per_month:,.0f} a month, {_many(totals.accelerators, 'accelerator')}, "
+        f"{_power(totals.peak_mw)} at the peak{carbon}. Ranked by {result.objective}.",
+        style="bold",
+    )
+    for one in result.answers:
+        _show_answer(one)
+    for job in result.training:
+        say(
+            f"\n{job.job}: {job.accelerators:,} × {job.accelerator} ({job.layout}) at {job.site}, {job.tier}: "
+            f"{job.days:,.1f} days, ${job.usd:,.0f}, goodput {job.goodput:.1%}, "
+            f"a checkpoint every {job.checkpoint_interval_s / 60:.1f} min.",
+            style="bold",
+        )
+        say(f"  Step {job.step_s:.2f} s, {job.mfu:.0%} of peak. {job.binds}")
+        say(f"  Basis: {job.basis}. {job.note}", style="dim")
+        _show_jobs(job.ranked)
+    if result.sensitivity:
+        say("\nIf it is otherwise:")
+    for line in result.sensitivity:
+        share = "infeasible" if line.usd_share is None else f"{line.usd_share:+.1%} dollars"
+        say(f"  {line.what}: {share}{'; then ' + line.changes if line.changes else ', same choice'}")
+    for gain in result.tight:
+        say(f"  {gain.what} {gain.by}: {gain.effect}")
+    _show_left_out(result)
+    say(f"{result.seconds:.1f} s.", style="dim")
+
+
+def _show_answer(one: "ModelAnswer") -> None:
+    say(f"\n{one.model} ({one.shape}); {one.levels}", style="bold")
+    for number, choice in enumerate(one.chosen):
+        workers = (
+            f", {choice.prefill_workers} prefill + {choice.decode_workers} decode" if choice.prefill_workers else ""
+        )
+        say(
+            f"→ {choice.replicas:,} × {choice.accelerator} {choice.layout} {choice.precision} {choice.mode}{workers} "
+            f"at {choice.site} ({choice.tier}); batch {choice.max_seqs}, step {choice.max_step_tokens} tokens"
+        )
+        say(
+            f"  ${choice.usd_per_mtok:.3f} per million tokens, ${choice.usd_per_hour:,.2f}/h, "
+            f"{choice.tokens_per_joule:.2f} tokens/J, TTFT {choice.ttft_ms:,.0f} ms, TPOT {choice.tpot_ms:.1f} ms"
+        )
+        if number < len(one.checks):
+            _show_check(one.checks[number])
+        basis = choice.basis
+        say(
+            f"  Basis: times {basis.times}, expected error ±{basis.tpot_expected_error:.0%} TPOT, "
+            f"±{basis.ttft_expected_error:.0%} TTFT; price {basis.price}; power: {basis.power}",
+            style="dim",
+        )
+    say(f"  Binds: {one.explained.binds}. {one.explained.why}")
+    for gain in one.explained.relax:
+        say(f"    {gain.by}: {gain.effect}")
+    _show_ranked(one.ranked)
+    if len(one.by_tier) > 1:
+        tiers = ", ".join(f"{c.tier} ${c.usd_per_mtok:.3f} ({c.accelerator}, {c.site})" for c in one.by_tier)
+        say(f"  By total cost per million tokens: {tiers}")
+    for line in text_plot(one):
+        say(line, style="dim")
+
+
+def _show_check(check: "Check") -> None:
+    verdict = "keeps the levels" if check.holds else "does NOT keep the levels"
+    raised = f" after {check.raised} more replicas" if check.raised else ""
+    say(
+        f"  Twin ({check.requests:,} requests, {_many(check.replicas, 'replica')}): "
+        f"TTFT {check.twin_ttft_ms:,.0f} ms ({check.gap_ttft:+.0%}), TPOT {check.twin_tpot_ms:.1f} ms "
+        f"({check.gap_tpot:+.0%}); "
+        f"{check.attainment:.1%} of requests within; {verdict}{raised}. {check.note}"
+    )
+
+
+def _show_ranked(ranked: tuple["Choice", ...]) -> None:
+    columns = (
+        "rank",
+        "accelerator",
+        "site",
+        "tier",
+        "replicas",
+        "layout",
+        "$/Mtok",
+        "tok/J",
+        "TTFT ms",
+        "TPOT ms",
+        "batch",
+        "binds",
+    )
+    rows = [
+        (
+            str(i),
+            c.accelerator,
+            c.site,
+            c.tier,
+            f"{c.replicas:,}",
+            f"{c.layout} {c.precision} {'disagg' if c.prefill_workers else ''}".strip(),
+            f"{c.usd_per_mtok:.3f}",
+            f"{c.tokens_per_joule:.2f}" if c.tokens_per_joule else "–",
+            f"{c.ttft_ms:,.0f}",
+            f"{c.tpot_ms:.1f}",
+            str(c.max_seqs),
+            c.binds,
+        )
+        for i, c in enumerate(ranked, 1)
+    ]
+    print_table(columns, rows, right=("rank", "replicas", "$/Mtok", "tok/J", "TTFT ms", "TPOT ms", "batch"))
+
+
+def _show_jobs(ranked: tuple[Any, ...]) -> None:
+    columns = ("accelerators", "kind", "site", "tier", "layout", "days", "$", "goodput", "of peak")
+    rows = [
+        (f"{j.accelerators:,}", j.accelerator, j.site, j.tier, j.layout, f"{j.days:,.1f}", f"{j.usd:,.0f}",
+         f"{j.goodput:.1%}", f"{j.mfu:.0%}")
+        for j in ranked
+    ]  # fmt: skip
+    print_table(columns, rows, right=("accelerators", "days", "$", "goodput", "of peak"))
+
+
+def _show_left_out(result: "PlanReport") -> None:
+    judged = dict.fromkeys(name for one in result.answers for _, _, name in one.cloud)  # elsewhere, or otherwise
+    left_out = [n for n in result.not_judged if n.accelerator not in judged]
+    for one in left_out[:LEFT_OUT_SHOWN]:
+        say(f"  left out: {one.accelerator} ({one.model or one.site}): {one.why}", style="dim")
+    if len(left_out) > LEFT_OUT_SHOWN:
+        say(f"  … {len(left_out)} in all; --json has every one.", style="dim")
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
+def _power(megawatts: float) -> str:
+    return f"{megawatts:,.1f} MW" if megawatts >= 1 else f"{1e3 * megawatts:,.1f} kW"
+
+
+def text_plot(one: "ModelAnswer", *, width: int = 56, height: int = 10) -> list[str]:
+    """A small scatter: dollars per million tokens to the right, time of an answer upwards; # is on the front."""
+    points = [(usd, ms) for usd, ms, _ in one.cloud if usd > 0]
+    front = [(c.usd_per_mtok, c.answer_ms) for c in one.pareto]
+    if len(points) < 2:
+        return []
+    xs, ys = [math.log(x) for x, _ in points + front], [math.log(y) for _, y in points + front]
+    span_x, span_y = max(max(xs) - min(xs), 1e-9), max(max(ys) - min(ys), 1e-9)
+    grid = [[" "] * width for _ in range(height)]
+    for mark, some in (("·", points), ("#", front)):
+        for x, y in some:
+            column = round((math.log(x) - min(xs)) / span_x * (width - 1))
+            row = round((max(ys) - math.log(y)) / span_y * (height - 1))
+            grid[row][column] = mark
+    top, low = math.exp(max(ys)), math.exp(min(ys))
+    lines = [f"  {'answer ms':>10}   (# Pareto front, · others)"]
+    for i, cells in enumerate(grid):
+        label = f"{top:,.0f}" if i == 0 else f"{low:,.0f}" if i == height - 1 else ""
+        lines.append(f"  {label:>10} │{''.join(cells).rstrip()}")
+    lines.append(f"  {'':>10} └{'─' * width} $/Mtok")
+    lines.append(f"  {'':>10}  {math.exp(min(xs)):<.3f}{math.exp(max(xs)):>{width - 5}.3f}")
+    return lines

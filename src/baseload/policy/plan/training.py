@@ -1,0 +1,106 @@
+"""Ways to do a training job: counts of each accelerator at each site, with time, dollars, goodput and checkpoints.
+
+Times, memory, failures and checkpoint intervals are those of `limits.training.plan`; here they become columns of the
+allocation. A job takes its accelerators for as long as it lasts; its dollars an hour stand beside the serving ones.
+"""
+
+from collections.abc import Sequence
+
+from baseload.domain.errors import BaseloadError
+from baseload.limits.catalogue.accelerators import Catalogue, InstancePrice
+from baseload.limits.shapes import ModelShape
+from baseload.limits.training.plan import Job, Terms, TrainingPlan, plan
+from baseload.limits.training.predict import words
+from baseload.policy.plan.allocate import Column
+from baseload.policy.plan.answer import TrainingAnswer
+from baseload.policy.plan.offers import OUTSIDE_C, Place, host_w, places_of, pue_of
+from baseload.policy.plan.problem import Extra
+from baseload.policy.plan.spec import PlanSpec, TrainingJob, stocks_of
+
+LORA_RANK = 16
+COUNTS = tuple(1 << power for power in range(19))  # up to 262,144
+LONGEST_DAYS = 3650.0  # beyond that a way is none
+HOST_W = 400.0  # of a host, for each accelerator, where the catalogue has no all-in figure; assumed
+
+
+def ways(
+    job: TrainingJob, shape: ModelShape, spec: PlanSpec, catalogue: Catalogue, prices: Sequence[InstancePrice]
+) -> list[Extra]:
+    """Every count, accelerator, site and tier that can do the job, cheapest first."""
+    found: list[Extra] = []
+    task = Job(
+        shape=shape,
+        tokens=job.tokens,
+        batch_tokens=job.batch_tokens,
+        seq_len=job.sequence_tokens,
+        form=job.precision,
+        lora_rank=LORA_RANK if job.method == "lora" else 0,
+    )
+    for site in spec.sites:
+        for place in places_of(site, stocks_of(site, tuple(catalogue.entries)), catalogue, prices)[0]:
+            for count in job.accelerators or COUNTS:
+                if count > place.most:
+                    break
+                made = _way(job, task, place, count, spec)
+                if made is not None:
+                    found.append(made)
+    found.sort(key=lambda extra: extra.column.score)
+    return found
+
+
+def _way(job: TrainingJob, task: Job, place: Place, count: int, spec: PlanSpec) -> Extra | None:
+    site = place.site
+    terms = Terms(
+        usd_per_accelerator_hour=place.usd_per_hour,
+        gco2_per_kwh=site.gco2_per_kwh,
+        host_w_per_accelerator=host_w(place.chip) or HOST_W,
+        outside_c=OUTSIDE_C,
+    )
+    try:
+        made = plan(task, place.chip, accelerators=count, terms=terms)
+    except BaseloadError:  # too little memory, or a blank figure: this way is none
+        return None
+    days = made.wall_hours / 24.0
+    if days > LONGEST_DAYS or made.usd is None or made.goodput.work <= 0.0:
+        return None
+    watts = (made.power_w or 0.0) * pue_of(site)[0] / terms.plant.at(terms.outside_c)
+    if watts <= 0.0 and (site.power_mw or spec.limits.megawatts):
+        return None
+    match spec.objective:
+        case "usd_per_mtok":
+            score = made.usd
+        case "tokens_per_joule":
+            score = watts * made.wall_hours
+        case "latency":
+            score = made.wall_hours
+    column = Column(
+        f"job {job.name}", site.name, place.stock.accelerator, 1.0, count, score, place.usd_per_hour * count, watts,
+        watts, watts / 1e3 * (site.gco2_per_kwh or 0.0) / 1e3, whole=True,
+    )  # fmt: skip
+    return Extra(column, days, site.region, _answer(job, place, made, watts, days))
+
+
+def _answer(job: TrainingJob, place: Place, made: TrainingPlan, watts: float, days: float) -> TrainingAnswer:
+    usd = made.usd or 0.0
+    note = f"mean time between failures {made.goodput.mean_time_between_failures_s / 3600:.1f} h"
+    if job.method == "lora":
+        note += f"; LoRA of rank {LORA_RANK}"
+    return TrainingAnswer(
+        job=job.name,
+        site=place.site.name,
+        tier=place.tier,
+        accelerator=place.accelerator,
+        accelerators=made.accelerators,
+        layout=words(made.layout.parallel),
+        days=days,
+        usd=usd,
+        usd_per_hour=place.usd_per_hour * made.accelerators,
+        step_s=made.step_s,
+        mfu=made.model_flops_share,
+        goodput=made.goodput.work,
+        checkpoint_interval_s=made.goodput.interval_s,
+        mean_kw=watts / 1e3,
+        basis=f"modelled: {made.basis}; price {place.basis}",
+        note=note,
+        binds=f"Most time goes to {made.binds}.",
+    )
