@@ -9,7 +9,7 @@ import msgspec
 import typer
 from typer.core import TyperGroup
 
-from baseload.cli import lab
+from baseload.cli import simulate as runs
 from baseload.cli.flags import AsJson
 from baseload.cli.screen import print_json, print_table, say
 from baseload.domain.errors import DataError
@@ -38,7 +38,8 @@ simulate = typer.Typer(
     help="See what a fleet would do, on a virtual clock: `simulate [SPEC.toml]`, which is `simulate run`. Or replay "
     "recorded requests on a modelled engine: `simulate replay`.",
 )
-simulate.command(_RUN)(lab.simulate)
+simulate.command(_RUN)(runs.simulate)
+simulate.command("diff")(runs.diff)
 
 
 @simulate.command("replay")

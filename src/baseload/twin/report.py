@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 
@@ -113,6 +114,16 @@ class SimulateReport(Struct, frozen=True):
     faults: tuple[FaultNote, ...] = ()
     failure: Failure | None = None
     hunt: Hunt | None = None
+
+
+def empty_report(*, seed: int, hunt: Hunt) -> SimulateReport:
+    """A hunt's report where there is no run of requests to show."""
+    tally = Tally(start_ns=0, most_decisions=0)
+    made = make_report(
+        tally, name="", seed=seed, basis="none", slo=Slo(), energy=Energy(), unreached=0, restarts=0, events=0,
+        virtual_ns=0, digest="", failure=None,
+    )  # fmt: skip
+    return msgspec.structs.replace(made, hunt=hunt)
 
 
 def percentiles(times_ns: Iterable[int] | Ints) -> Percentiles:

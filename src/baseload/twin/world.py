@@ -7,7 +7,7 @@ checkers look after each event.
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, assert_never
+from typing import assert_never
 
 import msgspec
 
@@ -41,7 +41,7 @@ from baseload.twin.agenda import Agenda
 from baseload.twin.chance import exponential_ns
 from baseload.twin.checkers import Checkers
 from baseload.twin.clients import Client, Exchange, request_of
-from baseload.twin.costs import Costs
+from baseload.twin.costs import Costs, Hosting
 from baseload.twin.published import accelerator_mttf_s
 from baseload.twin.spec import Faults, Physics
 from baseload.twin.tally import FaultNote, Tally
@@ -65,19 +65,6 @@ class JournalItem(msgspec.Struct, frozen=True):
         return (action.entry for action in self.actions if isinstance(action, Record))
 
 
-class Hosting(Protocol):
-    """What replicas run on."""
-
-    def costs_of(self, spec: ModelSpec) -> Costs:
-        """What steps of a replica of this model take."""
-
-    def kv_tokens_of(self, spec: ModelSpec) -> int:
-        """KV positions of one replica."""
-
-    def accelerators_of(self, model: str) -> int:
-        """Accelerators of one replica."""
-
-
 class World:
     """Everything of one simulation."""
 
@@ -86,7 +73,7 @@ class World:
         *,
         seed: int,
         physics: Physics,
-        hosting: "Hosting",
+        hosting: Hosting,
         faults: Faults,
         start_ns: int = START_NS,
         checked: bool = True,

@@ -1,0 +1,68 @@
+"""One door to every kind of simulation: a run of requests or of a fleet, or a hunt over seeds of either."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from baseload.twin.cluster.report import ClusterReport
+from baseload.twin.cluster.run import simulate_cluster
+from baseload.twin.cluster.swarm import drawn_cluster
+from baseload.twin.report import Hunt, SimulateReport, empty_report
+from baseload.twin.run import simulate
+from baseload.twin.spec import SimulateConfig
+
+Progress = Callable[[int, int], None]
+
+
+def run_or_hunt(config: SimulateConfig, *, progress: Progress | None = None) -> SimulateReport | ClusterReport:
+    """What the specification asks for. A hunt's report holds no run, only `hunt`."""
+    if config.cluster is None:
+        report = simulate(config, progress=progress)
+        if progress is not None and not config.seeds:
+            progress(1, 1)
+        return report
+    if config.seeds:
+        return _hunt_fleets(config, progress)
+    run = _fleet(config, config.seed)
+    if progress is not None:
+        progress(1, 1)
+    return run
+
+
+def _fleet(config: SimulateConfig, seed: int) -> ClusterReport:
+    assert config.cluster is not None
+    is_hunt = config.seeds > 0
+    cluster = drawn_cluster(seed, config.cluster) if is_hunt else config.cluster
+    command = f"baseload simulate {config.spec_path}{config.flags} --seed {seed}" + (" --seeds 1" if is_hunt else "")
+    return simulate_cluster(
+        cluster,
+        seed=seed,
+        name=config.name or Path(config.spec_path).stem,
+        base=Path(config.spec_path).parent if config.spec_path else None,
+        command=command,
+        decisions=config.decisions,
+        checked=config.checked,
+    )
+
+
+def _hunt_fleets(config: SimulateConfig, progress: Progress | None) -> SimulateReport:
+    failures = []
+    jobs = steps = 0
+    hours = 0.0
+    for done in range(config.seeds):
+        run = _fleet(config, config.seed + done)
+        jobs, steps, hours = jobs + run.jobs, steps + run.steps, hours + run.hours
+        if run.failure is not None:
+            failures.append(run.failure)
+        if progress is not None:
+            progress(done + 1, config.seeds)
+    hunt = Hunt(
+        first_seed=config.seed,
+        seeds=config.seeds,
+        passed=config.seeds - len(failures),
+        requests=jobs,
+        events=steps,
+        virtual_s=hours * 3600,
+        restarts=0,
+        failures=tuple(failures),
+    )
+    return empty_report(seed=config.seed, hunt=hunt)

@@ -1,0 +1,354 @@
+"""A run, or two side by side, as one self-contained HTML page: figures, charts, faults, decisions with reasons."""
+
+from collections.abc import Callable, Sequence
+from html import escape
+
+from baseload.domain.work import Decision
+from baseload.twin.charts import Line, Mark, line_chart, number, strip, time_words
+from baseload.twin.cluster.report import ClusterReport
+from baseload.twin.page_style import SCRIPT, STYLE
+from baseload.twin.report import SimulateReport
+from baseload.twin.tally import FaultNote
+
+Report = SimulateReport | ClusterReport
+Card = tuple[str, str, str]  # name, figure, unit or remark
+ROWS = 60  # decisions shown
+
+
+def report_html(run: Report) -> str:
+    """The page of one run."""
+    is_fleet = isinstance(run, ClusterReport)
+    charts = _fleet_charts([run]) if isinstance(run, ClusterReport) else _request_charts([run])
+    end_s = run.hours * 3600 if isinstance(run, ClusterReport) else run.virtual_s
+    body = [_cards(_cards_of(run)), *(_section(title, figures) for title, figures in charts)]
+    body.append(_section("Faults and recoveries", [_fault_strip(run.faults, end_s), _fault_table(run.faults, end_s)]))
+    if isinstance(run, ClusterReport):
+        body.append(_section("Jobs and services", [_waits_table(run), _services_table(run)], wide=True))
+    body.append(_section("Decisions, with their reasons", [_decision_table(run, end_s)], wide=True))
+    if run.failure is not None:
+        body.insert(
+            0, f'<p class="broken">{escape(run.failure.message)}<br><code>{escape(run.failure.command)}</code></p>'
+        )
+    kind = "Fleet simulation" if is_fleet else "Simulation"
+    return _page(f"{kind}: {run.name or 'unnamed'}", _foot(run), body)
+
+
+def compare_html(a: Report, b: Report, *, names: tuple[str, str] = ("", "")) -> str:
+    """Two runs of one kind side by side: figures with their differences, and their lines in the same charts."""
+    assert isinstance(a, ClusterReport) == isinstance(b, ClusterReport), "a fleet is compared with a fleet"
+    called = (names[0] or a.name or "A", names[1] or b.name or "B")
+    if called[0] == called[1]:
+        called = (f"{called[0]} (A)", f"{called[1]} (B)")
+    rows = compare_rows(a, b)
+    head = ("", "unit", *called, "B against A")
+    body = [_section("Side by side", [_table(head, rows, right=(2, 3, 4))], wide=True)]
+    if isinstance(a, ClusterReport) and isinstance(b, ClusterReport):
+        charts = _fleet_charts([a, b], called)
+    else:
+        assert isinstance(a, SimulateReport)
+        assert isinstance(b, SimulateReport)
+        charts = _request_charts([a, b], called)
+    body += [_section(title, figures) for title, figures in charts]
+    return _page(f"{called[0]} against {called[1]}", f"{_foot(a)}<br>{_foot(b)}", body)
+
+
+def compare_rows(a: Report, b: Report) -> list[tuple[str, str, str, str, str]]:
+    """(name, unit, of a, of b, difference) of each figure at the top."""
+    rows = []
+    others = {name: figure for name, figure, _ in _cards_of(b)}
+    for name, figure, unit in _cards_of(a):
+        other = others.get(name, "0")
+        rows.append((name, unit, figure, other, _difference(figure, other)))
+    return rows
+
+
+# -- the figures at the top ---------------------------------------------------------------------------------------
+
+
+def _cards_of(run: Report) -> list[Card]:
+    if isinstance(run, ClusterReport):
+        return [
+            ("Utilisation", f"{100 * run.utilisation:.1f}", "% of accelerator-hours held"),
+            ("Goodput of jobs", f"{100 * run.goodput:.1f}", "% of held time that is saved work"),
+            ("Jobs done", f"{run.done:,}", f"of {run.jobs:,} submitted"),
+            ("Cost", number(run.usd), "US$"),
+            ("Electricity", number(run.electricity_usd), "US$ of that"),
+            ("Energy", number(run.energy_mwh), "MWh at the meters"),
+            ("Carbon", number(run.carbon_t), "t CO₂"),
+            ("Lost to stops", number(run.lost_accelerator_hours), "accelerator-hours"),
+            ("Preempted or stopped", f"{run.stops:,}", f"{run.failures:,} failed by themselves"),
+            ("Faults", f"{sum(run.faults_by_kind.values()):,}", "of all kinds"),
+        ]
+    ok = run.outcomes.get("ok", 0)
+    cards = [
+        ("Within service level", f"{100 * run.attainment:.1f}", _slo_words(run)),
+        ("Answered", f"{ok:,}", f"of {run.requests:,} requests"),
+        ("First token, p50", f"{run.ttft.p50_ms:,.0f}", "ms"),
+        ("First token, p99", f"{run.ttft.p99_ms:,.0f}", "ms"),
+        ("Between tokens, p50", f"{run.tpot.p50_ms:,.1f}", "ms"),
+        ("Between tokens, p99", f"{run.tpot.p99_ms:,.1f}", "ms"),
+        ("Cost", number(run.usd), "US$"),
+        ("Cost per 1,000 served well", number(run.usd_per_1000_well_served), "US$"),
+        ("Energy", number(run.facility_kwh), "kWh at the meter"),
+        ("Tokens out", number(run.tokens_per_s), "per second"),
+        ("Replica time used", f"{_used(run):.1f}", "% of replica seconds"),
+        ("Cold starts", f"{run.cold_starts:,}", "replicas started"),
+    ]
+    if run.carbon_g:
+        cards.append(("Carbon", number(run.carbon_g / 1000), "kg CO₂"))
+    return cards
+
+
+def _used(run: SimulateReport) -> float:
+    return 100 * run.useful_s / max(1e-9, run.useful_s + run.idle_s + run.cold_s)
+
+
+def _slo_words(run: SimulateReport) -> str:
+    slo = run.slo
+    asked = [(slo.ttft_ms, "first token"), (slo.tpot_ms, "between tokens"), (slo.e2e_ms, "whole answer")]
+    return "%: " + (", ".join(f"{name} ≤ {limit:,.0f} ms" for limit, name in asked if limit) or "answered")
+
+
+# -- charts -------------------------------------------------------------------------------------------------------
+
+
+def _request_charts(runs: Sequence[SimulateReport], names: Sequence[str] = ("",)) -> list[tuple[str, list[str]]]:
+    bins, samples = [run.series for run in runs], [run.timeline for run in runs]
+    end_s = max(run.virtual_s for run in runs)
+
+    def over_bins(title: str, unit: str, *columns: tuple[str, str], scale: float = 1.0, log: bool = False) -> str:
+        return _chart(title, unit, bins, names, columns, end_s=end_s, scale=scale, log=log)
+
+    def over_samples(title: str, unit: str, *columns: tuple[str, str], scale: float = 1.0) -> str:
+        marks = [Mark(f.at_s, f.at_s, f"{f.kind}: {f.subject}") for f in runs[0].faults[:200]]
+        marks = marks if len(runs) == 1 else []
+        return _chart(title, unit, samples, names, columns, end_s=end_s, scale=scale, marks=marks)
+
+    return [
+        (
+            "Service",
+            [
+                over_bins(
+                    "Within service level", "% of requests asked for at that time", ("attained", ""), scale=100
+                ),
+                over_bins(
+                    "Requests", "per stretch of time", ("asked", "asked"), ("ok", "answered"), ("unserved", "not")
+                ),
+                over_bins("Time to first token", "ms", ("ttft_p50_ms", "p50"), ("ttft_p99_ms", "p99"), log=True),
+                over_bins("Time between tokens", "ms", ("tpot_p50_ms", "p50"), ("tpot_p99_ms", "p99")),
+                over_bins("Whole answer", "ms", ("e2e_p99_ms", "p99")),
+            ],
+        ),
+        (
+            "Fleet",
+            [
+                over_samples("Replicas", "", ("ready", "ready"), ("busy", "busy"), ("starting", "starting")),
+                over_samples("Requests in the system", "", ("in_flight", "in replicas"), ("queued", "queued")),
+                over_samples("Power of the replicas", "kW", ("power_w", ""), scale=1e-3),
+                over_samples("Cost of the replicas", "US$ per hour", ("usd_per_hour", "")),
+            ],
+        ),
+    ]
+
+
+def _fleet_charts(runs: Sequence[ClusterReport], names: Sequence[str] = ("",)) -> list[tuple[str, list[str]]]:
+    samples = [run.samples for run in runs]
+    end_s = max(run.hours for run in runs) * 3600
+
+    def over(title: str, unit: str, *columns: tuple[str, str], scale: float = 1.0) -> str:
+        return _chart(title, unit, samples, names, columns, end_s=end_s, scale=scale)
+
+    up = (("accelerators_up", "up"), ("busy", "at work"), ("serving", "serving"))
+    return [
+        (
+            "Work",
+            [
+                over("Accelerators", "", *up),
+                over("Accelerators asked for and not there", "", ("pending_accelerators", "")),
+                over("Jobs", "", ("running_jobs", "running"), ("pending_jobs", "waiting")),
+                over("Load of the services", "requests per second", ("rate_per_s", "")),
+            ],
+        ),
+        (
+            "Money, power and carbon",
+            [
+                over("Power at the meters", "MW", ("power_w", ""), scale=1e-6),
+                over("Cost", "US$ per hour", ("usd_per_hour", "")),
+                over("Carbon", "kg CO₂ per hour", ("carbon_g_per_hour", ""), scale=1e-3),
+            ],
+        ),
+    ]
+
+
+def _chart(
+    title: str,
+    unit: str,
+    tables: Sequence[Sequence[object]],
+    names: Sequence[str],
+    columns: Sequence[tuple[str, str]],
+    *,
+    end_s: float,
+    scale: float = 1.0,
+    log: bool = False,
+    marks: Sequence[Mark] = (),
+) -> str:
+    """Columns of one run as lines; of two runs the first two columns of each, the second run's dashed."""
+    grid = max(tables, key=len)
+    at_s = [float(getattr(row, "at_s")) for row in grid]  # noqa: B009  # rows of two kinds have it
+    lines = []
+    shown = columns if len(tables) == 1 else columns[:2]
+    for run, (table, name) in enumerate(zip(tables, names, strict=True)):
+        for at, (column, called) in enumerate(shown):
+            values = _resampled(table, column, at_s, scale)
+            words = " ".join(part for part in (name, called) if part)
+            kind = ("area" if at == 0 else "line") if len(tables) == 1 else ("line" if run == 0 else "dash")
+            lines.append(Line(words, values, at if len(tables) == 1 else 2 * run + at, kind))
+    top = 100.0 if column == "attained" else 0.0
+    return line_chart(title, unit, at_s, lines, top=top, log=log, marks=marks, end_s=end_s)
+
+
+def _resampled(table: Sequence[object], column: str, at_s: Sequence[float], scale: float) -> list[float | None]:
+    """The column at these instants: the last row at or before each; None beyond the table and where nothing was."""
+    values: list[float | None] = []
+    at, last_s = -1, float(getattr(table[-1], "at_s")) if table else -1.0  # noqa: B009
+    zero_is_none = column.endswith("_ms")
+    for instant in at_s:
+        while at + 1 < len(table) and float(getattr(table[at + 1], "at_s")) <= instant + 1e-9:  # noqa: B009
+            at += 1
+        value = float(getattr(table[at], column)) if at >= 0 and instant <= last_s + 1e-9 else -1.0
+        values.append(None if value < 0 or (zero_is_none and value == 0) else value * scale)
+    return values
+
+
+# -- tables -------------------------------------------------------------------------------------------------------
+
+
+def _marks(faults: Sequence[FaultNote], colour: int = 3) -> list[Mark]:
+    return [Mark(f.at_s, f.recovered_s or f.at_s, f"{f.kind}: {f.subject}", colour) for f in faults[:200]]
+
+
+def _fault_strip(faults: Sequence[FaultNote], end_s: float) -> str:
+    kinds = dict.fromkeys(fault.kind for fault in faults)
+    rows = [(kind, _marks([f for f in faults if f.kind == kind], at % 5)) for at, kind in enumerate(kinds)]
+    return strip("When, and for how long", rows, end_s=end_s)
+
+
+def _fault_table(faults: Sequence[FaultNote], end_s: float) -> str:
+    rows = []
+    for kind in dict.fromkeys(fault.kind for fault in faults):
+        mine = [fault for fault in faults if fault.kind == kind]
+        took = sorted(fault.recovered_s - fault.at_s for fault in mine if fault.recovered_s)
+        middle = f"{took[len(took) // 2]:,.1f} s" if took else ""
+        worst = f"{took[-1]:,.1f} s" if took else ""
+        rows.append((kind, f"{len(mine):,}", f"{len(took):,}", middle, worst))
+    head = ("kind", "times", "mended", "median", "longest")
+    return _table(head, rows, right=(1, 2, 3, 4), title="Recoveries") if rows else ""
+
+
+def _decision_table(run: Report, end_s: float) -> str:
+    start_ns = 0 if isinstance(run, ClusterReport) else (run.decisions[0].at_ns if run.decisions else 0)
+    chosen = _varied(run.decisions, ROWS)
+    rows = [
+        (time_words(round((d.at_ns - start_ns) / 1e9, 1), 0.0), d.what.replace("_", " "), d.subject, d.why)
+        for d in chosen
+    ]
+    title = f"{len(rows)} of {run.decisions_total:,}, some of each kind"
+    return _table(("after", "decision", "about", "because"), rows, right=(0,), title=title)
+
+
+def _varied(decisions: Sequence[Decision], most: int) -> list[Decision]:
+    """Some of each kind, in order of time."""
+    kinds = dict.fromkeys(decision.what for decision in decisions)
+    each = max(4, most // max(1, len(kinds)))
+    kept: dict[str, int] = {}
+    chosen = []
+    for decision in decisions:
+        kept[decision.what] = kept.get(decision.what, 0) + 1
+        if kept[decision.what] <= each:
+            chosen.append(decision)
+    return chosen[:most]
+
+
+def _waits_table(run: ClusterReport) -> str:
+    rows = [
+        (w.name, f"{w.submitted:,}", f"{w.done:,}", f"{w.p50_s:,.0f}", f"{w.p90_s:,.0f}", f"{w.p99_s:,.0f}",
+         f"{100 * w.goodput:.1f}")
+        for w in run.waits
+    ]  # fmt: skip
+    head = ("jobs", "submitted", "done", "wait p50, s", "p90, s", "p99, s", "goodput, %")
+    return _table(head, rows, right=range(1, 7), title="Jobs: wait for the first place")
+
+
+def _services_table(run: ClusterReport) -> str:
+    rows = [
+        (s.name, f"{s.asked:,.0f}", f"{100 * s.attained:.2f}", f"{100 * s.refused:.2f}", f"{s.mean_replicas:,.1f}",
+         f"{s.most_replicas:,}")
+        for s in run.services
+    ]  # fmt: skip
+    head = ("service", "requests", "in time, %", "refused, %", "replicas, mean", "most")
+    return _table(head, rows, right=range(1, 6), title="Services") if rows else ""
+
+
+def _difference(first: str, second: str) -> str:
+    try:
+        a, b = (_value(text) for text in (first, second))
+    except ValueError:
+        return ""
+    return f"{100 * (b / a - 1):+.1f} %" if a else ("" if not b else "new")
+
+
+def _value(text: str) -> float:
+    figure, _, sign = text.replace(",", "").partition(" ")
+    return float(figure) * {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}[sign]
+
+
+def _table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] | range = (), title: str = ""
+) -> str:
+    def cells(row: Sequence[str], tag: str) -> str:
+        return "".join(
+            f"<{tag}{' class=r' if at in right else ''}>{escape(str(cell))}</{tag}>" for at, cell in enumerate(row)
+        )
+
+    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
+    caption = f"<figcaption><b>{escape(title)}</b></figcaption>" if title else ""
+    rows_html = f"<thead><tr>{cells(head, 'th')}</tr></thead><tbody>{body}</tbody>"
+    return f"<figure>{caption}<div class=scroll><table>{rows_html}</table></div></figure>"
+
+
+# -- the page -----------------------------------------------------------------------------------------------------
+
+
+def _cards(cards: Sequence[Card]) -> str:
+    made = "".join(
+        f"<div class=card><span>{escape(name)}</span><b>{escape(figure)}</b><small>{escape(unit)}</small></div>"
+        for name, figure, unit in cards
+    )
+    return f"<div class=cards>{made}</div>"
+
+
+def _section(title: str, figures: Sequence[str], *, wide: bool = False) -> str:
+    inner = "".join(figure for figure in figures if figure)
+    return f'<section><h2>{escape(title)}</h2><div class="grid{" wide" if wide else ""}">{inner}</div></section>'
+
+
+def _foot(run: Report) -> str:
+    if isinstance(run, ClusterReport):
+        about = f"{run.accelerators:,} accelerators at {', '.join(run.sites)}, {run.hours:g} h, {run.steps:,} events"
+        rests = "scheduling and scaling are production code; jobs, load, machines and prices are modelled"
+    else:
+        about = f"{run.virtual_s:,.0f} virtual seconds, {run.events:,} events"
+        rests = f"admission, routing, scaling and batching are production code; step times: {run.step_time_basis}"
+    return f"{escape(about)}. {escape(rests)}. Seed {run.seed}, digest {run.digest[:16]}."
+
+
+def _page(title: str, foot: str, body: Sequence[str]) -> str:
+    shown: Callable[[str], str] = escape
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width,initial-scale=1">'
+        f"<title>{shown(title)}</title><style>{STYLE}</style>"
+        f"<header><h1>{shown(title)}</h1><button type=button id=theme>light or dark</button></header>"
+        f"<main>{''.join(body)}</main><footer>{foot}</footer><div id=tip hidden></div>"
+        f"<script>{SCRIPT}</script></html>"
+    )
