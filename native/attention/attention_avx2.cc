@@ -48,6 +48,12 @@ struct S {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xD8));
   }
 
+  // Lane i becomes x[i] + x[i ^ h] where i lacks bit h, x[i ^ h] - x[i] where it has it.
+  static F butterfly1(F x) { return {pairs<0xaa, 0xb1>(x.a), pairs<0xaa, 0xb1>(x.b)}; }
+  static F butterfly2(F x) { return {pairs<0xcc, 0x4e>(x.a), pairs<0xcc, 0x4e>(x.b)}; }
+  static F butterfly4(F x) { return {halves(x.a), halves(x.b)}; }
+  static F butterfly8(F x) { return {_mm256_add_ps(x.a, x.b), _mm256_sub_ps(x.a, x.b)}; }
+
   static I loadi(const void* p) {
     const __m256i* at = static_cast<const __m256i*>(p);
     return {_mm256_loadu_si256(at), _mm256_loadu_si256(at + 1)};
@@ -83,6 +89,15 @@ struct S {
   }
 
  private:
+  template <int kLanes>
+  static __m256 flip(__m256 x) {
+    return _mm256_blend_ps(x, _mm256_sub_ps(_mm256_setzero_ps(), x), kLanes);
+  }
+  template <int kLanes, int kOrder>
+  static __m256 pairs(__m256 x) {
+    return _mm256_add_ps(flip<kLanes>(x), _mm256_permute_ps(x, kOrder));
+  }
+  static __m256 halves(__m256 x) { return _mm256_add_ps(flip<0xf0>(x), _mm256_permute2f128_ps(x, x, 1)); }
   static __m256 keep_half(__m256 x, __m256i lanes, int from, int to, __m256 other) {
     const __m256i late = _mm256_cmpgt_epi32(lanes, _mm256_set1_epi32(from - 1));
     const __m256i soon = _mm256_cmpgt_epi32(_mm256_set1_epi32(to), lanes);
@@ -121,5 +136,5 @@ struct S {
 #include "attention/body.inl"
 
 namespace baseload {
-extern const AttentionIsa kAttentionAvx2{prepare, attend, merge, route, finish};
+extern const AttentionIsa kAttentionAvx2{prepare, attend, merge, route, hadamard, finish};
 }

@@ -43,6 +43,12 @@ struct S {
     __builtin_memcpy(p, &b, 32);
   }
 
+  // Lane i becomes x[i] + x[i ^ h] where i lacks bit h, x[i ^ h] - x[i] where it has it.
+  static F butterfly1(F x) { return _mm512_add_ps(flip<0xaaaa>(x), _mm512_permute_ps(x, 0xb1)); }
+  static F butterfly2(F x) { return _mm512_add_ps(flip<0xcccc>(x), _mm512_permute_ps(x, 0x4e)); }
+  static F butterfly4(F x) { return _mm512_add_ps(flip<0xf0f0>(x), _mm512_shuffle_f32x4(x, x, 0xb1)); }
+  static F butterfly8(F x) { return _mm512_add_ps(flip<0xff00>(x), _mm512_shuffle_f32x4(x, x, 0x4e)); }
+
   static I loadi(const void* p) { return _mm512_loadu_si512(p); }
   static I seti(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
   static I addi(I a, I b) { return _mm512_add_epi32(a, b); }
@@ -62,6 +68,12 @@ struct S {
     w = _mm256_shufflehi_epi16(w, _MM_SHUFFLE(3, 1, 2, 0));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), w);
   }
+
+ private:
+  template <unsigned kLanes>
+  static F flip(F x) {
+    return _mm512_mask_sub_ps(x, static_cast<__mmask16>(kLanes), set(0), x);
+  }
 };
 
 }  // namespace
@@ -69,5 +81,5 @@ struct S {
 #include "attention/body.inl"
 
 namespace baseload {
-extern const AttentionIsa kAttentionAvx512{prepare, attend, merge, route, finish};
+extern const AttentionIsa kAttentionAvx512{prepare, attend, merge, route, hadamard, finish};
 }

@@ -73,6 +73,15 @@ struct S {
     }
   }
 
+  template <int kStep>
+  static F butterfly(F x) {
+    return each([&](int i) { return (i & kStep) ? x.v[i ^ kStep] - x.v[i] : x.v[i] + x.v[i ^ kStep]; });
+  }
+  static F butterfly1(F x) { return butterfly<1>(x); }
+  static F butterfly2(F x) { return butterfly<2>(x); }
+  static F butterfly4(F x) { return butterfly<4>(x); }
+  static F butterfly8(F x) { return butterfly<8>(x); }
+
   static I loadi(const void* p) {
     I out;
     __builtin_memcpy(out.v, p, 64);
@@ -137,5 +146,5 @@ struct S {
 #include "attention/body.inl"
 
 namespace baseload {
-extern const AttentionIsa kAttentionScalar{prepare, attend, merge, route, finish};
+extern const AttentionIsa kAttentionScalar{prepare, attend, merge, route, hadamard, finish};
 }

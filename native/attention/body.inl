@@ -578,4 +578,25 @@ void route(const RouteTask& t) {
     choose(t, logits + r * t.experts, t.experts_out + r * t.chosen, t.weights_out + r * t.chosen);
 }
 
+void hadamard(float* x, int64_t size, int64_t block) {
+  const F scale = S::set(1.0f / __builtin_sqrtf(static_cast<float>(block)));
+  for (int64_t at = 0; at < size; at += block) {
+    float* p = x + at;
+    for (int64_t i = 0; i < block; i += 16) {
+      F v = S::mul(S::load(p + i), scale);
+      v = S::butterfly1(v);
+      v = S::butterfly2(v);
+      v = S::butterfly4(v);
+      S::store(p + i, S::butterfly8(v));
+    }
+    for (int64_t half = 16; half < block; half *= 2)
+      for (int64_t i = 0; i < block; i += 2 * half)
+        for (int64_t j = i; j < i + half; j += 16) {
+          const F a = S::load(p + j), b = S::load(p + j + half);
+          S::store(p + j, S::add(a, b));
+          S::store(p + j + half, S::sub(a, b));
+        }
+  }
+}
+
 }  // namespace

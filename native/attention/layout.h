@@ -144,6 +144,8 @@ struct AttentionIsa {
   void (*attend)(const AttendTask&);
   void (*merge)(const CacheLayout&, float* total, const float* part);
   void (*route)(const RouteTask&);
+  // x[size] in place: orthonormal Walsh-Hadamard transforms of `block` numbers each, block a power of two >= 16.
+  void (*hadamard)(float* x, int64_t size, int64_t block);
   void (*finish)(const CacheLayout&, const float* total, float* out);  // one vector: sums / weight -> out[dim]
 };
 

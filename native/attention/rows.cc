@@ -106,6 +106,24 @@ ffi::Error combine(F32 x, F32 parts, F32 weights, S32 place, S32 active, ffi::Re
   return ffi::Error::Success();
 }
 
+// Rows of x transformed in place (SwiGLU's result, before it is rounded for `down`).
+ffi::Error hadamard(F32 x, S32 active, ffi::ResultBuffer<ffi::F32> out, int64_t block, std::string_view isa) {
+  const int64_t size = x.dimensions()[1], rows = least(active.typed_data()[0], x.dimensions()[0]);
+  if (block < 16 || (block & (block - 1)) != 0 || size % block != 0)
+    return ffi::Error::InvalidArgument("hadamard: the block is no power of two of at least 16 that divides the row");
+  const AttentionIsa& kernels = attention_isa(isa);
+  float* to = out->typed_data();
+  const bool is_moved = to != x.typed_data();
+  const int64_t each = 8 * 4096 / size + 1;
+  parallel_for((rows + each - 1) / each, [&](int64_t task, int) {
+    for (int64_t row = task * each; row < least((task + 1) * each, rows); ++row) {
+      if (is_moved) std::memcpy(to + row * size, x.typed_data() + row * size, static_cast<size_t>(size) * 4);
+      kernels.hadamard(to + row * size, size, block);
+    }
+  });
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace baseload
 
@@ -142,3 +160,11 @@ BASELOAD_FFI(bl_combine, baseload::combine,
                  .Arg<baseload::S32>()
                  .Arg<baseload::S32>()
                  .Ret<ffi::Buffer<ffi::F32>>());
+
+BASELOAD_FFI(bl_hadamard, baseload::hadamard,
+             ffi::Ffi::Bind()
+                 .Arg<baseload::F32>()
+                 .Arg<baseload::S32>()
+                 .Ret<ffi::Buffer<ffi::F32>>()
+                 .Attr<int64_t>("block")
+                 .Attr<std::string_view>("isa"));

@@ -14,7 +14,7 @@ _FILE = Path(__file__).with_name("_kernels.so")
 # Handlers called from JAX programs: symbol in the library = target name in the program.
 HANDLERS = (
     *("bl_add_one", "bl_experts", "bl_matmul", "bl_unpack_rows"),
-    *("bl_attention", "bl_combine", "bl_new_cache", "bl_route", "bl_rows"),
+    *("bl_attention", "bl_combine", "bl_hadamard", "bl_new_cache", "bl_route", "bl_rows"),
 )
 
 

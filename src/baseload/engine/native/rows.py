@@ -84,5 +84,20 @@ def combine(x: jax.Array, parts: jax.Array, routing: Routing, active: jax.Array,
     return x
 
 
+def hadamard(x: jax.Array, active: jax.Array, *, block: int, isa: str) -> jax.Array:
+    """Orthonormal Walsh-Hadamard transforms of `block` columns each, of the active rows of x[rows, k]; in place."""
+    if isa != XLA:
+        call = jax.ffi.ffi_call("bl_hadamard", _shape(x.shape, jnp.float32), input_output_aliases={0: 0})
+        found: jax.Array = call(x, active, block=np.int64(block), isa=isa)
+        return found
+    parts = x.reshape(x.shape[0], -1, block)
+    half = 1
+    while half < block:
+        pairs = parts.reshape(x.shape[0], -1, 2, half)
+        parts = jnp.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2)
+        half *= 2
+    return parts.reshape(x.shape) * np.float32(block**-0.5)
+
+
 def _shape(shape: tuple[int, ...], dtype: Any) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]

@@ -21,7 +21,7 @@ from baseload.engine.native.matmul import (
     norm_gate_up,
     norm_matmul,
 )
-from baseload.engine.native.rows import combine, embed, route
+from baseload.engine.native.rows import combine, embed, hadamard, route
 from baseload.engine.native.weights_map import WeightsMap
 
 Step = Callable[[jax.Array, Any, Inputs], tuple[jax.Array, Any]]
@@ -91,6 +91,8 @@ def _layer(
     gate_up = model.weight(name + "gate_up", bias=name + "gate_up_bias", norm=name + "feed_norm")
     down = model.weight(name + "down", bias=name + "down_bias")
     h = norm_gate_up(x, blob, gate_up, isa=isa, intermediate=down.k, eps=eps, active=active)
+    if model.hadamard:
+        h = hadamard(h, active, block=model.hadamard, isa=isa)
     return matmul_residual(h, x, blob, down, isa=isa, active=active), kept
 
 
@@ -103,5 +105,7 @@ def _experts(model: NativeModel, name: str, blob: jax.Array, active: jax.Array, 
     down = model.weight(name + "experts.down")
     pick, offsets = routing.pick, routing.offsets
     h = expert_gate_up(x, pick, offsets, blob, gate_up, isa=isa, intermediate=down.k, eps=eps)
+    if model.hadamard:
+        h = hadamard(h, offsets[-1:], block=model.hadamard, isa=isa)
     parts = expert_matmul(h, offsets, blob, down, isa=isa)
     return combine(x, parts, routing, active, isa=isa)
