@@ -3,6 +3,7 @@
 A step runs prefill chunks and decode rows together. Its time is the sum of
 
     fixed + prefill(prompt tokens in the step) + decode(rows that decode one token) + context(KV tokens read)
+          + pairs(of a prompt token and a position before it)
 
 where `fixed` is what any step pays once (reading the weights, launching the program) and each term is a curve
 through (0, 0) and its points, straight between them and straight on beyond the last two. Terms do not interact
@@ -30,6 +31,7 @@ class StepTimeSpec(Struct, frozen=True, forbid_unknown_fields=True):
     prefill: tuple[tuple[int, float], ...]
     decode: tuple[tuple[int, float], ...]
     context: tuple[tuple[int, float], ...] = ()
+    pairs: tuple[tuple[int, float], ...] = ()
 
 
 class Curve:
@@ -64,7 +66,7 @@ class Curve:
 class StepTimeTable:
     """Answers how long a step takes; built from a `StepTimeSpec`, whose errors name the table's `name`."""
 
-    __slots__ = ("_context", "_decode", "_fixed_ns", "_prefill", "basis")
+    __slots__ = ("_context", "_decode", "_fixed_ns", "_pairs", "_prefill", "basis")
 
     def __init__(self, spec: StepTimeSpec, *, name: str = "step-time table") -> None:
         self.basis = spec.basis
@@ -80,11 +82,13 @@ class StepTimeTable:
         self._prefill = _curve(spec.prefill, f"{name}: `prefill`")
         self._decode = _curve(spec.decode, f"{name}: `decode`")
         self._context = _curve(spec.context, f"{name}: `context`")
+        self._pairs = _curve(spec.pairs, f"{name}: `pairs`")
 
-    def step_ns(self, *, prefill_tokens: int, decode_rows: int, context_tokens: int) -> int:
-        """Nanoseconds of a step; at least 1. `context_tokens` is the sum of KV positions all its rows read."""
+    def step_ns(self, *, prefill_tokens: int, decode_rows: int, context_tokens: int, prefill_pairs: int = 0) -> int:
+        """Nanoseconds of a step; at least 1. `context_tokens` is the sum of KV positions all its rows read,
+        `prefill_pairs` of those its prompt tokens look back on, token by token."""
         work = self._prefill.at(prefill_tokens) + self._decode.at(decode_rows) + self._context.at(context_tokens)
-        return max(1, self._fixed_ns + work)
+        return max(1, self._fixed_ns + work + self._pairs.at(prefill_pairs))
 
     def decode_line(self, rows: int, context_tokens: int) -> tuple[int, int, int, int]:
         """Steps in which `rows` only decode, from this context on: (fixed, slope, unit, end), as `Curve.line` has it.

@@ -94,6 +94,7 @@ class TableCosts:
             prefill_tokens=counts.prefill_tokens,
             decode_rows=counts.decode_tokens,
             context_tokens=counts.context_tokens,
+            prefill_pairs=counts.prefill_pairs,
         )
 
     def line(self, rows: int, context_tokens: int) -> Line:
