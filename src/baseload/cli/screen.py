@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from baseload.domain.errors import BaseloadError, ControlError, SettingsError
+from baseload.domain.errors import BaseloadError, ControlError, DataError, SettingsError
 from baseload.domain.units import NS_PER_S, NUSD_PER_USD, UJ_PER_J
 
 OK, FAILURE, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -56,9 +56,9 @@ def say(text: str, *, style: str = "") -> None:
 
 
 def exit_code(error: BaseloadError) -> int:
-    """0 done, 1 failed, 2 wrong usage or settings, 3 no control process that answers or admits us."""
+    """0 done, 1 failed, 2 wrong usage, settings or input files, 3 no control process that answers or admits us."""
     match error:
-        case SettingsError():
+        case SettingsError() | DataError():
             return USAGE
         case ControlError():
             return UNREACHABLE

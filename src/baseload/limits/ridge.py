@@ -104,7 +104,7 @@ def unfitted(form: Form, *, shipped: Mapping[Key, float] | None = None, basis: s
     return Fitted(form, {}, np.zeros((0, 0)), frozenset(), 0, shipped or {}, basis)
 
 
-def fit(start: Fitted, costs: Floats, traits: Sequence[Traits], measured_s: Floats, *, rounds: int = 30) -> Fitted:
+def fit(start: Fitted, costs: Floats, traits: Sequence[Traits], measured_s: Floats, *, rounds: int = 20) -> Fitted:
     """Corrections on top of what `start` ships that explain `measured_s`; `start` bare where there are no points."""
     form = start.form
     if not len(traits):
@@ -118,28 +118,27 @@ def fit(start: Fitted, costs: Floats, traits: Sequence[Traits], measured_s: Floa
     def theta_of(x: Floats) -> Floats:
         return np.asarray(base + (design @ x).T, dtype=np.float64)
 
-    def loss(x: Floats) -> float:
-        error = (np.log(form.time(costs, theta_of(x))) - target) / form.noise
-        return float(form.tail * np.log1p(error**2 / form.tail).sum() + ((x / widths) ** 2).sum())
+    def error_of(x: Floats) -> Floats:
+        return np.asarray((np.log(form.time(costs, theta_of(x))) - target) / form.noise, dtype=np.float64)
 
-    x, damping = np.zeros(len(keys)), 1e-3
-    best = loss(x)
+    x = np.zeros(len(keys))
     hessian = np.diag(1.0 / widths**2)
-    for _ in range(rounds):
-        theta = theta_of(x)
-        error = (np.log(form.time(costs, theta)) - target) / form.noise
-        weight = 1.0 / (1.0 + error**2 / form.tail)
-        jacobian = np.einsum("ki,kij->ij", _slopes(form, costs, theta), design, optimize=True) / form.noise
-        hessian = jacobian.T @ (weight[:, None] * jacobian) + np.diag(1.0 / widths**2)
-        gradient = jacobian.T @ (weight * error) + x / widths**2
-        step = np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)), gradient)
-        after = loss(x - step)
-        if after < best:
-            gain, x, best, damping = best - after, x - step, after, max(1e-6, damping / 4)
-            if gain < 1e-4 * max(1.0, best):
-                break
-        else:
-            damping *= 8
+    for robust in (_soft_l1, _student(form.tail)):  # convex first, so that what is merely far off is not given up
+        damping, best = 1e-3, robust(error_of(x))[0] + float(((x / widths) ** 2).sum())
+        for _ in range(rounds):
+            theta, error = theta_of(x), error_of(x)
+            weight = robust(error)[1]
+            jacobian = np.einsum("ki,kij->ij", _slopes(form, costs, theta), design, optimize=True) / form.noise
+            hessian = jacobian.T @ (weight[:, None] * jacobian) + np.diag(1.0 / widths**2)
+            gradient = jacobian.T @ (weight * error) + x / widths**2
+            step = np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)), gradient)
+            after = robust(error_of(x - step))[0] + float((((x - step) / widths) ** 2).sum())
+            if after < best:
+                gain, x, best, damping = best - after, x - step, after, max(1e-6, damping / 4)
+                if gain < 1e-4 * max(1.0, best):
+                    break
+            else:
+                damping *= 8
     known = frozenset(trait for of in traits for trait in of)
     corrections = {key: float(value) for key, value in zip(keys, x, strict=True)}
     covariance = np.asarray(np.linalg.inv(hessian), dtype=np.float64)
@@ -176,6 +175,21 @@ def to_toml(fitted: Fitted, *, basis: str, kinds: Sequence[str], least: float = 
 
 def _quoted(text: str) -> str:
     return msgspec.json.encode(text).decode()
+
+
+def _soft_l1(error: Floats) -> tuple[float, Floats]:
+    """(loss, weights) that grow with the error's size, not its square."""
+    root = np.sqrt(1.0 + error**2)
+    return float(2.0 * (root - 1.0).sum()), 1.0 / root
+
+
+def _student(tail: float) -> Callable[[Floats], tuple[float, Floats]]:
+    """(loss, weights) of a Student distribution with so many degrees of freedom."""
+
+    def loss(error: Floats) -> tuple[float, Floats]:
+        return float(tail * np.log1p(error**2 / tail).sum()), 1.0 / (1.0 + error**2 / tail)
+
+    return loss
 
 
 def _design(form: Form, traits: Sequence[Traits], keys: Sequence[Key]) -> Floats:

@@ -7,7 +7,7 @@ from baseload.cli.inspect import By, fold, summed, with_ratios
 from baseload.cli.screen import dollars, exit_code, joules, seconds, when
 from baseload.cli.words import sentence
 from baseload.core.ports import JournalRow, UsageRow
-from baseload.domain.errors import BaseloadError, ControlError, ModelError, SettingsError
+from baseload.domain.errors import BaseloadError, ControlError, DataError, ModelError, SettingsError
 from baseload.domain.units import NS_PER_S
 
 ROW = UsageRow(
@@ -64,8 +64,8 @@ def test_records_become_sentences(kind: str, body: dict[str, object], words: str
 
 
 def test_errors_become_exit_codes() -> None:
-    errors = (BaseloadError("x"), ModelError("x"), SettingsError("x"), ControlError("x"))
-    assert [exit_code(error) for error in errors] == [1, 1, 2, 3]
+    errors = (BaseloadError("x"), ModelError("x"), SettingsError("x"), DataError("x"), ControlError("x"))
+    assert [exit_code(error) for error in errors] == [1, 1, 2, 2, 3]
 
 
 def test_figures_keep_the_digits_that_matter() -> None:
