@@ -130,48 +130,52 @@ class CountedBatcher(Batcher):
         `grown`: the step after these has already begun, and holds the blocks it needs.
         """
         running, size = self._running, self.pool.block_tokens
-        deeds: list[tuple[int, int, int, _Seq]] = []  # (step, 0: takes a block, 1: fills one that others may find, …)
+        rows, last, fills = len(running), steps + grown, False
+        takes: list[int] = []  # step * rows + row, of each block that a row takes as that step is planned
         ended: list[_Seq] = []
-        last, fills = steps + grown, False
         for at, seq in enumerate(running):
             total = seq.total
             first = len(seq.blocks) * size - total + 2  # the step at whose plan it holds no place for its next token
-            while first <= last:
-                deeds.append((first, 0, at, seq))
-                first += size
+            if first <= last:
+                takes += range(first * rows + at, last * rows + at + 1, size * rows)
             if seq.parent is not None:
                 if seq.published < len(seq.hashes):
                     fills = True
-                    full = min((seq.computed + steps) // size, len(seq.hashes))
-                    deeds += [((n + 1) * size - seq.computed, 1, at, seq) for n in range(seq.published, full)]
                 else:
                     seq.published = (seq.computed + steps) // size
             seq.computed += steps
             seq.total = total = total + steps
             if total >= seq.ends_at:
                 ended.append(seq)
-        if len(deeds) > 1:
-            deeds.sort(key=_when)
-        if not fills:
-            for (_, _, _, seq), block in zip(deeds, self.pool.allocate(len(deeds)), strict=True):
-                seq.blocks.append(block)
-        else:
-            self._perform(deeds)
-        self._totals[2] += steps * len(running)
+        takes.sort()
+        if fills:
+            self._take_and_publish(takes, steps)
+        elif takes:
+            for take, block in zip(takes, self.pool.allocate(len(takes)), strict=True):
+                running[take % rows].blocks.append(block)
+        self._totals[2] += steps * rows
         self._totals[4] += steps
         return self._end_all(ended, now_ns)
 
-    def _perform(self, deeds: list[tuple[int, int, int, _Seq]]) -> None:
-        """Take and publish blocks one by one: what one publishes, another of the same text does not."""
-        for _, fills, _, seq in deeds:
-            if fills:
+    def _take_and_publish(self, takes: list[int], steps: int) -> None:
+        """Block by block in order of time: what one row publishes, another of the same text does not."""
+        running, size, rows = self._running, self.pool.block_tokens, len(self._running)
+        deeds = [(take // rows, 0, take % rows) for take in takes]
+        for at, seq in enumerate(running):
+            if seq.parent is not None and seq.published < len(seq.hashes):
+                full = min(seq.computed // size, len(seq.hashes))
+                before = seq.computed - steps
+                deeds += [((n + 1) * size - before, 1, at) for n in range(seq.published, full)]
+        for _, is_filled, at in sorted(deeds):
+            seq = running[at]
+            if is_filled:
                 self.pool.publish(seq.blocks[seq.published], seq.hashes[seq.published])
                 seq.published += 1
             else:
                 seq.blocks += self.pool.allocate(1)
-        for seq in self._running:
+        for seq in running:
             if seq.parent is not None:
-                seq.published = seq.computed // self.pool.block_tokens
+                seq.published = seq.computed // size
 
     def decode_state(self) -> tuple[int, int]:
         """Rows and context tokens of the next step, if it is quiet; each further one reads one token a row more."""
@@ -203,7 +207,3 @@ class CountedBatcher(Batcher):
             by = FinishedBy.STOP if seq.total >= seq.stop_at else FinishedBy.LENGTH
             finished.append(self._finish(seq, by, now_ns))
         return finished
-
-
-def _when(deed: tuple[int, int, int, _Seq]) -> tuple[int, int, int]:
-    return deed[:3]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from baseload.twin.cells import simulate_cells
 from baseload.twin.cluster.report import ClusterReport
 from baseload.twin.cluster.run import simulate_cluster
 from baseload.twin.cluster.swarm import drawn_cluster
@@ -15,6 +16,8 @@ Progress = Callable[[int, int], None]
 
 def run_or_hunt(config: SimulateConfig, *, progress: Progress | None = None) -> SimulateReport | ClusterReport:
     """What the specification asks for. A hunt's report holds no run, only `hunt`."""
+    if config.cells > 1 and not config.seeds and config.cluster is None:
+        return simulate_cells(config, progress=progress)
     if config.cluster is None:
         report = simulate(config, progress=progress)
         if progress is not None and not config.seeds:

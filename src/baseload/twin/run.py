@@ -21,7 +21,7 @@ from baseload.twin.faults import FaultMaker, make_keys
 from baseload.twin.hosting import Fleet
 from baseload.twin.report import Failure, Hunt, SimulateReport, make_report
 from baseload.twin.sources import all_arrivals
-from baseload.twin.spec import DEFAULT_MODEL, SimulateConfig
+from baseload.twin.spec import DEFAULT_MODEL, SimulateConfig, Workload
 from baseload.twin.swarm import drawn_config
 from baseload.twin.tally import FleetSample
 from baseload.twin.workers import Life
@@ -30,6 +30,7 @@ from baseload.twin.world import POLICY_VERSION, START_NS, World
 
 SHUTDOWN_GRACE_NS = 120 * NS_PER_S
 LIVENESS_NS = 3_600 * NS_PER_S  # after the faults everything must be over within this
+LEAN_SAMPLES = 60
 SAMPLES = 400  # of the fleet in a run, unless that would be more often than each second
 
 
@@ -97,6 +98,8 @@ class Simulation:
         names = [spec.name for spec in self.models]
         self.basis = self.fleet.basis_of(names)
         self.arrivals = all_arrivals(config.workload, models=names, seed=config.seed, base=base)
+        if config.cells > 1 and _is_traced(config.workload):
+            self.arrivals = self.arrivals[config.cell :: config.cells]  # a trace is dealt out row by row
         self.world = World(
             seed=config.seed,
             physics=config.physics,
@@ -117,7 +120,8 @@ class Simulation:
         self._asked = 0
         self._to_come = 0  # later turns of conversations that think
         last_ns = self.arrivals[-1].at_ns if self.arrivals else 0
-        self._sample_ns = max(1, -(-last_ns // SAMPLES // NS_PER_S)) * NS_PER_S
+        samples = SAMPLES if not config.lean else LEAN_SAMPLES
+        self._sample_ns = max(1, -(-last_ns // samples // NS_PER_S)) * NS_PER_S
 
     def run(self) -> SimulateReport:
         """From the first start of control to its orderly end."""
@@ -276,6 +280,10 @@ class Simulation:
             f"{(at_ns - self.world.start_ns) / NS_PER_S:12.6f} s  {event}" for at_ns, event in self.world.tail
         )
         return Failure(config.seed, f"{type(error).__name__}: {error} [{where}]", command, tail)
+
+
+def _is_traced(workload: Workload) -> bool:
+    return bool(workload.trace) or any(source.kind == "trace" for source in workload.sources)
 
 
 def _drawn_start(seed: int) -> int:

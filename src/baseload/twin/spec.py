@@ -188,6 +188,9 @@ class SimulateConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     policies: Policies = Policies()
     cluster: Cluster | None = None  # a fleet under the gang scheduler, instead of single requests
     exact: bool = False  # engines step one by one: slower, with the same result
+    cells: int = 1  # parts that share nothing, each with a control machine; replicas and traffic are split evenly
+    processes: int = 0  # that simulate cells beside each other; 0: as many as there are cores
+    cell: int = 0  # filled for each cell: which it is
     lean: bool = False  # keep sums and samples only, for millions of requests; not with kills of control
     checked: bool = True  # look after each event whether all that must always hold does; False: faster
     decisions: int = 200  # at most so many decisions stand in the report, the first ones

@@ -18,6 +18,10 @@ REASONS = tuple(Reason)
 _OUTCOME_AT = {outcome: at for at, outcome in enumerate(OUTCOMES)}
 _REASON_AT = {reason: at for at, reason in enumerate(REASONS)}
 Ints = NDArray[np.int64]
+_SUMS = (
+    "decisions_total", "prompt_tokens", "cached_tokens", "completion_tokens", "useful_ns", "idle_ns", "cold_ns",
+    "nusd", "uj",
+)  # fmt: skip
 
 
 class FleetSample(Struct, frozen=True):
@@ -131,6 +135,25 @@ class Tally:
                     self.decisions_total += 1
                     if len(self.decisions) < self._most_decisions:
                         self.decisions.append(entry)
+
+    def join(self, other: "Tally") -> None:
+        """Add what another world left behind, over the same time."""
+        for mine, theirs in zip(self._columns, other._columns, strict=True):
+            mine.extend(theirs)
+        self.queue_ns.extend(other.queue_ns)
+        for name in _SUMS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.decisions += other.decisions[: self._most_decisions - len(self.decisions)]
+        self.cold_replicas |= {f"{len(self.cold_replicas)}/{name}": None for name in other.cold_replicas}
+        self.bases |= other.bases
+        self.faults = sorted([*self.faults, *other.faults], key=lambda fault: fault.at_s)
+        if not self.samples:
+            self.samples = list(other.samples)
+            return
+        for at, sample in enumerate(other.samples[: len(self.samples)]):
+            ours = self.samples[at]
+            added = {name: getattr(ours, name) + getattr(sample, name) for name in FleetSample.__struct_fields__[1:]}
+            self.samples[at] = FleetSample(at_s=ours.at_s, **added)
 
     def table(self) -> Table:
         """The requests so far."""

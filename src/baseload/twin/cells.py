@@ -1,0 +1,138 @@
+"""A large fleet as cells that share nothing: each has its own control machine and its part of replicas and traffic.
+
+Traffic drawn at random is split at random (a Poisson stream dealt out is as many thinner ones), a trace row by row.
+Cells are simulated one after the other on each process, so memory holds as many cells as there are processes.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+
+import msgspec
+
+from baseload.domain.errors import SettingsError
+from baseload.domain.rng import Rng
+from baseload.twin.report import Failure, SimulateReport, make_report
+from baseload.twin.run import Simulation
+from baseload.twin.spec import SimulateConfig
+from baseload.twin.tally import Tally
+
+_SHARED_S = (
+    "node_every_s", "switch_every_s", "flap_every_s", "slow_every_s", "throttle_every_s", "spot_every_s",
+    "disk_full_every_s", "price_every_s",
+)  # fmt: skip
+
+
+def cell_of(config: SimulateConfig, cell: int) -> SimulateConfig:
+    """The specification of one cell. SettingsError where replicas or requests cannot be split so."""
+    cells, workload, faults = config.cells, config.workload, config.faults
+    models = []
+    for spec in config.models:
+        if spec.scaling.max_replicas < cells:
+            raise SettingsError(f"cells: {spec.name} has at most {spec.scaling.max_replicas} replicas for {cells}.")
+        low, high = (_part(n, cell, cells) for n in (spec.scaling.min_replicas, spec.scaling.max_replicas))
+        models.append(
+            msgspec.structs.replace(
+                spec, scaling=msgspec.structs.replace(spec.scaling, min_replicas=low, max_replicas=high)
+            )
+        )
+    sources = tuple(
+        msgspec.structs.replace(
+            source,
+            rate_per_s=source.rate_per_s / cells,
+            requests=source.requests and _part(source.requests, cell, cells),
+        )
+        if source.kind != "trace"
+        else source
+        for source in workload.sources
+    )
+    requests = workload.requests if workload.trace else _part(workload.requests, cell, cells)
+    return msgspec.structs.replace(
+        config,
+        seed=Rng(config.seed, f"twin.cell.{cell}").u64() >> 1,
+        models=tuple(models),
+        workload=msgspec.structs.replace(
+            workload, sources=sources, requests=requests, rate_per_s=workload.rate_per_s / cells
+        ),
+        faults=msgspec.structs.replace(faults, **{name: getattr(faults, name) * cells for name in _SHARED_S}),
+        cell=cell,
+    )
+
+
+def simulate_cells(config: SimulateConfig, *, progress: Callable[[int, int], None] | None = None) -> SimulateReport:
+    """Run all cells on `config.processes` processes (0: as many as there are cores) and join what they showed."""
+    processes = config.processes or os.cpu_count() or 1
+    whole = Tally(start_ns=0, most_decisions=config.decisions)
+    ended: list[_Ended] = []
+    for done, one in enumerate(_run_all(config, min(processes, config.cells)), 1):
+        ended.append(one)
+        if progress is not None:
+            progress(done, config.cells)
+    ended.sort(key=lambda one: one.cell)
+    for one in ended:
+        whole.join(one.tally)
+    failures = [one.failure for one in ended if one.failure is not None]
+    digest = Rng(0, " ".join(one.digest for one in ended))
+    return make_report(
+        whole,
+        name=config.name,
+        seed=config.seed,
+        basis=ended[0].basis,
+        slo=config.slo,
+        energy=config.energy,
+        unreached=sum(one.unreached for one in ended),
+        restarts=sum(one.restarts for one in ended),
+        events=sum(one.events for one in ended),
+        virtual_ns=max(one.virtual_ns for one in ended),
+        digest="".join(f"{digest.u64():016x}" for _ in range(4)),
+        failure=failures[0] if failures else None,
+    )
+
+
+class _Ended(msgspec.Struct):
+    """What a process hands back of a cell."""
+
+    cell: int
+    tally: Tally
+    basis: str
+    unreached: int
+    restarts: int
+    events: int
+    virtual_ns: int
+    digest: str
+    failure: Failure | None
+
+
+def _run_all(config: SimulateConfig, processes: int) -> Iterator[_Ended]:
+    if processes == 1:
+        for cell in range(config.cells):
+            yield _run_cell(config, cell)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        futures: list[Future[_Ended]] = [pool.submit(_run_cell, config, cell) for cell in range(config.cells)]
+        for future in as_completed(futures):
+            yield future.result()
+
+
+def _run_cell(config: SimulateConfig, cell: int) -> _Ended:
+    simulation = Simulation(cell_of(config, cell))
+    report = simulation.run()
+    world = simulation.world
+    return _Ended(
+        cell=cell,
+        tally=world.tally,
+        basis=simulation.basis,
+        unreached=world.unreached,
+        restarts=world.restarts,
+        events=world.events,
+        virtual_ns=world.now_ns - world.start_ns,
+        digest=report.digest,
+        failure=report.failure,
+    )
+
+
+def _part(count: int, cell: int, cells: int) -> int:
+    """An even share; the first cells take what is left over."""
+    return count // cells + (cell < count % cells)
