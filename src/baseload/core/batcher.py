@@ -119,6 +119,11 @@ class Batcher:
         return self.pool.usage
 
     @property
+    def paced(self) -> bool:
+        """Whether any sequence ever had a target."""
+        return self._paced
+
+    @property
     def totals(self) -> BatcherTotals:
         """Counters since the start."""
         return BatcherTotals(*self._totals)
@@ -310,10 +315,6 @@ class Batcher:
         """Lengthen the shares of decodes by their guesses, as far as the budget and the free blocks go."""
         self._guessing = False
         size, longer = self.pool.block_tokens, []
-        planned = {seq.seq_id: None for seq, _ in pairs}
-        for seq in self._running:
-            if seq.seq_id not in planned:
-                seq.guesses = []
         for seq, count in pairs:
             if seq.guesses:
                 slack = max(0, self.pool.available - len(self._running))  # the next decodes need theirs

@@ -10,7 +10,7 @@ from baseload.core.batcher import Batcher
 from baseload.core.step_times import StepTimes
 from baseload.engine.drafting import PromptLookup
 from baseload.engine.sampling import RowSampler
-from baseload.policy.speculation import FIRST_BELIEF, PROBE_EVERY, believed, guesses
+from baseload.policy.speculation import FIRST_BELIEF, PROBE_EVERY, believed, guesses, step_costs
 
 
 class GuessSource(Protocol):
@@ -69,6 +69,11 @@ class GuessAhead:
         self._belief: dict[str, float] = {}  # by sequence: the share of its guesses that were right
         self._unguessed: dict[str, int] = {}  # steps since its last guess
 
+    @property
+    def active(self) -> bool:
+        """Whether there is a source at all."""
+        return self._source is not None
+
     def open(self, seq_id: str, tokens: Sequence[int], sampler: RowSampler) -> None:
         """A new sequence."""
         if self._source is not None:
@@ -87,17 +92,18 @@ class GuessAhead:
         if self._source is None:
             return
         contexts = batcher.decode_contexts()
-        rows, pairs = len(contexts), sum(contexts.values())
+        if not contexts:
+            return
+        costs = step_costs(
+            most=self._most,
+            rows=len(contexts),
+            pairs=sum(contexts.values()),
+            predict=times.predict,
+            guess_ns=self._source.guess_ns,
+        )
         asked = {}
         for seq_id in contexts:
-            count = guesses(
-                most=self._most,
-                belief=self._belief[seq_id],
-                rows=rows,
-                pairs=pairs,
-                predict=times.predict,
-                guess_ns=self._source.guess_ns,
-            )
+            count = guesses(belief=self._belief[seq_id], costs_ns=costs)
             if not count and self._unguessed[seq_id] >= PROBE_EVERY:
                 count = 1
             self._unguessed[seq_id] += 1

@@ -33,6 +33,7 @@ from baseload.policy.pacing import paces
 MAX_FAILURES = 3  # steps in a row
 _UNBOUNDED = 1 << 30
 _UNLEARNED_STEPS = 3
+_LEARNING_STEPS = 200
 
 
 class StepRunner(Protocol):
@@ -245,9 +246,14 @@ class EngineLoop:
         return made
 
     def _observe(self, plan: Plan, step_ns: int) -> None:
-        """Learn what steps cost. The first ones may have compiled a program, which says nothing of the next."""
+        """Learn what steps cost, where that is asked for; once learned, every fourth step is enough.
+
+        The first ones may have compiled a program, which says nothing of the next.
+        """
         self._seen += 1
-        if self._seen > _UNLEARNED_STEPS:
+        if not (self._guesses.active or self._batcher.paced) or self._seen <= _UNLEARNED_STEPS:
+            return
+        if self._seen < _LEARNING_STEPS or not self._seen % 4:
             decode_pairs, prefill_pairs = attended(plan.shares)
             self._times.observe(plan.decode_tokens + plan.prefill_tokens, decode_pairs, prefill_pairs, step_ns)
 

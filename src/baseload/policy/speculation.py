@@ -5,6 +5,8 @@ step, with a the share of guesses that were right of those that were tried. They
 what the longer step costs. Where they do not pay, a guess is tried once in a while all the same: text changes.
 """
 
+from collections.abc import Sequence
+
 from baseload.policy.pacing import Predict
 
 PROBE_EVERY = 32  # steps of a sequence between tries while guessing does not pay
@@ -21,20 +23,31 @@ def believed(belief: float, *, tried: int, right: int) -> float:
     return belief + (1.0 - (1.0 - _WEIGHT) ** counted) * (right / counted - belief)
 
 
-def guesses(*, most: int, belief: float, rows: int, pairs: int, predict: Predict, guess_ns: int = 0) -> int:
-    """The number of guesses per row, 0 to `most`, with the most tokens per second over `rows` answers alike.
+def guesses(*, belief: float, costs_ns: Sequence[int]) -> int:
+    """The number of guesses per row, 0 to len(costs_ns) - 1, with the most tokens per second.
 
-    `guess_ns` is what one more guess for all rows costs the guesser (a draft model's step; 0 for a look-up).
+    `costs_ns[k]` is what a step with k guesses for each row costs, the guesser's own time included; 0 for none where
+    nothing is known yet.
     """
-    one = predict(rows, pairs, 0)
-    if one <= 0:
-        return min(1, most)  # nothing is known of the costs: one guess finds out
-    best, rate = 0, _LEAST_GAIN / one
+    if costs_ns[0] <= 0:
+        return min(1, len(costs_ns) - 1)  # one guess finds out
+    best, rate = 0, _LEAST_GAIN / costs_ns[0]
     gain = reach = 1.0
-    for count in range(1, most + 1):
+    for count in range(1, len(costs_ns)):
         reach *= belief
         gain += reach
-        now = gain / (predict(rows * (1 + count), pairs, pairs * count) + count * guess_ns)
+        now = gain / costs_ns[count]
         if now > rate:
             best, rate = count, now
     return best
+
+
+def step_costs(*, most: int, rows: int, pairs: int, predict: Predict, guess_ns: int = 0) -> list[int]:
+    """Nanoseconds of a step with 0 to `most` guesses for each of `rows` answers that attend to `pairs` positions.
+
+    `guess_ns` is what one more guess for all rows costs the guesser (a draft model's step; 0 for a look-up).
+    """
+    return [
+        predict(rows * (1 + count), pairs, pairs * count) + (count * guess_ns if count else 0)
+        for count in range(most + 1)
+    ]

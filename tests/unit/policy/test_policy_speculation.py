@@ -1,6 +1,6 @@
 """Guesses are made where they pay, by belief and by cost."""
 
-from baseload.policy.speculation import FIRST_BELIEF, believed, guesses
+from baseload.policy.speculation import believed, guesses, step_costs
 
 
 def flat(tokens: int, decode_pairs: int, prefill_pairs: int) -> int:
@@ -14,19 +14,20 @@ def steep(tokens: int, decode_pairs: int, prefill_pairs: int) -> int:
 
 
 def test_many_guesses_where_they_are_cheap_and_right() -> None:
-    assert guesses(most=6, belief=0.95, rows=1, pairs=100, predict=flat) == 6
-    assert guesses(most=6, belief=0.5, rows=1, pairs=100, predict=flat) >= 3
+    assert guesses(belief=0.95, costs_ns=step_costs(most=6, rows=1, pairs=100, predict=flat)) == 6
+    assert guesses(belief=0.5, costs_ns=step_costs(most=6, rows=1, pairs=100, predict=flat)) >= 3
 
 
 def test_no_guess_where_it_does_not_pay() -> None:
-    assert guesses(most=6, belief=0.9, rows=8, pairs=100, predict=steep) == 0
-    assert guesses(most=6, belief=0.01, rows=1, pairs=100, predict=flat) == 0
-    assert guesses(most=6, belief=0.6, rows=1, pairs=100, predict=flat, guess_ns=2000) == 0
-    assert guesses(most=0, belief=1.0, rows=1, pairs=100, predict=flat) == 0
+    assert guesses(belief=0.9, costs_ns=step_costs(most=6, rows=8, pairs=100, predict=steep)) == 0
+    assert guesses(belief=0.01, costs_ns=step_costs(most=6, rows=1, pairs=100, predict=flat)) == 0
+    assert guesses(belief=0.6, costs_ns=step_costs(most=6, rows=1, pairs=100, predict=flat, guess_ns=2000)) == 0
+    assert guesses(belief=1.0, costs_ns=step_costs(most=0, rows=1, pairs=100, predict=flat)) == 0
 
 
 def test_one_guess_finds_out_what_is_not_known() -> None:
-    assert guesses(most=6, belief=FIRST_BELIEF, rows=1, pairs=1, predict=lambda *_: 0) == 1
+    assert guesses(belief=0.6, costs_ns=[0] * 7) == 1
+    assert guesses(belief=0.6, costs_ns=[0]) == 0
 
 
 def test_belief_follows_what_was_tried() -> None:
