@@ -33,7 +33,7 @@ struct AmxImpl {
       const uint8_t* next = p + 4 <= b.panel_end ? b.w.panel(p + 2) : nullptr;
       Impl<I>::split_rows(b, kRows, [&](int64_t row, int64_t some, int64_t index, int64_t blocks) {
         const int64_t steps = b.w.kp * (bf16 ? 2 : 1) / 64;
-        const Stream ahead = Impl<I>::ahead_of(next, 2 * b.w.panel_bytes(), steps, index, blocks);
+        const Stream ahead = Impl<I>::next_only(next, 2 * b.w.panel_bytes(), steps, index, blocks);
         if (bf16) {
           count == 2 ? block<true, 2>(b, row, some, p, w, stride, ahead)
                      : block<true, 1>(b, row, some, p, w, stride, ahead);
@@ -119,8 +119,31 @@ struct AmxImpl {
     }
   }
 
+  static int64_t peak(Scheme scheme, int64_t rounds) {
+    TileConfig config;
+    for (int t = 0; t < 8; ++t) config.set(t, 16);
+    T::configure(config);
+    for (int64_t i = 0; i < rounds; ++i) {
+      if (scheme == Scheme::kBf16) {
+        four<true>();
+      } else {
+        four<false>();
+      }
+    }
+    T::release();
+    return rounds * 4 * 16 * 16 * (scheme == Scheme::kBf16 ? 32 : 64);
+  }
+
+  template <bool kBf16>
+  static BL_INLINE void four() {
+    dot<kBf16, 0, 4, 6>();
+    dot<kBf16, 1, 4, 7>();
+    dot<kBf16, 2, 5, 6>();
+    dot<kBf16, 3, 5, 7>();
+  }
+
   static const Kernels* table(const char* name) {
-    static const Kernels kernels{name, false, &Impl<I>::prepare_row, &run};
+    static const Kernels kernels{name, false, false, &Impl<I>::prepare_row, &run, &peak, &Impl<I>::read};
     return &kernels;
   }
 };

@@ -23,25 +23,32 @@ BL_INLINE __m256i splat_dword(const void* p) { return _mm256_set1_epi32(load_as<
 struct Avx2Common {
   typedef Two Acc;
   static BL_INLINE Two zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-  static BL_INLINE I16 value(const Two& acc) { return load_as<I16>(&acc); }
+  // By way of a copy: read as a whole, the sums would live in memory (GCC 12; for the float sums it is the other way).
+  static BL_INLINE I16 value(const Two& acc) {
+    const __m256i both[2] = {acc.lo, acc.hi};
+    return load_as<I16>(both);
+  }
 
   // 4-bit: products of codes (at most 15) and int8 stay in 16 bits for 32 of K: 8 · 2 · 15 · 127 = 30,480.
   typedef Two Acc4;
   struct W4 {
     Two low, high;
   };
-  static BL_INLINE Two zero4() { return zero(); }
+  struct A4 {
+    __m256i first, second;
+  };
+  static BL_INLINE Two start4(const int32_t*) { return zero(); }
+  static BL_INLINE A4 splat4(const int8_t* p) { return {splat_dword(p), splat_dword(p + 4)}; }
   static BL_INLINE W4 load4(const uint8_t* p) {
     const __m256i mask = _mm256_set1_epi8(15), a = load256(p), b = load256(p + 32);
     return {{_mm256_and_si256(a, mask), _mm256_and_si256(b, mask)},
             {_mm256_and_si256(_mm256_srli_epi16(a, 4), mask), _mm256_and_si256(_mm256_srli_epi16(b, 4), mask)}};
   }
-  static BL_INLINE void dot4(Two& acc, const W4& w, const int8_t* a) {
-    const __m256i first = splat_dword(a), second = splat_dword(a + 4);
-    acc.lo = _mm256_add_epi16(acc.lo, _mm256_maddubs_epi16(w.low.lo, first));
-    acc.hi = _mm256_add_epi16(acc.hi, _mm256_maddubs_epi16(w.low.hi, first));
-    acc.lo = _mm256_add_epi16(acc.lo, _mm256_maddubs_epi16(w.high.lo, second));
-    acc.hi = _mm256_add_epi16(acc.hi, _mm256_maddubs_epi16(w.high.hi, second));
+  static BL_INLINE void dot4(Two& acc, const W4& w, const A4& a) {
+    acc.lo = _mm256_add_epi16(acc.lo, _mm256_maddubs_epi16(w.low.lo, a.first));
+    acc.hi = _mm256_add_epi16(acc.hi, _mm256_maddubs_epi16(w.low.hi, a.first));
+    acc.lo = _mm256_add_epi16(acc.lo, _mm256_maddubs_epi16(w.high.lo, a.second));
+    acc.hi = _mm256_add_epi16(acc.hi, _mm256_maddubs_epi16(w.high.hi, a.second));
   }
   struct Fold {
     Two step, offset;
@@ -80,6 +87,8 @@ struct Avx2Common {
     put(to + 96, w.high.hi, u.step.hi, u.offset.hi);
   }
 
+  static constexpr bool kFloats = true;
+  typedef float ActB;
   struct AccF {
     __m256 lo, hi;
   };
@@ -96,11 +105,8 @@ struct Avx2Common {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(b, 16)),
             _mm256_castsi256_ps(_mm256_and_si256(a, high)), _mm256_castsi256_ps(_mm256_and_si256(b, high))};
   }
-  static BL_INLINE AB splatb(const uint16_t* p) {
-    const __m256i both = splat_dword(p);
-    return {_mm256_castsi256_ps(_mm256_slli_epi32(both, 16)),
-            _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(static_cast<int32_t>(0xffff0000u))))};
-  }
+  static BL_INLINE const float* activationsb(const Activations& a) { return a.floats; }
+  static BL_INLINE AB splatb(const float* p) { return {_mm256_broadcast_ss(p), _mm256_broadcast_ss(p + 1)}; }
   static BL_INLINE void dotb(AccF& acc, const WB& w, const AB& a) {
     acc.lo = _mm256_fmadd_ps(w.lo1, a.second, _mm256_fmadd_ps(w.lo0, a.first, acc.lo));
     acc.hi = _mm256_fmadd_ps(w.hi1, a.second, _mm256_fmadd_ps(w.hi0, a.first, acc.hi));

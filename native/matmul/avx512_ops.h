@@ -10,7 +10,7 @@ namespace baseload {
 namespace {
 
 struct Avx512 {
-  static constexpr int kRows = 12, kRows4 = 4, kPanels = 2, kDirect4 = 4;
+  static constexpr int kRows = 12, kRows4 = 6, kPanels = 2, kDirect4 = 12;
   static constexpr bool kWide = false;
 
   typedef __m512i Acc;
@@ -22,20 +22,26 @@ struct Avx512 {
   static BL_INLINE I16 value(Acc acc) { return reinterpret_cast<I16>(acc); }
   static BL_INLINE W8 load8(const uint8_t* p) { return _mm512_loadu_si512(p); }
   static BL_INLINE A8 splat8(const int8_t* p) { return _mm512_set1_epi32(load_as<int32_t>(p)); }
-  static BL_INLINE void dot8(Acc& acc, W8 w, A8 a) { acc = _mm512_dpbusd_epi32(acc, w, a); }
+  // As assembly: GCC 12 copies each sum to another register and back around its own intrinsic (measured: 2.4 times slower).
+  static BL_INLINE void dot8(Acc& acc, W8 w, A8 a) { __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(a)); }
 
   typedef __m512i Acc4;
   struct W4 {
     __m512i low, high;
   };
-  static BL_INLINE Acc4 zero4() { return _mm512_setzero_si512(); }
+  struct A4 {
+    __m512i first, second;
+  };
+  // Sums of a · (code − 8) over 32 fit 16 bits, so one VPDPWSSD multiplies them by the step and adds them up.
+  static BL_INLINE Acc4 start4(const int32_t* sums) { return _mm512_set1_epi32(sums[1]); }
+  static BL_INLINE A4 splat4(const int8_t* p) { return {splat8(p), splat8(p + 4)}; }
   static BL_INLINE W4 load4(const uint8_t* p) {
     const __m512i both = _mm512_loadu_si512(p), mask = _mm512_set1_epi8(15);
     return {_mm512_and_si512(both, mask), _mm512_and_si512(_mm512_srli_epi16(both, 4), mask)};
   }
-  static BL_INLINE void dot4(Acc4& acc, const W4& w, const int8_t* a) {
-    acc = _mm512_dpbusd_epi32(acc, w.low, splat8(a));
-    acc = _mm512_dpbusd_epi32(acc, w.high, splat8(a + 4));
+  static BL_INLINE void dot4(Acc4& acc, const W4& w, const A4& a) {
+    dot8(acc, w.low, a.first);
+    dot8(acc, w.high, a.second);
   }
   struct Fold {
     __m512i step, offset;
@@ -43,10 +49,13 @@ struct Avx512 {
   static BL_INLINE __m512i bytes_to_lanes(const uint8_t* p) {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
-  static BL_INLINE Fold load_fold(const uint8_t* p) { return {bytes_to_lanes(p), bytes_to_lanes(p + 16)}; }
+  static BL_INLINE Fold load_fold(const uint8_t* p) {
+    const __m512i step = bytes_to_lanes(p);
+    return {step, _mm512_add_epi32(bytes_to_lanes(p + 16), _mm512_slli_epi32(step, 3))};
+  }
   static BL_INLINE void fold4(Acc& acc, Acc4 part, const Fold& f, int32_t sum) {
-    acc = _mm512_add_epi32(acc, _mm512_mullo_epi32(part, f.step));
-    acc = _mm512_add_epi32(acc, _mm512_madd_epi16(f.offset, _mm512_set1_epi32(sum & 0xffff)));  // |sum| <= 32 · 127
+    __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(part), "v"(f.step));
+    __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(f.offset), "v"(_mm512_set1_epi32(sum)));
   }
 
   typedef Fold Unpack;  // 16-bit steps, bytes of offsets
@@ -63,6 +72,9 @@ struct Avx512 {
   typedef __m512 AccF;
   typedef __m512bh WB;
   typedef __m512bh AB;
+  static constexpr bool kFloats = false;
+  typedef uint16_t ActB;
+  static BL_INLINE const uint16_t* activationsb(const Activations& a) { return a.bf16; }
   static BL_INLINE AccF zerof() { return _mm512_setzero_ps(); }
   static BL_INLINE F16 valuef(AccF acc) { return reinterpret_cast<F16>(acc); }
   static BL_INLINE WB loadb(const uint8_t* p) { return reinterpret_cast<WB>(_mm512_loadu_si512(p)); }

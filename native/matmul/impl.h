@@ -26,7 +26,7 @@ typedef uint16_t H16 __attribute__((vector_size(32)));
 typedef int16_t S16 __attribute__((vector_size(32)));
 
 constexpr float kTiny = 1e-30f;  // a row whose largest value is below this is taken as zero
-constexpr int64_t kAhead = 1024;  // bytes a streamed panel is fetched ahead
+constexpr int64_t kAhead = 4096;  // bytes a streamed panel is fetched ahead
 
 template <class V>
 BL_INLINE V load_as(const void* from) {
@@ -138,15 +138,19 @@ BL_INLINE RowScale row_scale(const float* x, float eps, int64_t k) {
   return r;
 }
 
+template <bool kFloats>
 BL_INLINE void round_bf16(const float* x, const float* norm, float eps, int64_t k, const Activations& a, int64_t row) {
   const RowScale r = row_scale(x, eps, k);
-  uint16_t* out = a.bf16 + row * a.kp;
   for (int64_t at = 0; at < a.kp; at += 16) {
     const F16 v = at < k ? row_vector(x, norm, r, at, k) : splat(0.0f);
     const U16 bits = reinterpret_cast<U16>(v);
     U16 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     rounded = v != v ? (U16{} + 0x7fc0u) : rounded;
-    store_as(out + at, __builtin_convertvector(rounded, H16));
+    if (kFloats) {
+      store_as(a.floats + row * a.kp + at, rounded << 16);
+    } else {
+      store_as(a.bf16 + row * a.kp + at, __builtin_convertvector(rounded, H16));
+    }
   }
 }
 
@@ -178,7 +182,11 @@ BL_INLINE void quantize(const float* x, const float* norm, float eps, int64_t k,
       both = both + code;
     }
     total = total + both;
-    if (blocks) a.sums[row * (a.kp / kBlock4) + at / kBlock4] = sum_lanes(both);
+    if (blocks) {
+      int32_t* sums = a.sums + 2 * (row * (a.kp / kBlock4) + at / kBlock4);
+      sums[0] = sum_lanes(both);
+      sums[1] = -8 * sums[0];
+    }
   }
   a.sum[row] = sum_lanes(total);
   if (kWide) {  // of four codes 0 1 2 3: 0 2 1 3, as 16-bit numbers
@@ -239,6 +247,8 @@ struct Stream {  // what a block fetches for the next one: bytes [from + i·stri
 };
 
 BL_INLINE void fetch(const uint8_t* at) { __builtin_prefetch(at, 0, 2); }
+
+constexpr int64_t kStreamRows = 2;  // so few rows wait for memory: panels one after the other are one stream
 
 template <class I>
 struct Impl {
@@ -306,24 +316,41 @@ struct Impl {
     const uint8_t* w = b.w.panel(p);
     const uint8_t* groups = b.w.panel_groups(p);
     const int8_t* a = b.a.codes + row * b.a.kp;
-    const int32_t* sums = b.a.sums + row * blocks;
+    const int32_t* sums = b.a.sums + 2 * row * blocks;
+    int64_t in_group = 0;
     for (int64_t k = 0; k < blocks; ++k) {
-      const uint8_t* g = groups + (k / per_group) * 2 * kPanel;
+      const uint8_t* g = groups;
+      if (++in_group == per_group) {
+        in_group = 0;
+        groups += 2 * kPanel;
+      }
+      // Ahead of each stream; past a panel's end, where the next P panels go on.
+      const int64_t ahead = kAhead + (k * 256 + kAhead >= stride ? (P - 1) * stride : 0);
+      typename I::Acc4 part[R][P];
+#pragma GCC unroll 8
+      for (int i = 0; i < R; ++i)
+        for (int j = 0; j < P; ++j) part[i][j] = I::start4(sums + 2 * (i * blocks + k));
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) {
+        typename I::W4 wv[P];
+#pragma GCC unroll 4
+        for (int j = 0; j < P; ++j) {
+          const uint8_t* at = w + j * stride + (4 * k + v) * 64;
+          wv[j] = I::load4(at);
+          fetch(at + ahead);
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < R; ++i) {
+          const typename I::A4 av = I::splat4(a + i * b.a.kp + k * kBlock4 + 8 * v);
+#pragma GCC unroll 4
+          for (int j = 0; j < P; ++j) I::dot4(part[i][j], wv[j], av);
+        }
+      }
 #pragma GCC unroll 4
       for (int j = 0; j < P; ++j) {
-        typename I::Acc4 part[R];
-        for (int i = 0; i < R; ++i) part[i] = I::zero4();
-#pragma GCC unroll 4
-        for (int v = 0; v < 4; ++v) {
-          const uint8_t* at = w + j * stride + (4 * k + v) * 64;
-          const typename I::W4 wv = I::load4(at);
-          fetch(at + kAhead);
-#pragma GCC unroll 8
-          for (int i = 0; i < R; ++i) I::dot4(part[i], wv, a + i * b.a.kp + k * kBlock4 + 8 * v);
-        }
         const typename I::Fold fold = I::load_fold(g + j * group_stride);
 #pragma GCC unroll 8
-        for (int i = 0; i < R; ++i) I::fold4(acc[i][j], part[i], fold, sums[i * blocks + k]);
+        for (int i = 0; i < R; ++i) I::fold4(acc[i][j], part[i][j], fold, sums[2 * (i * blocks + k)]);
       }
     }
 #pragma GCC unroll 8
@@ -341,7 +368,7 @@ struct Impl {
       for (int j = 0; j < P; ++j) acc[i][j] = I::zerof();
     const int64_t steps = b.a.kp / 2, stride = b.w.panel_bytes(), lda = b.a.kp;
     const uint8_t* w = b.w.panel(p);
-    const uint16_t* a = b.a.bf16 + row * lda;
+    const typename I::ActB* a = I::activationsb(b.a) + row * lda;
     int64_t s = 0;
     const auto step = [&](const uint8_t* fetched) __attribute__((always_inline)) {
       typename I::WB wv[P];
@@ -425,7 +452,13 @@ struct Impl {
     }
   }
 
-  static Stream ahead_of(const uint8_t* next, int64_t bytes, int64_t steps, int64_t index, int64_t count) {
+  // The first block of several streams its own panels unless the task's panels before have fetched them already.
+  static Stream ahead_of(const uint8_t* next, int64_t bytes, int64_t steps, int64_t index, int64_t count, bool first) {
+    if (count == 1 || (first && index == 0)) return streaming();
+    return next_only(next, bytes, steps, index, count);
+  }
+
+  static Stream next_only(const uint8_t* next, int64_t bytes, int64_t steps, int64_t index, int64_t count) {
     if (!next) return {};
     Stream stream;
     stream.from = next + bytes / count * index;
@@ -442,8 +475,12 @@ struct Impl {
   template <int P>
   static void panels8(const Block& b, int64_t p, const uint8_t* next) {
     const int64_t bytes = b.w.panel_bytes();
+    if (P > 1 && b.row_end - b.row_begin <= kStreamRows) {
+      for (int j = 0; j < P; ++j) panels8<1>(b, p + j, nullptr);
+      return;
+    }
     split_rows(b, I::kRows, [&](int64_t row, int64_t rows, int64_t index, int64_t count) {
-      const Stream ahead = count == 1 ? streaming() : ahead_of(next, P * bytes, b.w.kp / 4, index, count);
+      const Stream ahead = ahead_of(next, P * bytes, b.w.kp / 4, index, count, p == b.panel_begin);
       rows8<P>(rows, b, row, p, b.w.panel(p), bytes, ahead);
     });
   }
@@ -451,13 +488,17 @@ struct Impl {
   template <int P>
   static void panels4(const Block& b, int64_t p, const uint8_t* next) {
     if (b.row_end - b.row_begin <= I::kDirect4) {
+      if (P > 1 && b.row_end - b.row_begin <= kStreamRows) {
+        for (int j = 0; j < P; ++j) panels4<1>(b, p + j, nullptr);
+        return;
+      }
       split_rows(b, I::kRows4, [&](int64_t row, int64_t rows, int64_t, int64_t) { rows4<P>(rows, b, row, p); });
       return;
     }
     const int64_t bytes = b.w.kp * kPanel;
     for (int j = 0; j < P; ++j) unpack4(b.w, p + j, b.scratch + j * bytes);
     split_rows(b, I::kRows, [&](int64_t row, int64_t rows, int64_t index, int64_t count) {
-      const Stream ahead = ahead_of(next, P * b.w.panel_bytes(), b.w.kp / 4, index, count);
+      const Stream ahead = next_only(next, P * b.w.panel_bytes(), b.w.kp / 4, index, count);
       rows8<P>(rows, b, row, p, b.scratch, bytes, ahead);
     });
   }
@@ -465,8 +506,8 @@ struct Impl {
   template <int P>
   static void panelsb(const Block& b, int64_t p, const uint8_t* next) {
     split_rows(b, I::kRows, [&](int64_t row, int64_t rows, int64_t index, int64_t count) {
-      const Stream ahead =
-          count == 1 ? streaming() : ahead_of(next, P * b.w.panel_bytes(), b.w.kp / 2, index, count);
+      const int64_t bytes = P * b.w.panel_bytes();
+      const Stream ahead = ahead_of(next, bytes, b.w.kp / 2, index, count, p == b.panel_begin);
       rowsb<P>(rows, b, row, p, ahead);
     });
   }
@@ -511,13 +552,73 @@ struct Impl {
 
   static void prepare_row(const float* x, const float* norm, float eps, int64_t k, Scheme scheme, const Activations& a,
                           int64_t row) {
-    if (scheme == Scheme::kBf16) return round_bf16(x, norm, eps, k, a, row);
+    if (scheme == Scheme::kBf16) return round_bf16<I::kFloats>(x, norm, eps, k, a, row);
     if (I::kWide && scheme == Scheme::kW8) return quantize<true>(x, norm, eps, k, false, a, row);
     return quantize<false>(x, norm, eps, k, scheme == Scheme::kW4, a, row);
   }
 
+  // ---- limits
+
+  static constexpr int kChains = I::kRows * I::kPanels < 12 ? I::kRows * I::kPanels : 12;
+
+  template <class Acc, class Dot, class Value>
+  static BL_INLINE int64_t chains(int64_t rounds, int64_t each, Acc zero, const Dot& dot, const Value& value) {
+    Acc acc[kChains];
+#pragma GCC unroll 16
+    for (int c = 0; c < kChains; ++c) acc[c] = zero;
+    for (int64_t i = 0; i < rounds; ++i) {
+      __asm__ volatile("" : : : "memory");  // operands are loaded anew, so that nothing is computed once for all rounds
+      dot(acc);
+    }
+#pragma GCC unroll 16
+    for (int c = 0; c < kChains; ++c) {
+      auto kept = value(acc[c]);
+      __asm__ volatile("" : : "m"(kept) : "memory");
+    }
+    return rounds * kChains * each;
+  }
+
+  static int64_t peak(Scheme scheme, int64_t rounds) {
+    alignas(64) uint8_t w[64];
+    alignas(64) int16_t a[32];
+    std::memset(w, 1, sizeof(w));
+    std::memset(a, 0, sizeof(a));
+    __asm__ volatile("" : : "r"(w), "r"(a) : "memory");
+    if (scheme == Scheme::kBf16) {
+      const auto dot = [&](typename I::AccF* acc) __attribute__((always_inline)) {
+        const typename I::WB wv = I::loadb(w);
+        const typename I::AB av = I::splatb(reinterpret_cast<const typename I::ActB*>(a));
+#pragma GCC unroll 16
+        for (int c = 0; c < kChains; ++c) I::dotb(acc[c], wv, av);
+      };
+      return chains(rounds, 32, I::zerof(), dot, [](const auto& one) { return I::valuef(one); });
+    }
+    const auto dot = [&](typename I::Acc* acc) __attribute__((always_inline)) {
+      const typename I::W8 wv = I::load8(w);
+      const typename I::A8 av = I::splat8(reinterpret_cast<const typename I::Act*>(a));
+#pragma GCC unroll 16
+      for (int c = 0; c < kChains; ++c) I::dot8(acc[c], wv, av);
+    };
+    return chains(rounds, 64, I::zero(), dot, [](const auto& one) { return I::value(one); });
+  }
+
+  static uint64_t read(const uint8_t* from, int64_t bytes) {
+    I16 a = splat(0), b = splat(0), c = splat(0), d = splat(0);
+    for (int64_t at = 0; at + 256 <= bytes; at += 256) {
+      fetch(from + at + kAhead);
+      fetch(from + at + kAhead + 64);
+      fetch(from + at + kAhead + 128);
+      fetch(from + at + kAhead + 192);
+      a = a ^ load_as<I16>(from + at);
+      b = b ^ load_as<I16>(from + at + 64);
+      c = c ^ load_as<I16>(from + at + 128);
+      d = d ^ load_as<I16>(from + at + 192);
+    }
+    return static_cast<uint64_t>(sum_lanes(a ^ b ^ c ^ d));
+  }
+
   static const Kernels* table(const char* name) {
-    static const Kernels kernels{name, I::kWide, &prepare_row, &run};
+    static const Kernels kernels{name, I::kWide, I::kFloats, &prepare_row, &run, &peak, &read};
     return &kernels;
   }
 };

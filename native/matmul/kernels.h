@@ -11,16 +11,17 @@ enum class Isa : int32_t { kPortable = 0, kAvx2 = 1, kAvxVnni = 2, kAvx512 = 3, 
 
 enum class Epilogue : int32_t { kPlain = 0, kResidual = 1, kSwiglu = 2 };
 
-// Rows of activations as the product wants them. `values` is int8 (w8, w4) or bfloat16 (bf16), [rows][kp]; `wide` are the
-// same int8 values as some instruction sets want them, or null.
+// Rows of activations as the product wants them, [rows][kp] each: int8 (w8, w4) or bfloat16 (bf16), or these widened
+// where an instruction set wants them so; the others are null.
 struct Activations {
   int64_t kp = 0;
   int8_t* codes = nullptr;
   int16_t* wide = nullptr;
   uint16_t* bf16 = nullptr;
+  float* floats = nullptr;   // the same as bf16, widened
   float* scale = nullptr;    // [rows]; NaN for a row that is not finite
   int32_t* sum = nullptr;    // [rows]: of all codes
-  int32_t* sums = nullptr;   // [rows][kp / 32], w4 only
+  int32_t* sums = nullptr;   // [rows][kp / 32][2], w4 only: of 32 codes, and −8 times that
 };
 
 // A block of rows times a range of panels, and where the result goes.
@@ -43,12 +44,17 @@ constexpr int64_t kScratchExtra = 16 * 1024;
 
 struct Kernels {
   const char* name;
-  bool wide;  // wants Activations::wide for w8
+  bool wide;    // wants Activations::wide for w8
+  bool floats;  // wants Activations::floats, not bf16
   // One row x[k] (times 1/rms · norm when norm is not null; a null norm with eps >= 0 is a norm without weights; eps < 0
   // is none) to row `row` of `a`, for `scheme`.
   void (*prepare_row)(const float* x, const float* norm, float eps, int64_t k, Scheme scheme, const Activations& a,
                       int64_t row);
   void (*run)(const Block& block);
+  // For measuring limits: products of registers (or tiles) with themselves, answering how many multiply-adds were done;
+  // and a walk over memory, answering something that depends on all of it.
+  int64_t (*peak)(Scheme scheme, int64_t rounds);
+  uint64_t (*read)(const uint8_t* from, int64_t bytes);
 };
 
 // Null where it was not compiled in. Whether the processor has it, is asked elsewhere.

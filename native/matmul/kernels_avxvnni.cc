@@ -15,8 +15,8 @@ struct AvxVnni : Avx2Common {
   static BL_INLINE W8 load8(const uint8_t* p) { return {load256(p), load256(p + 32)}; }
   static BL_INLINE A8 splat8(const int8_t* p) { return splat_dword(p); }
   static BL_INLINE void dot8(Two& acc, const W8& w, const A8& a) {
-    acc.lo = _mm256_dpbusd_avx_epi32(acc.lo, w.lo, a);
-    acc.hi = _mm256_dpbusd_avx_epi32(acc.hi, w.hi, a);
+    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc.lo) : "x"(w.lo), "x"(a));
+    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc.hi) : "x"(w.hi), "x"(a));
   }
 };
 

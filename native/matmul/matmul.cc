@@ -10,8 +10,9 @@
 namespace baseload {
 namespace {
 
-constexpr int64_t kTaskBytes = 48 * 1024;   // of weights in one task, about: small enough to even out, large enough to stream
+constexpr int64_t kTaskBytes = 48 * 1024;   // of weights in one task, about
 constexpr int64_t kSerialValues = 24 * 1024;  // below this many activations, one thread prepares them
+constexpr int64_t kFewRows = 12;
 constexpr int64_t kRowChunk = 96;           // rows in one task where panels alone do not fill the threads
 
 // Memory that a thread keeps and that only grows.
@@ -38,7 +39,7 @@ thread_local Arena activations_arena, scratch_arena;
 Activations make_activations(const Product& p) {
   const int64_t kp = p.w.kp, rows = p.rows, blocks = kp / kBlock4;
   const bool bf16 = p.w.scheme == Scheme::kBf16, four = p.w.scheme == Scheme::kW4;
-  const bool wide = p.kernels->wide && p.w.scheme == Scheme::kW8;
+  const bool wide = p.kernels->wide && p.w.scheme == Scheme::kW8, floats = p.kernels->floats && bf16;
   int64_t at = 0;
   const auto take = [&](int64_t bytes) {
     const int64_t here = at;
@@ -47,13 +48,14 @@ Activations make_activations(const Product& p) {
   };
   // Tiles are loaded by 16 rows: room for them behind the last.
   const int64_t room = round_up(rows, 32);
-  const int64_t values = take(room * kp * (bf16 ? 2 : 1)), wides = take(wide ? rows * kp * 2 : 0);
-  const int64_t scale = take(rows * 4), sum = take(rows * 4), sums = take(four ? rows * blocks * 4 : 0);
+  const int64_t values = take(room * kp * (floats ? 4 : bf16 ? 2 : 1)), wides = take(wide ? rows * kp * 2 : 0);
+  const int64_t scale = take(rows * 4), sum = take(rows * 4), sums = take(four ? rows * blocks * 8 : 0);
   uint8_t* base = activations_arena.get(at + kAlign);
   Activations a;
   a.kp = kp;
   a.codes = reinterpret_cast<int8_t*>(base + values);
   a.bf16 = reinterpret_cast<uint16_t*>(base + values);
+  a.floats = reinterpret_cast<float*>(base + values);
   a.wide = wide ? reinterpret_cast<int16_t*>(base + wides) : nullptr;
   a.scale = reinterpret_cast<float*>(base + scale);
   a.sum = reinterpret_cast<int32_t*>(base + sum);
@@ -91,9 +93,9 @@ Cut cut(const Matrix& w, int64_t rows, int64_t workers) {
     return c;
   }
   const int64_t pairs = (w.panels + 1) / 2, bytes = 2 * (w.panel_bytes() + w.group_bytes());
-  int64_t each = kTaskBytes / bytes;
-  const int64_t fair = pairs / (workers * 3);  // at least three tasks for each thread
-  each = each < fair ? each : fair;
+  // Few rows are a matter of memory: small tasks. Many rows are work: several panels, so that one fetches the next.
+  const int64_t most = rows <= kFewRows ? kTaskBytes / bytes : pairs, fair = pairs / (workers * 4);
+  int64_t each = most < fair ? most : fair;
   each = each < 1 ? 1 : each;
   c.panels = 2 * each;
   c.across = (pairs + each - 1) / each;

@@ -38,9 +38,12 @@ struct Portable {
   struct Fold {
     const uint8_t* at;
   };
-  static Acc4 zero4() { return splat(0); }
+  typedef A8 A4;
+  static Acc4 start4(const int32_t*) { return splat(0); }
+  static A4 splat4(const int8_t* p) { return {p}; }
   static W4 load4(const uint8_t* p) { return {p}; }
-  static void dot4(Acc4& acc, const W4& w, const int8_t* a) {
+  static void dot4(Acc4& acc, const W4& w, const A4& given) {
+    const int8_t* a = given.at;
     for (int o = 0; o < 16; ++o) {
       int32_t sum = 0;
       for (int t = 0; t < 4; ++t) sum += (w.at[4 * o + t] & 15) * a[t] + (w.at[4 * o + t] >> 4) * a[4 + t];
@@ -73,6 +76,9 @@ struct Portable {
     std::memcpy(&value, &wide, 4);
     return value;
   }
+  static constexpr bool kFloats = false;
+  typedef uint16_t ActB;
+  static const uint16_t* activationsb(const Activations& a) { return a.bf16; }
   static F16 zerof() { return splat(0.0f); }
   static F16 valuef(const AccF& acc) { return acc; }
   static WB loadb(const uint8_t* p) {
