@@ -32,6 +32,8 @@ FROZEN = {
     "scaling.scale_up_cooldown_s": 10.0,
     "scaling.start_timeout_s": 600.0,
     "scaling.drain_timeout_s": 600.0,
+    "scaling.requests_per_s": 0.0,
+    "scaling.scale_down_s": 30.0,
     "admission.max_queue": 1024,
     "admission.max_wait_s": 120.0,
     "admission.max_concurrency_per_replica": 64,

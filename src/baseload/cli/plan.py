@@ -263,7 +263,7 @@ def _show_answer(one: "ModelAnswer") -> None:
 
 def _show_check(check: "Check") -> None:
     verdict = "keeps the levels" if check.holds else "does NOT keep the levels"
-    raised = f" after {check.raised} more replicas" if check.raised else ""
+    raised = f" with {_many(check.raised, 'more replica')}" if check.raised else ""
     say(
         f"  Twin ({check.requests:,} requests, {_many(check.replicas, 'replica')}): "
         f"TTFT {check.twin_ttft_ms:,.0f} ms ({check.gap_ttft:+.0%}), TPOT {check.twin_tpot_ms:.1f} ms "

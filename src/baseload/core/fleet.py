@@ -27,6 +27,7 @@ from baseload.core.load import (
     needs_restart,
     proves_well,
     scaling_view,
+    watch_demand,
     watch_load,
 )
 from baseload.core.outbox import Outbox
@@ -114,6 +115,7 @@ class FleetMachine:
         """Bring the number of replicas to what is desired, and set the time of the next look."""
         crew.crashes = crashes_in_a_row(crew, now_ns)
         watch_load(crew, self._lane(crew), self._router.state.seats, now_ns)
+        watch_demand(crew, self._lane(crew), now_ns)
         choice = self._choose(crew, now_ns)
         crew.desired = choice.desired
         wanted = count_wanted(crew)

@@ -39,6 +39,8 @@ class Seat(Struct):
     gone: bool = False  # the replica is gone; the reports on what it ran are still to come
     place: int = -1  # index in its lane's `open`; -1: not there
     running: dict[str, None] = {}
+    held_tokens: int = 0  # prompt tokens (estimated) of what runs
+    waiting_tokens: int = 0  # of those, of streams whose first token has not come
     sample: WorkerSample = WorkerSample()
 
 

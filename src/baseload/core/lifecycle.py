@@ -71,6 +71,8 @@ class Crew(Struct):
     scaled_up_ns: int = -(1 << 62)
     pressed_since_ns: int = -1  # -1: not pressed
     slack_since_ns: int = -1
+    arrived: list[tuple[int, int]] = []  # (when, requests so far) over the last minute, a second apart
+    needs: list[tuple[int, int]] = []  # (when, replicas the rate needed) over `scale_down_ns`, rising to none after
 
     @property
     def wanted(self) -> list[Replica]:

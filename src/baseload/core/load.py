@@ -3,8 +3,9 @@
 from baseload.core.lanes import Lane, Seat
 from baseload.core.lifecycle import DRAINING, READY, Crew, Replica
 from baseload.domain.model import ModelSpec
+from baseload.domain.units import NS_PER_S
 from baseload.policy.healing import ends_crash_row
-from baseload.policy.scaling import ScalingView, has_slack, is_pressed
+from baseload.policy.scaling import QUICK_NS, WINDOW_NS, ScalingView, has_slack, is_pressed, replicas_needed
 
 
 def scaling_view(crew: Crew, lane: Lane, *, oldest_wait_ns: int, now_ns: int) -> ScalingView:
@@ -21,7 +22,32 @@ def scaling_view(crew: Crew, lane: Lane, *, oldest_wait_ns: int, now_ns: int) ->
         pressed_for_ns=now_ns - crew.pressed_since_ns if crew.pressed_since_ns >= 0 else 0,
         slack_for_ns=now_ns - crew.slack_since_ns if crew.slack_since_ns >= 0 else 0,
         since_scale_up_ns=now_ns - crew.scaled_up_ns,
+        needed=crew.needs[-1][1] if crew.needs else 0,
+        most_needed=max((needed for _, needed in crew.needs), default=0),
     )
+
+
+def watch_demand(crew: Crew, lane: Lane, now_ns: int) -> None:
+    """Note how many replicas the requests that come need, where it is known what one carries."""
+    scaling = crew.spec.scaling
+    if scaling.requests_per_s <= 0:
+        crew.arrived, crew.needs = [], []
+        return
+    arrived = crew.arrived
+    if not arrived or now_ns - arrived[-1][0] >= NS_PER_S:
+        arrived.append((now_ns, lane.requests_total))
+    while len(arrived) > 1 and arrived[1][0] <= now_ns - WINDOW_NS:
+        del arrived[0]
+    quick = next(entry for entry in arrived if entry[0] >= now_ns - QUICK_NS or entry is arrived[-1])
+    needed = replicas_needed(
+        requests=lane.requests_total - arrived[0][1],
+        over_ns=now_ns - arrived[0][0],
+        quick_requests=lane.requests_total - quick[1],
+        quick_ns=now_ns - quick[0],
+        per_replica=scaling.requests_per_s,
+    )
+    needs = [(at_ns, n) for at_ns, n in crew.needs if at_ns > now_ns - scaling.scale_down_ns and n > needed]
+    crew.needs = [*needs, (now_ns, needed)]
 
 
 def count_wanted(crew: Crew) -> int:

@@ -7,7 +7,7 @@ from baseload.core.fleet import FleetState
 from baseload.core.ledger import advance, close_span, leave, power_w
 from baseload.core.lifecycle import Crew, Replica
 from baseload.core.load import crashes_in_a_row
-from baseload.core.router import RouterState, request_entry
+from baseload.core.router import RouterState, request_entry, waiting_tokens
 from baseload.core.snapshot import ControlState
 from baseload.domain.fleet import ReplicaState
 from baseload.domain.status import ControlStatus, ModelStatus, ReplicaStatus
@@ -135,6 +135,9 @@ def check(*, control: ControlState, admission: AdmissionState, router: RouterSta
     for tab in admission.tabs.values():
         assert tab.in_flight == in_tab[tab.key.key_id]
     for seat in router.seats.values():
+        held = [router.tickets[request_id] for request_id in seat.running]
+        assert seat.held_tokens == sum(ticket.request.prompt_tokens_estimate for ticket in held)
+        assert seat.waiting_tokens == sum(waiting_tokens(t.request) for t in held if not t.first_byte_ns)
         assert (seat.place >= 0) == (seat.accepting and len(seat.running) < seat.capacity)
         assert seat.gone == (seat.replica_id not in replicas)
         if seat.accepting:

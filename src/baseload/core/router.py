@@ -23,7 +23,7 @@ from baseload.domain.model import Admission, Price
 from baseload.domain.rng import Rng
 from baseload.domain.units import NS_PER_S
 from baseload.domain.work import Outcome, PhaseTimes, Request, RequestEntry, TokenCounts
-from baseload.policy.routing import choose_replica, draw_two
+from baseload.policy.routing import choose_replica, draw
 
 PREFIXES_KEPT = 16_384  # prefix hashes remembered per model, newest first
 OK = Outcome.OK
@@ -110,6 +110,7 @@ class RouterMachine:
         ticket = self.state.tickets.get(request_id)
         if ticket is not None and ticket.replica_id and not ticket.first_byte_ns:
             ticket.first_byte_ns = now_ns
+            self.state.seats[ticket.replica_id].waiting_tokens -= waiting_tokens(ticket.request)
 
     def dispatch_failed(
         self, request_id: str, replica_id: str, now_ns: int, reason: Reason, detail: str
@@ -338,15 +339,19 @@ class RouterMachine:
         seats = self.state.seats
         if len(among) == 1:
             return seats[among[0]]
-        first, second = draw_two(len(among), self._rng)
-        drawn = [seats[among[first]], seats[among[second]]]
+        drawn = [seats[among[index]] for index in draw(len(among), self._rng)]
         knower, hits = self._knower(lane, among, request) if lane.prefixes else (None, 0)
-        if knower is not None and knower is not drawn[0] and knower is not drawn[1]:
+        if knower is not None and all(knower is not seat for seat in drawn):
             drawn.append(knower)
         views = []
         for seat in drawn:
             known = hits if seat is knower else 0
-            views.append(ReplicaView(seat.replica_id, len(seat.running), seat.capacity, seat.sample.kv_usage, known))
+            running, kv_usage = len(seat.running), seat.sample.kv_usage
+            views.append(
+                ReplicaView(
+                    seat.replica_id, running, seat.capacity, kv_usage, known, seat.held_tokens, seat.waiting_tokens
+                )
+            )
         return drawn[choose_replica(views)]
 
     def _knower(self, lane: Lane, among: list[str], request: Request) -> tuple[Seat | None, int]:
@@ -364,6 +369,8 @@ class RouterMachine:
         ticket.attempts += 1
         ticket.dispatched_ns = now_ns
         seat.running[request.request_id] = None
+        seat.held_tokens += request.prompt_tokens_estimate
+        seat.waiting_tokens += waiting_tokens(request)
         if len(seat.running) >= seat.capacity:
             self._withdraw(lane, seat)
         join(seat.account, ticket.bill, now_ns)
@@ -380,6 +387,9 @@ class RouterMachine:
         seat = self.state.seats[ticket.replica_id]
         ticket.replica_id = ""
         del seat.running[ticket.request.request_id]
+        seat.held_tokens -= ticket.request.prompt_tokens_estimate
+        if not ticket.first_byte_ns:
+            seat.waiting_tokens -= waiting_tokens(ticket.request)
         if seat.accepting:
             leave(seat.account, ticket.bill, now_ns)
             if seat.place < 0:
@@ -419,6 +429,11 @@ class RouterMachine:
         waited_s = (now_ns - ticket.arrived_ns) / NS_PER_S
         why = f"No replica was free within {waited_s:.1f} s."
         self.refuse(ticket, now_ns, Reason.DEADLINE, why, retry_after_ns=NS_PER_S)
+
+
+def waiting_tokens(request: Request) -> int:
+    """Prompt tokens that count as still to be computed until the first byte; of whole answers nobody hears when."""
+    return request.prompt_tokens_estimate if request.stream else 0
 
 
 def request_entry(

@@ -23,6 +23,8 @@ class ReplicaView(Struct, frozen=True):
     capacity: int
     kv_usage: float
     prefix_hits: int  # how many of the request's prefix hashes this replica has seen lately
+    held_tokens: int = 0  # prompt tokens of what it runs
+    waiting_tokens: int = 0  # of those, of requests without a first token yet: still to be computed
 
 
 class WorkerSample(Struct, frozen=True, array_like=True):

@@ -16,6 +16,8 @@ class Scaling(Struct, frozen=True, forbid_unknown_fields=True):
     scale_up_cooldown_ns: int = 10 * NS_PER_S
     start_timeout_ns: int = 600 * NS_PER_S  # a start longer than this is a crash
     drain_timeout_ns: int = 600 * NS_PER_S  # longest a running request is waited for on scale-down
+    requests_per_s: float = 0.0  # what one replica carries within its service levels; 0: not known
+    scale_down_ns: int = 30 * NS_PER_S  # with that known: fewer replicas once they were enough for so long
 
 
 class Admission(Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,8 +1,11 @@
-"""Which replica serves a request: the less loaded of two drawn at random, unless one knows the prompt's beginning.
+"""Which replica serves a request: the one with the least work ahead, unless another knows the prompt's beginning.
 
-Two random choices keep the longest queue near the optimum at constant cost (Mitzenmacher, "The power of two choices
-in randomized load balancing", 2001). A replica that lately served the same prefix has its KV blocks cached; it is
-preferred while it is not notably busier.
+Work is counted in tokens, not in requests: a prompt that is still to be computed holds up everyone beside it, a
+running sequence costs a little, and what its cache holds is read at each step. On a recorded trace this had a lower
+99th percentile of TTFT than counting requests (docs/compare.md has the figures). A few replicas are all looked at;
+of many, a few drawn at random: two choices already keep the longest queue near the optimum at constant cost
+(Mitzenmacher, "The power of two choices in randomized load balancing", 2001). A replica that lately served the same
+prefix has its KV blocks cached; it is preferred while it is not notably busier.
 """
 
 from collections.abc import Sequence
@@ -11,23 +14,39 @@ from baseload.domain.fleet import ReplicaView
 from baseload.domain.rng import Rng
 
 FULL_KV = 0.95  # above this, a cached prefix is likely to be evicted anyway
+LOOKED_AT = 8  # so many replicas are all looked at
+DRAWN = 4  # of more, so many
+SEQUENCE = 1000  # work of a running sequence, in units of a cached token
+TO_COMPUTE = 10  # work of a prompt token that is still to be computed, beside its being cached
 
 
-def draw_two(count: int, rng: Rng) -> tuple[int, int]:
-    """Two different indices below `count` (at least 2), every pair equally likely."""
-    first = rng.below(count)
-    second = rng.below(count - 1)
-    return first, second + (second >= first)
+def draw(count: int, rng: Rng) -> list[int]:
+    """Different indices below `count` to look at: all of a few, else DRAWN of them, each set equally likely."""
+    if count <= LOOKED_AT:
+        return list(range(count))
+    drawn: list[int] = []
+    for left in range(count, count - DRAWN, -1):
+        index = rng.below(left)
+        for before in sorted(drawn):
+            index += index >= before
+        drawn.append(index)
+    return drawn
+
+
+def work_of(view: ReplicaView) -> int:
+    """What a replica has ahead, in units of a cached token."""
+    return SEQUENCE * view.in_flight + view.held_tokens + TO_COMPUTE * view.waiting_tokens
 
 
 def choose_replica(candidates: Sequence[ReplicaView]) -> int:
     """The index of the replica to use; ties go to the earlier one. `candidates` must not be empty."""
-    best, least = 0, candidates[0]
+    best, least, least_work = 0, candidates[0], work_of(candidates[0])
     for index in range(1, len(candidates)):
         view = candidates[index]
-        mine, theirs = view.in_flight * least.capacity, least.in_flight * view.capacity
+        work = work_of(view)
+        mine, theirs = work * least.capacity, least_work * view.capacity
         if mine < theirs or (mine == theirs and view.kv_usage < least.kv_usage):
-            best, least = index, view
+            best, least, least_work = index, view, work
     chosen, hits = best, 0
     for index, view in enumerate(candidates):
         if view.prefix_hits > hits and _may_take_more(view, least):

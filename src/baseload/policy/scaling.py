@@ -1,4 +1,12 @@
-"""How many replicas a model should have, and why: pure functions over one view."""
+"""How many replicas a model should have, and why: pure functions over one view.
+
+Where it is known what one replica carries (`Scaling.requests_per_s`, which `baseload plan` states), replicas follow
+the rate of requests, which congestion does not inflate as it does counts of what is in flight: up at once, by the
+mean over a minute or, nearly, the last seconds; down when fewer were enough for `scale_down_ns`. Queues and memory
+still start more. Else it is by queues, memory and slack alone.
+"""
+
+import math
 
 from msgspec import Struct
 
@@ -8,6 +16,10 @@ from baseload.domain.units import NS_PER_S
 PRESSED_NS = 3 * NS_PER_S  # pressure (KV use, queues inside the workers) must last so long to count
 SLACK_LOAD = 0.5  # one replica fewer must be loaded no more than this, for idle_ns, before one is drained
 SLACK_KV = 0.7  # and its KV use no more than this part of the target
+WINDOW_NS = 60 * NS_PER_S  # over which the rate of requests is measured
+QUICK_NS = 10 * NS_PER_S  # and the quick one, for bursts
+QUICK_SHARE = 0.85  # of it counts: short counts scatter
+LEAST_NS = 5 * NS_PER_S  # no rate is taken over less
 
 
 class ScalingView(Struct, frozen=True):
@@ -23,6 +35,8 @@ class ScalingView(Struct, frozen=True):
     pressed_for_ns: int  # how long `is_pressed` has held
     slack_for_ns: int  # how long `has_slack` has held
     since_scale_up_ns: int
+    needed: int = 0  # replicas that the rate of requests needs; 0 too where it is not known what one carries
+    most_needed: int = 0  # and the most it needed within `scale_down_ns`
 
 
 class Choice(Struct, frozen=True):
@@ -48,10 +62,19 @@ def desired_replicas(view: ScalingView, scaling: Scaling) -> Choice:
         return Choice(needed, "wake", f"{who} and no worker runs") if needed else Choice(0)
     if busy == 0 and view.wanted > low and view.idle_for_ns >= scaling.idle_ns:
         return Choice(low, "sleep", f"no request for {_words(view.idle_for_ns)}")
+    if view.needed > view.wanted and view.wanted < high:
+        why = f"the requests that come need {view.needed} replicas at {scaling.requests_per_s:g}/s each"
+        return Choice(min(high, view.needed), "scale_up", why)
     why = _why_more(view, scaling)
     if why and view.wanted < high and view.since_scale_up_ns >= scaling.scale_up_cooldown_ns:
         needed = min(-(-busy // view.capacity), 2 * view.wanted)
         return Choice(min(high, max(view.wanted + 1, needed)), "scale_up", why)
+    if scaling.requests_per_s > 0:
+        enough = max(low, 1, view.most_needed)
+        if enough < view.wanted and not why:
+            why = f"{enough} replicas were enough for the requests of the last {_words(scaling.scale_down_ns)}"
+            return Choice(enough, "scale_down", why)
+        return Choice(view.wanted)
     if view.wanted > max(low, 1) and view.slack_for_ns >= scaling.idle_ns:
         fewer = max(low, view.wanted - _spare(view))
         words = _words(view.slack_for_ns)
@@ -60,6 +83,15 @@ def desired_replicas(view: ScalingView, scaling: Scaling) -> Choice:
             why = f"fewer than {view.wanted} replicas have carried the load easily for {words}, {fewer} will"
         return Choice(fewer, "scale_down", why)
     return Choice(view.wanted)
+
+
+def replicas_needed(*, requests: int, over_ns: int, quick_requests: int, quick_ns: int, per_replica: float) -> int:
+    """Replicas for the requests that came over the window and over the last seconds; 0 where none came."""
+    if per_replica <= 0:
+        return 0
+    rate = requests * NS_PER_S / max(over_ns, LEAST_NS)
+    quick = QUICK_SHARE * quick_requests * NS_PER_S / max(quick_ns, LEAST_NS)
+    return math.ceil(max(rate, quick) / per_replica - 1e-9)
 
 
 def is_pressed(*, kv_usage: float, target_kv_usage: float, all_have_waiting: bool) -> bool:

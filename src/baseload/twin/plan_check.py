@@ -25,10 +25,11 @@ from baseload.twin.spec import Physics, SimulateConfig
 from baseload.twin.workload import Arrival
 
 MOST_REPLICAS = 4
-WARM_UP = 0.2  # share of the requests, from the first, that only fill the replicas
+WARM_UP, TAIL = 0.35, 0.10  # shares of the requests, first and last, that only fill the replicas, or see them empty
 START_NS = 5 * NS_PER_S  # by then all replicas are up
 MOST_RAISES = 4
-MOST_REQUESTS = 3_000
+MOST_REQUESTS = 6_000
+TURNOVERS = 8  # requests of a run, in batches of all replicas: enough to fill them and then to look
 TOLERANCE = 1.02  # a level is held to be kept when it is missed by less: the run is a sample
 
 Floats = NDArray[np.float64]
@@ -73,9 +74,10 @@ def run_check(candidate: Candidate, *, requests: int, seed: int = 1, lengths: Le
     """One check at the planned peak."""
     model, unit = candidate.model, candidate.unit
     active = candidate.replicas - model.spare_replicas
-    simulated = max(1, min(active, MOST_REPLICAS))
+    batch = max(1.0, unit.decode.rows * unit.decode_workers)
+    simulated = max(1, min(active, MOST_REPLICAS, int(MOST_REQUESTS / TURNOVERS / batch)))
     rate = _share(candidate) * peak_of(model.traffic) * simulated / active
-    count = min(MOST_REQUESTS, max(requests, int(8 * unit.decode.rows * simulated * unit.decode_workers)))
+    count = min(MOST_REQUESTS, max(requests, int(TURNOVERS * batch * simulated)))
     arrivals = _arrivals(model.traffic, rate, count, seed, lengths)
     if unit.prefill is None:
         seen = _aggregated(candidate, arrivals, simulated, seed)
@@ -219,9 +221,9 @@ def _run(
 
 
 def _good(clients: Sequence[Client], count: int) -> tuple[list[Client], int]:
-    """Those answered, without the warm-up; and how many were not."""
+    """Those answered, without warm-up and tail (of `count`; 0: all); and how many were not."""
     order = sorted(clients, key=lambda c: c.request.request_id)
-    late = order[int(WARM_UP * count) :]
+    late = order[int(WARM_UP * count) : len(order) - int(TAIL * count)]
     good = [c for c in late if c.outcome is Outcome.OK]
     return good, len(late) - len(good)
 

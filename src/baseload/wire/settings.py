@@ -148,6 +148,14 @@ MODEL_DOCS: Mapping[str, tuple[str, float | None, float | None, tuple[str, ...]]
     "scaling.scale_up_cooldown_s": ("Least time between two such starts.", 0, None, ()),
     "scaling.start_timeout_s": ("A worker that is not ready after this long counts as crashed.", 1, None, ()),
     "scaling.drain_timeout_s": ("Longest a running request is waited for when a replica is stopped.", 0, None, ()),
+    "scaling.requests_per_s": (
+        "What one replica carries within its service levels (`baseload plan` says): replicas then follow the rate. "
+        "0: by queues and memory alone.",
+        0,
+        None,
+        (),
+    ),
+    "scaling.scale_down_s": ("With that known: fewer replicas once they were enough for so long.", 1, None, ()),
     "admission.max_queue": (
         "Requests that may wait for this model; one more is refused with queue_full.",
         0,
@@ -225,7 +233,7 @@ OPTIONS: Mapping[str, Option] = {
 MODEL_TABLE: Mapping[str, Option] = {
     "name": Option("name", str, "", "The name clients use."),
     "source": Option(
-        "source", str, "", "A Hugging Face folder (relative to this file), or the http:// URL of a worker."
+        "source", str, "", "A Hugging Face folder or .gguf file (relative to this file), or the http:// URL of a worker."
     ),
     **{option.path: option for option in MODEL_OPTIONS},
 }

@@ -1,4 +1,4 @@
-"""Two random choices, and affinity to who knows the prompt."""
+"""Least work ahead, few or drawn candidates, and affinity to who knows the prompt."""
 
 from collections import Counter
 
@@ -6,19 +6,28 @@ import pytest
 
 from baseload.domain.fleet import ReplicaView
 from baseload.domain.rng import Rng
-from baseload.policy.routing import choose_replica, draw_two
+from baseload.policy.routing import choose_replica, draw
 
 
 def view(name: str, in_flight: int, *, capacity: int = 16, kv: float = 0.0, hits: int = 0) -> ReplicaView:
     return ReplicaView(name, in_flight, capacity, kv, hits)
 
 
-def test_every_pair_is_drawn_about_equally_often() -> None:
+def test_a_few_are_all_looked_at_and_of_many_four_each_as_often_as_the_others() -> None:
     rng = Rng(3)
-    drawn = Counter(draw_two(4, rng) for _ in range(12_000))
+    assert draw(1, rng) == [0]
+    assert draw(8, rng) == list(range(8))
+    drawn = Counter(index for _ in range(9_000) for index in draw(12, rng))
     assert len(drawn) == 12
-    assert all(first != second for first, second in drawn)
-    assert all(850 < count < 1_150 for count in drawn.values())
+    assert all(2_800 < count < 3_200 for count in drawn.values())
+    assert all(len({*draw(9, rng)}) == 4 for _ in range(500))
+
+
+def test_prompts_still_to_be_computed_weigh_more_than_requests() -> None:
+    busy = ReplicaView("a", 3, 16, 0.0, 0, held_tokens=600, waiting_tokens=0)
+    computing = ReplicaView("b", 1, 16, 0.0, 0, held_tokens=4000, waiting_tokens=4000)
+    assert choose_replica([computing, busy]) == 1
+    assert choose_replica([busy, ReplicaView("c", 2, 16, 0.0, 0, held_tokens=500)]) == 1
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def candidate_for(
     count = replicas or replicas_for(peak, unit.rate, model.spare_replicas)
     hourly = [replicas_for(share * load, unit.rate, model.spare_replicas) for load in day_of(traffic)]
     mean_count = min(float(count), sum(hourly) / len(hourly)) if place.follows_load else float(count)
-    busy = _loads(unit, peak / count, slow)
+    busy = _loads(unit, peak / max(1, count - model.spare_replicas), slow)  # with the spares down
     calm = _loads(unit, min(unit.rate, mean / mean_count), slow)
     gpus = unit.gpus * mean_count
     tokens = mean * (traffic.prompt_tokens + traffic.output_tokens)
