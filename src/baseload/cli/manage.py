@@ -1,5 +1,6 @@
 """`baseload models` and `baseload keys`: what is served, and who may ask."""
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Annotated
@@ -8,8 +9,9 @@ import msgspec
 import typer
 
 from baseload.cli.desk import Desk
-from baseload.cli.first_start import GUIDE_FOLDER
+from baseload.cli.first_start import GUIDE, GUIDE_FOLDER
 from baseload.cli.flags import AsJson, DataDir, Secret, SettingsFile, Url
+from baseload.cli.model_check import check_model
 from baseload.cli.reach import Place, settings_of, with_desk
 from baseload.cli.screen import print_json, print_table, say, when
 from baseload.cli.settings import anchored, cache_dir
@@ -19,7 +21,7 @@ from baseload.domain.tenant import KeyLimits, ShownKey
 from baseload.web.snapshot import span
 from baseload.wire.settings import model_from_assignments
 
-models = typer.Typer(no_args_is_help=True, help="What is served: list, add, remove, warm.")
+models = typer.Typer(no_args_is_help=True, help="What is served: list, add, check, remove, warm.")
 keys = typer.Typer(no_args_is_help=True, help="Who may ask: list, create, revoke.")
 
 
@@ -59,7 +61,9 @@ def _model_row(spec: ModelSpec) -> tuple[str, ...]:
 @models.command("add")
 def add_model(
     name: Annotated[str, typer.Argument(help="The name clients will use.")],
-    source: Annotated[str, typer.Argument(help="A Hugging Face folder, or the http:// URL of a running worker.")],
+    source: Annotated[
+        str, typer.Argument(help="A Hugging Face folder, a .gguf file, or the http:// URL of a worker.")
+    ],
     assign: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="OPTION=VALUE", help="For example --set scaling.min_replicas=1."),
@@ -83,6 +87,51 @@ def add_model(
             say(f"{name} is added.{asleep} Try it with: baseload chat --model {name}")
 
     with_desk(place, put)
+
+
+@models.command("check")
+def check_files(
+    model: Annotated[str, typer.Argument(help="A model's name, or a path that could be added.")],
+    data_dir: DataDir = "",
+    settings: SettingsFile = "",
+    url: Url = "",
+    key: Secret = "",
+    as_json: AsJson = False,
+) -> None:
+    """Look into a model's files: sizes, shapes and, of a quantized folder, the digest of every byte."""
+    source = source_of(model, Place(data_dir, settings, url, key))
+    checked = asyncio.run(check_model(ModelSpec(name=model, source=str(source)), whole=True))
+    if as_json:
+        print_json({"source": checked.source, "context_tokens": checked.context_tokens, "ok": True})
+    else:
+        say(f"{checked.source} is whole: up to {checked.context_tokens:,} tokens of context.")
+
+
+def source_of(model: str, place: Place) -> Path:
+    """The path that is meant: one that exists, else where the model of that name lies. Raises SettingsError."""
+    path = Path(model).expanduser()
+    if path.exists():
+        return path.absolute()
+    settings = settings_of(place)
+    specs = list(settings.models)
+    if Path(settings.data_dir).expanduser().is_dir():
+        with_desk(place, lambda desk: _gather(desk, specs))
+    found = next((spec for spec in specs if spec.name == model), None)
+    if found is None and model == GUIDE:
+        return GUIDE_FOLDER
+    if found is None:
+        names = ", ".join(spec.name for spec in specs) or "none"
+        raise SettingsError(
+            f"There is no model {model}: neither a path nor a name (known are: {names}).",
+            hint="Give a Hugging Face folder, a .gguf file or a model's name.",
+        )
+    if found.is_remote:
+        raise SettingsError(f"The model {model} is served elsewhere.", hint="Do it where its files are.")
+    return Path(found.source)
+
+
+async def _gather(desk: Desk, specs: list[ModelSpec]) -> None:
+    specs += await desk.models()
 
 
 @models.command("remove")

@@ -24,16 +24,19 @@ class Verdict(msgspec.Struct, frozen=True):
     hint: str = ""
 
 
-async def check_model(spec: ModelSpec) -> ModelSpec:
-    """The spec with its context length filled in; raises ModelError where the folder cannot be served."""
+async def check_model(spec: ModelSpec, *, whole: bool = False) -> ModelSpec:
+    """The spec with its context length filled in; raises ModelError where the folder cannot be served.
+
+    `whole`: a quantized folder's weights are read to the last byte and compared with their digest.
+    """
     if spec.is_remote:
         return spec
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "baseload.cli.model_check", spec.source,
+        sys.executable, "-m", "baseload.cli.model_check", spec.source, *(["--whole"] if whole else []),
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
-        async with asyncio.timeout(TIMEOUT_S):
+        async with asyncio.timeout(None if whole else TIMEOUT_S):
             output, errors = await process.communicate()
     except TimeoutError:
         raise ModelError(f"{spec.source} was not read within {TIMEOUT_S:.0f} s.", hint="Check the disk.") from None
@@ -53,24 +56,33 @@ async def check_model(spec: ModelSpec) -> ModelSpec:
     return msgspec.structs.replace(spec, context_tokens=context)
 
 
-def look(folder: Path) -> Verdict:
-    """Look into a Hugging Face folder."""
+def look(folder: Path, *, whole: bool = False) -> Verdict:
+    """Look into a Hugging Face folder, a quantized one or a GGUF file."""
     try:
-        return Verdict(context_tokens=_context_of(folder))
+        return Verdict(context_tokens=_context_of(folder, whole))
     except ModelError as error:
         return Verdict(error=error.message, hint=error.hint)
 
 
-def _context_of(folder: Path) -> int:
-    if not folder.is_dir():
-        raise ModelError(
-            f"{folder} is not a folder.",
-            hint="Give the folder of a Hugging Face model (with config.json), or an http:// URL.",
-        )
+def _context_of(folder: Path, whole: bool) -> int:
     # Imported only in the process that was started for this look.
+    from baseload.engine.gguf.convert import check_file  # noqa: PLC0415
+    from baseload.engine.gguf.read import is_gguf  # noqa: PLC0415
+    from baseload.engine.packed import is_packed, open_packed  # noqa: PLC0415
     from baseload.engine.registry import read_config  # noqa: PLC0415
     from baseload.engine.weights import check_weights  # noqa: PLC0415
 
+    if is_gguf(folder):
+        return check_file(folder)
+    if not folder.is_dir():
+        raise ModelError(
+            f"{folder} is neither a folder nor a GGUF file.",
+            hint="Give the folder of a Hugging Face model (with config.json), a .gguf file, or an http:// URL.",
+        )
+    if is_packed(folder):
+        if not (folder / "tokenizer.json").is_file():
+            raise ModelError(f"{folder} holds no tokenizer.json.", hint="Make it again with `baseload quantize`.")
+        return open_packed(folder, whole=whole).config.max_context
     config = read_config(folder)
     for pattern in ("*.safetensors", "tokenizer.json"):
         if not any(folder.glob(pattern)):
@@ -80,4 +92,4 @@ def _context_of(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.buffer.write(msgspec.json.encode(look(Path(sys.argv[1]))))
+    sys.stdout.buffer.write(msgspec.json.encode(look(Path(sys.argv[1]), whole="--whole" in sys.argv[2:])))

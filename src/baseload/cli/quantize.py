@@ -9,11 +9,10 @@ import msgspec
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from baseload.cli import settings as settings_of
-from baseload.cli.first_start import GUIDE, GUIDE_FOLDER
 from baseload.cli.flags import AsJson, DataDir, SettingsFile
+from baseload.cli.manage import source_of
+from baseload.cli.reach import Place
 from baseload.cli.screen import err, print_json, print_table, say
-from baseload.domain.errors import SettingsError
 
 if TYPE_CHECKING:
     from baseload.engine.quantize.run import Outcome, Show
@@ -46,7 +45,7 @@ def quantize(
     from baseload.engine.quantize.schemes import Scheme  # noqa: PLC0415
 
     chosen = Scheme.parse(scheme, group)
-    source = _source(model, data_dir, settings_file)
+    source = source_of(model, Place(data_dir, settings_file, "", ""))
     target = (out or _beside(model, source, scheme)).expanduser().absolute()
     request = Request(source, target, chosen, calibrate=calibrate, replace=force, seed=seed)
     with _bar(silent=as_json) as show:
@@ -57,26 +56,6 @@ def quantize(
         print_json(fields)
     else:
         _print(outcome)
-
-
-def _source(model: str, data_dir: str, settings_file: str) -> Path:
-    """The path that is meant: one that exists, else the model of that name in the settings, else `guide`."""
-    path = Path(model).expanduser()
-    if path.exists():
-        return path.absolute()
-    flags = {"data_dir": data_dir} if data_dir else {}
-    settings = settings_of.load(settings_file=settings_file, flags=flags)
-    for spec in settings.models:
-        if spec.name == model and spec.is_remote:
-            raise SettingsError(f"The model {model} is served elsewhere.", hint="Quantize it where its files are.")
-        if spec.name == model:
-            return Path(spec.source)
-    if model == GUIDE:
-        return GUIDE_FOLDER
-    raise SettingsError(
-        f"There is no model {model}: neither a path nor a name in the settings.",
-        hint="Give a Hugging Face folder, a .gguf file, or `guide`.",
-    )
 
 
 def _beside(model: str, source: Path, scheme: str) -> Path:

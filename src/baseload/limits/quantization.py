@@ -82,6 +82,9 @@ def quantization_of(config: Mapping[str, Any]) -> Quantization:
         return Quantization()
     method = str(stated.get("quant_method", "")).lower()
     algorithm = str(stated.get("quant_algo", "")).lower()
+    if method == "baseload":
+        named = {"w8a8": "int8", "w4a8": "int4"}.get(str(stated.get("scheme")), "bf16")
+        return of_formats(named, named)
     if method == "mxfp4":
         return Quantization(experts="mxfp4")
     if "fp4" in algorithm or "fp4" in method:

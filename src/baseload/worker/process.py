@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -42,6 +43,7 @@ def run(options: Options) -> int:
     Raises ModelError where the model cannot be served.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    options = _unpacked(options)
     with ThreadPoolExecutor(1) as pool:
         opening = pool.submit(TextTokenizer.open, options.model_dir)
         runner = open_runner(options.model_dir, spec=options.spec, cache_dir=options.cache_dir)
@@ -50,6 +52,18 @@ def run(options: Options) -> int:
     return uvloop.run(
         _serve(options, runner, tokenizer, guesser)
     )  # the process ends next: nobody waits for the warming thread
+
+
+def _unpacked(options: Options) -> Options:
+    """With the folder that a GGUF file is served from, made in the cache the first time; else as they are."""
+    if not options.model_dir.is_file():
+        return options
+    if options.cache_dir is None:
+        raise ModelError("A GGUF file is unpacked into the cache folder once.", hint="Name one with --cache-dir.")
+    # Here, and not above: waking any other model must not wait for it.
+    from baseload.engine.gguf.convert import model_folder  # noqa: PLC0415
+
+    return replace(options, model_dir=model_folder(options.model_dir, options.cache_dir))
 
 
 async def _serve(options: Options, runner: ModelRunner, tokenizer: TextTokenizer, guesser: GuessSource | None) -> int:

@@ -1,6 +1,7 @@
 """What a model is calibrated on: a text of the user's, or what it says itself when nobody gives one."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +11,47 @@ from baseload.domain.errors import DataError
 from baseload.domain.model import EngineSpec
 from baseload.engine.config import ModelConfig
 from baseload.engine.quantize.openings import OPENINGS
+from baseload.engine.registry import read_config
 from baseload.engine.runner import ModelRunner, Runner, Span
 from baseload.engine.tokenizer import TextTokenizer
 
 Tokens = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Rows of equal length: tokens int32[rows, length], and of which kind each is, int8[rows, length]."""
+
+    tokens: Tokens
+    kinds: NDArray[np.int8]  # PADDING, GIVEN or COUNTS
+
+    def part(self, rows: NDArray[np.bool_]) -> "Calibration":
+        """Some of the rows."""
+        return Calibration(self.tokens[rows], self.kinds[rows])
+
+    @property
+    def counts(self) -> NDArray[np.float32]:
+        """float32[rows, length]: 1 where the prediction of a token is measured."""
+        return np.asarray(self.kinds == COUNTS, np.float32)
+
+    @property
+    def mask(self) -> NDArray[np.float32]:
+        """float32[rows, length]: 0 where there is only padding."""
+        return np.asarray(self.kinds != PADDING, np.float32)
+
+
+PADDING, GIVEN, COUNTS = 0, 1, 2  # nothing; part of a prompt; text whose prediction is measured
 Progress = Callable[[int, int], None]  # (done, of)
 ROW_TOKENS = 256
 MAX_ROWS = 128  # 32,768 tokens
 _OWN_TOKENS = 128  # generated from each opening
-_OWN_ROUNDS = 2  # of all openings, each with other words
+_OWN_ROUNDS = 4  # of all openings, each with other words
+_LARGE = 1_000_000_000  # parameters; so large a model writes one round: it takes long
 _MIN_TOKENS = 64
 
 
-def from_file(path: Path, tokenizer: TextTokenizer, config: ModelConfig) -> Tokens:
-    """int32[rows, row_tokens] of a UTF-8 text file, rows spread evenly over it. DataError where it is of no use."""
+def from_file(path: Path, tokenizer: TextTokenizer, config: ModelConfig) -> Calibration:
+    """A UTF-8 text file, rows spread evenly over it. DataError where it is of no use."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -33,7 +61,7 @@ def from_file(path: Path, tokenizer: TextTokenizer, config: ModelConfig) -> Toke
     return rows_of(tokenizer.encode(text, special=False), config, where=str(path))
 
 
-def rows_of(ids: list[int], config: ModelConfig, *, where: str = "the text", most: int = MAX_ROWS) -> Tokens:
+def rows_of(ids: list[int], config: ModelConfig, *, where: str = "the text", most: int = MAX_ROWS) -> Calibration:
     """Token ids as rows of equal length, each after the model's begin token where it has one; at most `most`."""
     begin = [] if config.bos_token_id is None else [config.bos_token_id]
     if len(ids) < _MIN_TOKENS:
@@ -46,26 +74,36 @@ def rows_of(ids: list[int], config: ModelConfig, *, where: str = "the text", mos
     count = len(ids) // length
     body = np.array(ids[: count * length], np.int32).reshape(count, length)
     chosen = body[np.linspace(0, count - 1, min(count, most)).astype(int)]
-    return np.concatenate([np.tile(np.array(begin, np.int32), (len(chosen), 1)), chosen], axis=1)
+    tokens = np.concatenate([np.tile(np.array(begin, np.int32), (len(chosen), 1)), chosen], axis=1)
+    return Calibration(tokens, np.full(tokens.shape, COUNTS, np.int8))
 
 
-def from_itself(model_dir: Path, tokenizer: TextTokenizer, *, seed: int, progress: Progress) -> Tokens:
-    """int32[rows, row_tokens] that the model writes after OPENINGS, sampled at temperature 1; reproducible."""
+def from_itself(model_dir: Path, tokenizer: TextTokenizer, *, seed: int, progress: Progress) -> Calibration:
+    """What the model writes after each of OPENINGS, sampled at temperature 1; reproducible."""
     runner = Runner.open(
         model_dir, spec=EngineSpec(max_seqs=32, kv_cache_bytes=0, prefix_cache=False), cache_dir=None
     )
     try:
-        prompts = [_prompt(tokenizer, opening) for opening in OPENINGS] * _OWN_ROUNDS
+        rounds = 1 if read_config(model_dir).parameters > _LARGE else _OWN_ROUNDS
+        prompts = [_prompt(tokenizer, opening) for opening in OPENINGS] * rounds
         prompts = [prompt[: runner.max_context // 2] for prompt in prompts if prompt]
         rng = np.random.Generator(np.random.PCG64(seed))
-        texts: list[int] = []
+        texts: list[list[int]] = []
         for first in range(0, len(prompts), 32):
             progress(first, len(prompts))
-            for text in _continue(runner, prompts[first : first + 32], rng):
-                texts += text
-        return rows_of(texts, runner.config, where="what the model says")
+            texts += _continue(runner, prompts[first : first + 32], rng)
+        return _padded(texts, prompts)
     finally:
         runner.close()
+
+
+def _padded(texts: list[list[int]], prompts: list[list[int]]) -> Calibration:
+    tokens = np.zeros((len(texts), max(map(len, texts))), np.int32)
+    kinds = np.full(tokens.shape, PADDING, np.int8)
+    for row, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
+        tokens[row, : len(text)] = text
+        kinds[row, : len(prompt)], kinds[row, len(prompt) : len(text)] = GIVEN, COUNTS
+    return Calibration(tokens, kinds)
 
 
 def _prompt(tokenizer: TextTokenizer, opening: str) -> list[int]:

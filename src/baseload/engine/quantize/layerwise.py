@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
 from baseload.engine.config import ModelConfig
 from baseload.engine.quantize import blocks, transforms
+from baseload.engine.quantize.calibrate import Calibration
 from baseload.engine.quantize.gptq import compensate, inverse_factor, realigned
 from baseload.engine.quantize.levels import Levels, Matrix
 from baseload.engine.quantize.schemes import Scheme
@@ -56,14 +56,14 @@ class Fit:
 
 
 def quantize_layers(
-    source: ModelSource, scheme: Scheme, tokens: NDArray[np.int32], *, fit: Fit, seed: int = 0
+    source: ModelSource, scheme: Scheme, calibration: Calibration, *, fit: Fit, seed: int = 0
 ) -> Iterator[tuple[str, Value]]:
     """Every tensor of the packed model by name, in order, computed as it is asked for.
 
-    `tokens` is int32[rows, row_tokens], the calibration. Memory: one layer in float32, its Hessians, two streams.
+    Memory: one layer in float32, its Hessians, two streams.
     """
     config, top = source.config, source.top()
-    walk = _Walk(config, scheme, tokens, fit)
+    walk = _Walk(config, scheme, calibration, fit)
     turn = None
     if fit.rotate:
         turn = transforms.orthogonal(config.hidden, seed)
@@ -89,20 +89,22 @@ class _Sums:
         self.lacks = np.zeros((columns, columns))
         self.residual = np.zeros((hidden, columns)) if hidden else None
 
-    def add(self, exact: Array, rounded: Array, residual: Array | None = None) -> None:
-        """Some rows more."""
-        self.count += rounded.shape[0]
+    def add(self, mask: Array, exact: Array, rounded: Array, residual: Array | None = None) -> None:
+        """Some rows more, those whose mask[rows, 1] is 1."""
+        exact, rounded = exact * mask, rounded * mask
+        self.count += int(mask.sum())
         self.hessian += np.asarray(rounded.T @ rounded)
         self.lacks += np.asarray((exact - rounded).T @ rounded)
         if residual is not None and self.residual is not None:
-            self.residual += np.asarray(residual.T @ rounded)
+            self.residual += np.asarray((residual * mask).T @ rounded)
 
 
 class _Walk:
-    def __init__(self, config: ModelConfig, scheme: Scheme, tokens: NDArray[np.int32], fit: Fit) -> None:
+    def __init__(self, config: ModelConfig, scheme: Scheme, calibration: Calibration, fit: Fit) -> None:
         self._config, self._scheme, self._fit = config, scheme, fit
-        self._tokens = tokens
-        rows, length = tokens.shape
+        self._tokens = calibration.tokens
+        self._mask = calibration.mask.reshape(-1, 1)
+        rows, length = self._tokens.shape
         each = max(_CHUNK_TOKENS // length, 1)
         self._chunks = [slice(at * length, min(at + each, rows) * length) for at in range(0, rows, each)]
         self._turns = blocks.angles(config, length)
@@ -125,7 +127,7 @@ class _Walk:
         exact, rounded = self._attend(layer, qkv, window)
         sums = _Sums(exact.shape[1], self._config.hidden)
         for at in self._chunks:
-            sums.add(exact[at], blocks.rounded(rounded[at]), self._exact[at] - self._rounded[at])
+            sums.add(self._mask[at], exact[at], blocks.rounded(rounded[at]), self._exact[at] - self._rounded[at])
         out = self._fit_one("out", layer["out"], sums)
         yield "out", out
         for name in ("qkv_bias", "q_norm", "k_norm", "out_bias"):
@@ -156,7 +158,7 @@ class _Walk:
 
         sums = _Sums(down.shape[1], self._config.hidden)
         for at in self._chunks:
-            sums.add(*hidden(at), self._exact[at] - self._rounded[at])
+            sums.add(self._mask[at], *hidden(at), self._exact[at] - self._rounded[at])
         fitted = self._fit_one("down", down, sums)
         yield "down", fitted
         for name in ("gate_up_bias", "down_bias"):
@@ -182,21 +184,21 @@ class _Walk:
         gate_ups, downs = [], []
         exact_out, rounded_out = np.zeros_like(self._exact), np.zeros_like(self._rounded)
         shared = _Sums(exact.shape[1])
-        shared.add(jnp.asarray(rounded), jnp.asarray(rounded))
+        shared.add(self._mask, rounded, rounded)
         none = np.zeros(2 * moe.intermediate, np.float32)
         for expert in range(moe.experts):
             gate_up = layer["experts.gate_up"][expert]
             down = transforms.hadamard(layer["experts.down"][expert], block)
             rows = np.flatnonzero((routes[1][0] == expert).any(axis=1))
             sums = _Sums(exact.shape[1])
-            sums.add(jnp.asarray(exact[rows]), jnp.asarray(rounded[rows]))
+            sums.add(self._mask[rows], exact[rows], rounded[rows])
             sums.hessian += shared.hessian * (0.1 * max(len(rows), 1) / shared.count)
             gate_ups.append(self._fit_one("gate_up", gate_up, sums))
             inner = blocks.swiglu(rounded[rows], gate_ups[-1].restore(), none)
             inner_exact = blocks.spread(blocks.swiglu(exact[rows], gate_up, none), block)
             inner = blocks.rounded(blocks.spread(inner, block))
             sums = _Sums(down.shape[1])
-            sums.add(inner_exact, inner)
+            sums.add(self._mask[rows], inner_exact, inner)
             downs.append(self._fit_one("down", down, sums))
             weight = _weight_of(routes[1], expert)[rows]
             rounded_out[rows] += np.asarray(blocks.dot(inner, downs[-1].restore())) * weight
@@ -234,7 +236,7 @@ class _Walk:
     def _norm_sums(self, norm: Matrix) -> _Sums:
         sums = _Sums(self._config.hidden)
         for at in self._chunks:
-            sums.add(*self._normed(norm, at))
+            sums.add(self._mask[at], *self._normed(norm, at))
         return sums
 
     def _attention(self, layer: Layer, weight: Matrix, normed: jax.Array, window: int) -> jax.Array:

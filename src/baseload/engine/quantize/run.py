@@ -17,7 +17,7 @@ from baseload.engine.gguf.convert import write_folder
 from baseload.engine.gguf.read import is_gguf
 from baseload.engine.native.weights_map import BLOB, annotate
 from baseload.engine.quantize import calibrate
-from baseload.engine.quantize.calibrate import Tokens
+from baseload.engine.quantize.calibrate import Calibration
 from baseload.engine.quantize.layerwise import Fit, quantize_layers
 from baseload.engine.quantize.measure import Fidelity, measure
 from baseload.engine.quantize.pack import packed_tensors, plain_tensors
@@ -95,9 +95,9 @@ def quantize(request: Request, *, show: Show) -> Outcome:
 class _Parts:
     """The calibration's rows: to fit, to choose by, to measure by."""
 
-    fit: Tokens
-    choose: Tokens
-    measure: Tokens
+    fit: Calibration
+    choose: Calibration
+    measure: Calibration
 
 
 _NAMES = {False: "straight", True: "turned"}
@@ -112,7 +112,7 @@ def _best(
         made = workshop / _NAMES[False]
         tensors = _counted(plain_tensors(source), config, show, "pack")
         _write(made, folder, tensors, scheme, 0)
-        return made, measure(source, packed.open_packed(made), parts.measure)
+        return made, _measured(source, packed.open_packed(made), parts.measure)
     ways = [request.rotate] if request.rotate is not None else [False, True]
     if request.rotate is None and config.parameters > TRIAL_PARAMETERS:
         ways = [True]
@@ -124,11 +124,11 @@ def _best(
         stage = f"quantize, {_NAMES[bool(way)]}"
         block = down_block(config) if fit.hadamard else 0
         _write(made, folder, packed_tensors(config, _counted(values, config, show, stage)), scheme, block)
-        kl = measure(source, packed.open_packed(made), parts.choose).kl if len(ways) > 1 else 0.0
+        kl = _measured(source, packed.open_packed(made), parts.choose).kl if len(ways) > 1 else 0.0
         found.append((kl, made))
     best = min(found)[1]
     show("measure", 0, 1)
-    fidelity = measure(source, packed.open_packed(best, whole=True), parts.measure)
+    fidelity = _measured(source, packed.open_packed(best, whole=True), parts.measure)
     show("measure", 1, 1)
     return best, fidelity
 
@@ -160,7 +160,7 @@ def _write(made: Path, folder: Path, tensors: Iterator[tuple[str, Any]], scheme:
     )
 
 
-def _calibration(request: Request, folder: Path, config: ModelConfig, show: Show) -> tuple[Tokens, str]:
+def _calibration(request: Request, folder: Path, config: ModelConfig, show: Show) -> tuple[Calibration, str]:
     tokenizer = TextTokenizer.open(folder)
     if request.calibrate is not None:
         return calibrate.from_file(request.calibrate, tokenizer, config), request.calibrate.name
@@ -170,11 +170,16 @@ def _calibration(request: Request, folder: Path, config: ModelConfig, show: Show
     return tokens, "what the model says itself"
 
 
-def _split(tokens: Tokens) -> _Parts:
-    if len(tokens) < _KEPT:
-        return _Parts(tokens, tokens, tokens)
-    place = np.arange(len(tokens)) % _KEPT
-    return _Parts(tokens[(place != 3) & (place != 7)], tokens[place == 3], tokens[place == 7])
+def _split(whole: Calibration) -> _Parts:
+    """Of a text of few rows, all are used for all."""
+    place = np.arange(len(whole.tokens)) % _KEPT
+    if len(place) < _KEPT:
+        return _Parts(whole, whole, whole)
+    return _Parts(whole.part((place != 3) & (place != 7)), whole.part(place == 3), whole.part(place == 7))
+
+
+def _measured(source: ModelSource, model: packed.PackedModel, part: Calibration) -> Fidelity:
+    return measure(source, model, part.tokens, part.counts)
 
 
 @contextmanager
