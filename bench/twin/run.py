@@ -1,20 +1,33 @@
-"""How fast the twin is: events per second and times real time, with and without the checkers.
+"""How fast the twin is, and what ran: times real time, events a second, memory.
 
-    python bench/twin/run.py [--requests 3000] [--trace CSV]
+    python bench/twin/run.py [--azure CSV] [--mooncake JSONL] [--cells 2] [--full]
 
-One replica at a calm and a busy rate, a fleet of sixteen at its limit, and a hunt. Figures of one machine at one
-moment, in CPU seconds of the one thread it uses, so that neighbours disturb less. Compare ratios.
+Rows: one 8-accelerator replica on the Azure trace (or on as many drawn requests where the trace is absent), stepped
+exactly and fast-forwarded, interleaved; 16 replicas; a hunt over seeds; 100,000 accelerators for a day under the gang
+scheduler; 100,000 accelerators request by request, of which `--cells` of the 50 cells are run (all with --full) and
+the rest extrapolated, as said in the row. CPU seconds of one thread, so that neighbours disturb less; compare ratios.
+
+Peers: no serving simulator was found to install from PyPI and run on these traces in a few minutes without profiles of
+its own; published figures stand in docs/simulate.md.
 """
 
 import argparse
+import resource
 import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
 
 from baseload.domain.model import Admission, EngineSpec, ModelSpec, Scaling
 from baseload.domain.units import NS_PER_MS, NS_PER_S
 from baseload.limits.step_time import StepTimeSpec
+from baseload.twin.cells import cell_of, simulate_cells
+from baseload.twin.cluster.run import ClusterSimulation
 from baseload.twin.run import Simulation, simulate
-from baseload.twin.spec import Physics, SimulateConfig, Workload
+from baseload.twin.spec import Hardware, Physics, SimulateConfig, Source, Workload, load
 
+CONFIGS = Path(__file__).parents[2] / "configs" / "simulate"
 FAST = StepTimeSpec(
     basis="stated: about a small model on one modern accelerator",
     fixed_ms=8.0,
@@ -24,59 +37,154 @@ FAST = StepTimeSpec(
 )
 
 
-def config(*, replicas: int, workload: Workload, checked: bool) -> SimulateConfig:
-    """One model on up to so many replicas of a fast engine."""
+def config(*, replicas: int, workload: Workload, seqs: int = 32, **more: object) -> SimulateConfig:
+    """One model on up to so many replicas."""
     model = ModelSpec(
         name="m",
         source="simulated",
-        scaling=Scaling(max_replicas=replicas, scale_up_cooldown_ns=NS_PER_S, target_queue_delay_ns=200 * NS_PER_MS),
-        admission=Admission(max_queue=4096),
-        engine=EngineSpec(max_seqs=32, max_step_tokens=2048),
-        context_tokens=16_384,
+        scaling=Scaling(
+            min_replicas=1,
+            max_replicas=replicas,
+            scale_up_cooldown_ns=NS_PER_S,
+            target_queue_delay_ns=200 * NS_PER_MS,
+        ),
+        admission=Admission(max_queue=4096, max_concurrency_per_replica=seqs),
+        engine=EngineSpec(max_seqs=seqs, max_step_tokens=2048, max_waiting=4096),
+        context_tokens=32_768,
     )
-    physics = Physics(kv_tokens=200_000, step_time=FAST)
-    return SimulateConfig(models=(model,), workload=workload, physics=physics, checked=checked, decisions=0)
+    fields = {"physics": Physics(kv_tokens=200_000, step_time=FAST), "checked": False, "decisions": 0} | more
+    return SimulateConfig(models=(model,), workload=workload, **fields)  # type: ignore[arg-type]
 
 
-def measure(name: str, replicas: int, workload: Workload) -> None:
-    """Run it with and without checks and print a row."""
-    for checked in (True, False):
-        run = Simulation(config(replicas=replicas, workload=workload, checked=checked))
+def measure(name: str, chosen: SimulateConfig) -> tuple[float, str]:
+    """Run it and print a row. Returns (times real time, digest)."""
+    run = Simulation(chosen)
+    began = time.process_time()
+    report = run.run()
+    took_s = time.process_time() - began
+    assert report.failure is None, report.failure
+    steps = sum(worker.steps for worker in run.world.workers.values())
+    how = "checked" if chosen.checked else "exact" if chosen.exact else "fast"
+    print(
+        f"{name:<34} {how:<8} {report.requests:>7,} requests {report.events:>8,} events {steps:>9,} engine steps "
+        f"{took_s:>7.2f} s {(report.events + steps) / took_s:>10,.0f} /s {report.virtual_s / took_s:>8,.0f}× real time",
+        flush=True,
+    )
+    return report.virtual_s / took_s, report.digest
+
+
+def replica(azure: str) -> None:
+    """One replica of 8 accelerators, Llama-3.1-70B on H100, all of the trace, exact and fast by turns."""
+    hardware = {"m": Hardware(model="llama-3.1-70b", accelerator="h100-sxm", tp=8)}
+    source = Source(rate_per_s=5.52, requests=19_366, prompt_tokens=1020, output_tokens=129, spread=0.9)
+    workload = Workload(requests=0, trace=azure) if azure else Workload(sources=(source,))
+    name = "8 accelerators, Azure trace" if azure else "8 accelerators, like the Azure trace"
+    chosen = config(replicas=1, workload=workload, seqs=256, hardware=hardware)
+    fast, exact = [], []
+    for _ in range(3):
+        fast.append(measure(name, chosen))
+        exact.append(measure(name, msgspec.structs.replace(chosen, exact=True)))
+    assert len({digest for _, digest in [*fast, *exact]}) == 1, "fast and exact must take the same actions"
+    speeds = sorted(speed for speed, _ in fast)
+    print(
+        f"{'':<34} median {speeds[1]:,.0f}×, fast over exact {speeds[1] / sorted(s for s, _ in exact)[1]:.1f}; same digest"
+    )
+    measure(name, msgspec.structs.replace(chosen, checked=True))
+
+
+def hunt(seeds: int) -> None:
+    """Seeds with all faults, all checks."""
+    began = time.process_time()
+    found = simulate(SimulateConfig(seed=1, seeds=seeds)).hunt
+    took_s = time.process_time() - began
+    assert found is not None
+    assert not found.failures, found.failures
+    print(
+        f"hunt: {found.seeds} seeds, {found.requests:,} requests, {found.events:,} events in {took_s:.1f} s: "
+        f"{found.events / took_s:,.0f} events/s, {found.seeds / took_s:.1f} seeds/s"
+    )
+
+
+def day() -> None:
+    """100,000 accelerators, 24 hours of fleet decisions."""
+    chosen = load(CONFIGS / "fleet-100k.toml")
+    assert chosen.cluster is not None
+    began = time.process_time()
+    simulation = ClusterSimulation(chosen.cluster, seed=1)
+    report = simulation.run(liveness=False)
+    took_s = time.process_time() - began
+    assert report.failure is None, report.failure
+    print(
+        f"{report.accelerators:,} accelerators, {report.hours:g} h of fleet decisions: {report.jobs:,} jobs, "
+        f"{sum(report.faults_by_kind.values())} faults, {report.steps:,} events, {report.decisions_total:,} decisions, "
+        f"every step checked, in {took_s:.1f} s: {report.hours * 3600 / took_s:,.0f}× real time, "
+        f"{report.steps / took_s:,.0f} events/s, {memory_mb():,.0f} MB"
+    )
+
+
+def inference(cells: Sequence[int]) -> None:
+    """100,000 accelerators request by request: some cells of it, on one thread."""
+    chosen = load(CONFIGS / "inference-100k.toml")
+    cpu_s, virtual_s, requests, events = 0.0, 0.0, 0, 0
+    for cell in cells:
         began = time.process_time()
-        report = run.run()
-        took_s = time.process_time() - began
+        report = Simulation(cell_of(chosen, cell)).run()
+        cpu_s += time.process_time() - began
         assert report.failure is None, report.failure
-        steps = sum(worker.steps for worker in run.world.workers.values())
-        print(
-            f"{name:<28} {'checked' if checked else 'unchecked':<10} {report.requests:>7,} requests "
-            f"{report.events:>8,} events {steps:>9,} steps {took_s:>7.2f} s "
-            f"{(report.events + steps) / took_s:>9,.0f} events and steps/s "
-            f"{report.virtual_s / took_s:>7,.0f}× real time"
-        )
+        requests, events = requests + report.requests, events + report.events
+        virtual_s = max(virtual_s, report.virtual_s)
+    whole_s = cpu_s / len(cells) * chosen.cells
+    traffic_s = chosen.workload.sources[0].duration_s
+    print(
+        f"100,000 accelerators, request by request: {len(cells)} of {chosen.cells} cells, {requests:,} requests, "
+        f"{events:,} events in {cpu_s:.1f} s; all {chosen.cells} on two cores would take {whole_s / 2:,.0f} s for "
+        f"{traffic_s:,.0f} s of traffic ({traffic_s / (whole_s / 2):.1f}×) and {virtual_s:,.0f} s until the last answer "
+        f"({virtual_s / (whole_s / 2):.1f}×); {memory_mb():,.0f} MB a process"
+    )
+
+
+def whole_inference() -> None:
+    """All of it, on all cores, by the clock on the wall."""
+    chosen = load(CONFIGS / "inference-100k.toml")
+    began = time.monotonic()
+    report = simulate_cells(chosen)
+    took_s = time.monotonic() - began
+    assert report.failure is None, report.failure
+    children_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    print(
+        f"100,000 accelerators, request by request, whole: {report.requests:,} requests, {report.events:,} events in "
+        f"{took_s:.0f} s by the wall: {chosen.workload.sources[0].duration_s / took_s:.1f}× over the traffic, "
+        f"{report.virtual_s / took_s:.1f}× over all; at most {children_mb:,.0f} MB a process and {memory_mb():,.0f} MB here"
+    )
+
+
+def memory_mb() -> float:
+    """The most this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--requests", type=int, default=3000)
-    parser.add_argument("--trace", default="", help="also replay this CSV")
+    parser.add_argument("--azure", default="", help="the Azure LLM trace, a CSV")
+    parser.add_argument("--mooncake", default="", help="a Mooncake trace, JSON lines")
+    parser.add_argument("--cells", type=int, default=2, help="of the 50 cells of 100,000 accelerators")
+    parser.add_argument("--full", action="store_true", help="all cells, on all cores")
     options = parser.parse_args()
-    sizes = {"requests": options.requests, "prompt_tokens": 512, "output_tokens": 128}
-    measure("one replica, 1 request/s", 1, Workload(rate_per_s=1.0, **sizes))
-    measure("one replica, 8 requests/s", 1, Workload(rate_per_s=8.0, **sizes))
-    measure("16 replicas, 100 requests/s", 16, Workload(rate_per_s=100.0, **sizes))
-    if options.trace:
-        measure("trace, up to 16 replicas", 16, Workload(requests=options.requests, trace=options.trace))
-    began = time.process_time()
-    hunt = simulate(SimulateConfig(seed=1, seeds=100)).hunt
-    took_s = time.process_time() - began
-    assert hunt is not None
-    assert not hunt.failures, hunt.failures
-    print(
-        f"hunt: {hunt.seeds} seeds, {hunt.requests:,} requests, {hunt.events:,} events in {took_s:.1f} s: "
-        f"{hunt.events / took_s:,.0f} events/s, {hunt.seeds / took_s:.1f} seeds/s, "
-        f"{hunt.virtual_s / took_s:,.0f}× real time"
-    )
+    replica(str(Path(options.azure).absolute()) if options.azure else "")
+    sizes = {"requests": 3000, "prompt_tokens": 512, "output_tokens": 128}
+    measure("16 replicas, 100 requests/s", config(replicas=16, workload=Workload(rate_per_s=100.0, **sizes)))
+    if options.mooncake:
+        trace = Workload(requests=0, trace=str(Path(options.mooncake).absolute()))
+        hardware = {"m": Hardware(model="llama-3.1-70b", accelerator="h100-sxm", tp=8)}
+        measure(
+            "up to 16 × 8 accelerators, Mooncake", config(replicas=16, workload=trace, seqs=64, hardware=hardware)
+        )
+    hunt(100)
+    day()
+    inference(range(options.cells))
+    if options.full:
+        whole_inference()
 
 
 if __name__ == "__main__":
