@@ -233,7 +233,7 @@ OPTIONS: Mapping[str, Option] = {
 MODEL_TABLE: Mapping[str, Option] = {
     "name": Option("name", str, "", "The name clients use."),
     "source": Option(
-        "source", str, "", "A Hugging Face folder or .gguf file (relative to this file), or the http:// URL of a worker."
+        "source", str, "", "A Hugging Face folder or .gguf file (relative to this file), or a worker's http:// URL."
     ),
     **{option.path: option for option in MODEL_OPTIONS},
 }
