@@ -20,9 +20,12 @@ from baseload.limits.serving.features import features_of
 from baseload.limits.serving.fit import fit, priors
 from baseload.limits.serving.held_out import read_points
 from baseload.limits.serving.measured import anomalies, distinct, halves, sample
+from baseload.limits.serving.predict import Predictor
 from baseload.limits.serving.residual import SHARES, Kernel, evidence
 from baseload.limits.serving.step import times_of
 from baseload.limits.serving.traits import traits_of
+from baseload.twin.recorded import parse_engine, parse_requests
+from baseload.twin.replay_fit import Run, calibrated
 
 TARGET = Path(__file__).parents[2] / "src/baseload/limits/catalogue/serving.toml"
 N = len(SHARES)
@@ -42,15 +45,34 @@ def main() -> None:
     if tpot is None or ttft is None:
         before = shipped.read_defaults()
         tpot, ttft = before.tpot, before.ttft
+    fitted = with_runs(fitted, options.data / "vllm_replay", tpot, ttft)
     groups = len({(p.system, p.engine, p.family) for p in develop})
     basis = (
         f"{len(develop)} distinct points of {groups} (accelerator, engine, model family) groups: "
         "the development half, "
         "seed 1, of serving_measured.csv (ai-dynamo/aiconfigurator@095f58a, Apache-2.0); "
-        "priors: see limits/serving/fit.py"
+        "priors: see limits/serving/fit.py; rtx_pro_6000 with vllm: two recorded runs "
+        "(casys-kaist/LLMServingSim@5daddb2, MIT)"
     )
     TARGET.write_text(shipped.to_toml(fitted, basis=basis, tpot=tpot, ttft=ttft))
     print(f"{TARGET}: {basis}")
+
+
+def with_runs(fitted, folder, tpot, ttft):
+    """The values with corrections for accelerators of recorded runs, all their runs together."""
+    by_chip, catalogue, models = {}, read_catalogue(), Models()
+    for path in sorted(folder.glob("*/*/*/requests.jsonl")):
+        chip = path.parents[2].name
+        memory_gb = catalogue.find(chip).need("memory_gb")
+        settings = parse_engine((path.parent / "meta.json").read_bytes(), name=str(path), memory_gb=memory_gb)
+        run = Run(parse_requests(path.read_bytes(), name=str(path)), settings, models.find(settings.model)[0])
+        by_chip.setdefault(chip, []).append(run)
+    base = shipped.read_defaults(shipped.to_toml(fitted, basis="x", tpot=tpot, ttft=ttft).encode())
+    predictor = Predictor(catalogue=catalogue, models=models, defaults=base)
+    for chip, runs in by_chip.items():
+        predictor = calibrated(runs, chip, predictor)
+        print(f"{chip}: {len(runs)} runs")
+    return predictor.fitted
 
 
 def fit_to(points, *, start=None, only_groups=False, rounds=12):

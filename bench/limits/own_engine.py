@@ -21,13 +21,13 @@ import msgspec
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
-from shapes import SHAPES, write_hf  # noqa: E402  # the other bench's shapes and weights
+from shapes import SHAPES, write_hf  # the other bench's shapes and weights
 
-from baseload.domain.model import EngineSpec  # noqa: E402
-from baseload.domain.rng import Rng  # noqa: E402
-from baseload.engine.runner import Runner, Span  # noqa: E402
-from baseload.limits.step_fit import MeasuredStep, fit_steps  # noqa: E402
-from baseload.limits.step_time import StepTimeTable  # noqa: E402
+from baseload.domain.model import EngineSpec
+from baseload.domain.rng import Rng
+from baseload.engine.runner import Runner, Span
+from baseload.limits.step_fit import MeasuredStep, fit_steps
+from baseload.limits.step_time import StepTimeTable
 
 GOAL = 0.10
 MOST_POSITIONS = 33_000  # of cache, all rows together

@@ -5,7 +5,7 @@ python bench/limits/run.py DATA_DIR
 
 import sys
 
-from baseload.cli.predict import validate
+from baseload.cli.validate import validate
 
 if __name__ == "__main__":
-    validate(data=sys.argv[1] if len(sys.argv) > 1 else "", seed=1, as_json=False)
+    validate(data=sys.argv[1] if len(sys.argv) > 1 else "", seed=1, only="", as_json=False)

@@ -20,6 +20,7 @@ from baseload.cli import (
     quantize,
     replay,
     up,
+    validate,
 )
 from baseload.cli.flags import AsJson
 from baseload.cli.screen import INTERRUPTED, complain, exit_code, print_json, say
@@ -54,7 +55,7 @@ app.command("compare")(compare.compare)
 predict.predict.command("training")(predict_fleet.training)
 predict.predict.command("throughput")(predict_fleet.throughput)
 app.add_typer(predict.predict, name="predict")
-app.command("validate")(predict.validate)
+app.command("validate")(validate.validate)
 app.command("catalogue")(catalogue.catalogue)
 
 

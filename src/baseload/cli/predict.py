@@ -1,20 +1,17 @@
-"""`baseload predict` and `baseload validate`: what the limits model says, and how far that is from measurements."""
+"""`baseload predict serving` and `baseload predict power`: what the limits model says of deployments under a load."""
 
 import csv
 import io
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
-from baseload.cli.flags import AsJson
-from baseload.cli.screen import print_json, print_table, say
+from baseload.cli.screen import say
 from baseload.domain.errors import DataError
 
 if TYPE_CHECKING:
-    from baseload.limits.serving.held_out import Figures
     from baseload.limits.serving.predict import Prediction
 
 ADDED = (
@@ -26,14 +23,6 @@ ADDED = (
     "tpot_if_speculating_ms",
     "note",
 )
-NOT_BUILT = (
-    "per-request replay of real vLLM",
-    "MLPerf LLM offline throughput",
-    "MLPerf training",
-    "power under load",
-    "our own engine on this CPU",
-)
-
 predict = typer.Typer(help="Ask the limits model how fast a deployment would be.", no_args_is_help=True)
 
 
@@ -105,82 +94,6 @@ def power(
     _write(output, _read(points).decode("utf-8-sig"), [added(answer) for answer in answers])
     calibrated = sum(answer.basis.startswith("calibrated") for answer in answers)
     say(f"{len(answers)} rows answered ({calibrated} calibrated) in {output}.")
-
-
-def validate(
-    data: Annotated[str, typer.Option("--data", metavar="DIR", help="The folder that holds serving_measured/.")] = "",
-    seed: Annotated[int, typer.Option("--seed", help="Which points calibrate.")] = 1,
-    as_json: AsJson = False,
-) -> None:
-    """Hold the limits model against measurements it was not fitted to. Takes a minute or two."""
-    from baseload.limits.serving import held_out  # noqa: PLC0415  # as above
-    from baseload.limits.serving.predict import Predictor  # noqa: PLC0415
-
-    path = Path(data) / "serving_measured" / "serving_measured.csv"
-    if not data or not path.is_file():
-        say("Skipped: no measurements. Name their folder with --data (it has serving_measured/serving_measured.csv).")
-        return
-    points = held_out.read_points(path.read_bytes(), name=str(path))
-    predictor = Predictor()
-    parts = {
-        "known groups": held_out.known_groups(points, predictor, seed=seed),
-        "accelerator unseen": held_out.unseen_accelerator(points, predictor),
-        "model unseen": held_out.unseen_model(points, predictor, seed=seed),
-    }
-    figures = {
-        f"{name}, {long}": held_out.figures_of(scored.of(mode), predictor)
-        for name, scored in parts.items()
-        for mode, long in (("agg", "aggregated"), ("disagg", "disaggregated"))
-    }
-    if as_json:
-        print_json({name: _finite(of) for name, of in figures.items()} | {"not built yet": NOT_BUILT})
-        return
-    _show(figures)
-
-
-def _show(figures: dict[str, "Figures"]) -> None:
-    columns = ("figure", "goal", "reached", "met", "points")
-    rows = []
-    for name, label, goal, field, sign in GOALS:
-        of = figures[name]
-        value = getattr(of, field)
-        met = value >= goal if sign > 0 else value <= goal
-        form = "{:.2f}" if field == "tau" else "{:.1%}"
-        text = "–" if math.isnan(value) else form.format(value)
-        bound = ("≥ " if sign > 0 else "≤ ") + form.format(goal)
-        rows.append(
-            (f"{name}: {label}", bound, text, "–" if math.isnan(value) else "yes" if met else "no", str(of.points))
-        )
-    rows += [(name, "", "not built yet", "", "") for name in NOT_BUILT]
-    print_table(columns, rows, right=("goal", "reached", "points"))
-    say("Scored: groups (accelerator, engine, model) the shipped values were not fitted to, one row per measurement.")
-    say("Known groups: 20 points per accelerator, engine and mode calibrate; the rest is scored. See docs/limits.md.")
-
-
-_AGG, _DIS = "known groups, aggregated", "known groups, disaggregated"
-GOALS = (
-    (_AGG, "TPOT mean, anomalies left out", 0.09, "tpot_clean", -1),
-    (_AGG, "TPOT mean, all rows", 0.12, "tpot_mean", -1),
-    (_AGG, "TPOT median", 0.06, "tpot_median", -1),
-    (_AGG, "TTFT median", 0.16, "ttft_median", -1),
-    (_AGG, "TTFT mean", 0.28, "ttft_mean", -1),
-    (_DIS, "TPOT mean", 0.20, "tpot_mean", -1),
-    (_DIS, "TPOT mean, worker counts known", 0.15, "known_tpot_mean", -1),
-    (_DIS, "TTFT median", 0.40, "ttft_median", -1),
-    ("accelerator unseen, aggregated", "TPOT mean", 0.17, "tpot_mean", -1),
-    ("accelerator unseen, aggregated", "Kendall τ", 0.82, "tau", 1),
-    ("accelerator unseen, aggregated", "chosen short of best", 0.10, "regret", -1),
-    ("accelerator unseen, disaggregated", "TPOT mean", 0.22, "tpot_mean", -1),
-    ("model unseen, aggregated", "TPOT mean", 0.17, "tpot_mean", -1),
-    ("model unseen, aggregated", "TPOT median", 0.12, "tpot_median", -1),
-    ("model unseen, aggregated", "Kendall τ", 0.80, "tau", 1),
-)
-"""Part of the examination, what is meant, the goal, the figure, and whether more (1) or less (-1) is better."""
-
-
-def _finite(figures: "Figures") -> dict[str, Any]:
-    fields = msgspec.to_builtins(figures).items()
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in fields}
 
 
 def _write(path: Path, text: str, cells: list[dict[str, Any]]) -> None:

@@ -1,7 +1,7 @@
 """A step-time table from a few measured steps: non-negative least squares on relative errors.
 
-The form is `step_time`'s: fixed + prefill(tokens) + decode(rows) + context(positions read) + pairs. Curves get a knot at each
-count that was measured, so a step measured at one, eight and thirty-two rows says how rows between cost.
+The form is `step_time`'s: fixed + prefill(tokens) + decode(rows) + context(positions read) + pairs. Curves get a knot
+at each count that was measured, so a step measured at one, eight and thirty-two rows says how rows between cost.
 """
 
 from collections.abc import Sequence

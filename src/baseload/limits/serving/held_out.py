@@ -22,6 +22,7 @@ from baseload.limits.serving.fit import Fitted, fit, priors
 from baseload.limits.serving.measured import anomalies, distinct, halves, kendall_tau, sample
 from baseload.limits.serving.points import Point, parse_points
 from baseload.limits.serving.predict import Prediction, Predictor
+from baseload.limits.serving.stand_in import StandIns
 from baseload.limits.serving.traits import traits_of
 
 
@@ -38,6 +39,7 @@ class Figures(Struct, frozen=True):
     known_tpot_mean: float  # where worker counts are known (disaggregated); NaN where there are none
     tau: float  # Kendall's, over configurations and loads of one deployment's model and lengths, weighted by pairs
     regret: float  # by how much throughput an accelerator of the configuration chosen falls short of the best, mean
+    known_points: int = 0  # those of `known_tpot_mean`
 
 
 class Scored(Struct, frozen=True):
@@ -86,11 +88,12 @@ def figures_of(scored: Scored, predictor: Predictor) -> Figures:
     """Errors, order and choice of scored points."""
     points, said = scored.points, scored.predictions
     if not points:
-        return Figures(0, 0, *[float("nan")] * 8)
+        nothing = float("nan")
+        return Figures(0, 0, nothing, nothing, nothing, nothing, nothing, nothing, nothing, nothing)
     tpot = np.abs(np.array([s.tpot_ms / p.tpot_ms for s, p in zip(said, points, strict=True)]) - 1.0)
     timed = [i for i, p in enumerate(points) if p.ttft_ms > 0]
     ttft = np.abs(np.array([said[i].ttft_ms / points[i].ttft_ms for i in timed]) - 1.0)
-    odd = anomalies(points, features_of(points, predictor.catalogue, predictor.models))
+    odd = anomalies(points, features_of(points, predictor.chips, predictor.models))
     known = [i for i, p in enumerate(points) if p.prefill and p.prefill.workers_known and p.decode.workers_known]
     return Figures(
         points=len(points),
@@ -102,6 +105,7 @@ def figures_of(scored: Scored, predictor: Predictor) -> Figures:
         ttft_median=float(np.median(ttft)),
         known_tpot_mean=float(tpot[known].mean()) if known else float("nan"),
         tau=_order(points, said),
+        known_points=len(known),
         regret=_regret(points, said),
     )
 
@@ -119,7 +123,7 @@ def _left_out(
     said: list[Prediction] = []
     for name in sorted({of(p) for p in held}):
         others = [p for p in once if of(p) != name]
-        fitted = fit_points(others, predictor.catalogue, predictor.models)
+        fitted = fit_points(others, predictor.chips, predictor.models)
         alone = Predictor(
             catalogue=predictor.catalogue, models=predictor.models, defaults=predictor.defaults, fitted=fitted
         )
@@ -131,7 +135,9 @@ def _left_out(
     return Scored(scored, said)
 
 
-def fit_points(points: Sequence[Point], catalogue: Catalogue, models: Models, *, rounds: int = 12) -> Fitted:
+def fit_points(
+    points: Sequence[Point], catalogue: Catalogue | StandIns, models: Models, *, rounds: int = 12
+) -> Fitted:
     """Values fitted to measured points, from the priors alone."""
     tpot_s, ttft_s = np.array([p.tpot_ms for p in points]) / 1e3, np.array([p.ttft_ms for p in points]) / 1e3
     traits = [traits_of(p, models.find(p.model)[0]) for p in points]
