@@ -67,7 +67,7 @@ def block_bytes(config: ModelConfig, block_tokens: int, dtype: str) -> int:
 
 
 def count_blocks(config: ModelConfig, spec: EngineSpec, per_block: int) -> int:
-    """How many blocks of `per_block` bytes: as asked, else a share of the machine's memory, but no more than can be used.
+    """How many blocks of `per_block` bytes: as asked, else a share of the memory, but no more than can be used.
 
     Raises ModelError where not one has room.
     """

@@ -29,6 +29,7 @@ _MAGIC = "baseload-program-1"
 _SOURCES = (
     *("attention", "config", "decoder", "kv_cache", "layers", "llama", "moe", "pallas_attention", "qwen", "rope"),
     *("runner", "steps"),
+    *("native/attention", "native/matmul", "native/packing", "native/rows", "native/steps"),
 )
 
 

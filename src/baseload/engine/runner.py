@@ -90,9 +90,16 @@ class Runner:
         """Computes all spans and writes their keys and values; float32[rows, vocab] on the host, in span order.
 
         A row is the logits after a span's last token, for each span with `wants_logits`; where it asks for more
-        than one, the rows of its last tokens follow each other. Read-only.
+        than one, the rows of its last tokens follow each other. Read-only. After an exception the cache is empty.
         """
         check_spans(spans, max_context=self.max_context, block_tokens=self.block_tokens)
+        try:
+            return self._run(spans)
+        except BaseException:
+            self._clear_cache()  # some of it was donated to the call that failed
+            raise
+
+    def _run(self, spans: Sequence[Span]) -> np.ndarray:
         parts: list[Part] = []
         decodes = [index for index, span in enumerate(spans) if len(span.tokens) == 1]
         for first, count, bucket in split(self._usable("decode"), len(decodes)):
@@ -288,9 +295,12 @@ class Runner:
             )
             window = jax.device_put(np.int32(config.windows[index]))
             self._weights.append((attn, feed, window))
-        zeros = np.zeros(self.shape.array_shape, self.shape.storage)
-        self._keys: list[Any] = [jax.device_put(zeros, may_alias=False) for _ in range(config.layers)]
-        self._values: list[Any] = [jax.device_put(zeros, may_alias=False) for _ in range(config.layers)]
+        self._clear_cache()
+
+    def _clear_cache(self) -> None:
+        zeros, layers = np.zeros(self.shape.array_shape, self.shape.storage), range(self.config.layers)
+        self._keys: list[Any] = [jax.device_put(zeros, may_alias=False) for _ in layers]
+        self._values: list[Any] = [jax.device_put(zeros, may_alias=False) for _ in layers]
 
 
 def open_runner(model_dir: Path | str, *, spec: EngineSpec, cache_dir: Path | str | None) -> ModelRunner:

@@ -111,3 +111,26 @@ def test_spans_that_do_not_fit_are_refused(runner_of):
     ):
         with pytest.raises(ValueError, match="a span of"):
             runner.run([span])
+
+
+def test_after_a_failed_step_the_runner_goes_on_with_an_empty_cache(runner_of, block_table, monkeypatch):
+    runner = runner_of("llama3-sharded")
+    tokens = np.arange(20, dtype=np.int32)
+    (blocks,) = block_table(runner, 1, 32)
+    expected = np.asarray(runner.run([Span(tokens, 0, blocks, True)])).copy()
+    layer_program = runner._layer_program
+
+    def broken(*asked):
+        program = layer_program(*asked)
+
+        def fails(*given):
+            program(*given)  # the layer's cache is donated
+            raise RuntimeError("the device failed")
+
+        return fails
+
+    monkeypatch.setattr(runner, "_layer_program", broken)
+    with pytest.raises(RuntimeError, match="the device failed"):
+        runner.run([Span(tokens, 0, blocks, True)])
+    monkeypatch.undo()
+    assert np.array_equal(np.asarray(runner.run([Span(tokens, 0, blocks, True)])), expected)

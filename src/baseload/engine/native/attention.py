@@ -21,7 +21,6 @@ from baseload.engine.native.features import XLA
 from baseload.engine.rope import rotate
 
 TILE = 16  # positions of one head that lie together
-LINE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +74,7 @@ jax.tree_util.register_dataclass(
 def new_cache(cache: PagedCache, isa: str) -> Any:
     """An empty cache, as a function to compile. Native: bytes that cost no memory before they are written."""
     if isa != XLA:
-        out = jax.ShapeDtypeStruct((cache.nbytes,), jnp.uint8)  # type: ignore[no-untyped-call]
-        return jax.ffi.ffi_call("bl_new_cache", out)()
+        return jax.ffi.ffi_call("bl_new_cache", array_shape((cache.nbytes,), jnp.uint8))()
     shape = (cache.kv_heads, (cache.blocks + 1) * cache.block_tokens, cache.head_dim)
     return tuple((jnp.zeros(shape, jnp.uint16), jnp.zeros(shape, jnp.uint16)) for _ in range(cache.layers))
 
@@ -102,8 +100,8 @@ def attention(
     """
     if isa == XLA:
         return _twin(qkv, inputs, blob, kept, config, cache, layer, q_norm, k_norm)
-    out = jax.ShapeDtypeStruct((qkv.shape[0], cache.heads * cache.head_dim), jnp.float32)  # type: ignore[no-untyped-call]
-    same = jax.ShapeDtypeStruct(kept.shape, kept.dtype)
+    out = array_shape((qkv.shape[0], cache.heads * cache.head_dim), jnp.float32)
+    same = array_shape(kept.shape, kept.dtype)
     call = jax.ffi.ffi_call("bl_attention", (out, same), input_output_aliases={5: 1})
     mixed, kept = call(
         qkv,
@@ -125,6 +123,11 @@ def attention(
         isa=isa,
     )
     return mixed, kept
+
+
+def array_shape(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    """The shape and type of an array to come."""
+    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
 
 
 def floats_at(blob: jax.Array, offset: int, count: int) -> jax.Array:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from baseload.engine.native.attention import Inputs
+from baseload.engine.native.attention import Inputs, array_shape
 from baseload.engine.rope import RopeTable
 from baseload.engine.spans import Span
 
@@ -81,7 +81,7 @@ class StepArrays:
     @property
     def shapes(self) -> Inputs:
         """The shapes alone, to compile for."""
-        shapes: Inputs = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), self._host)
+        shapes: Inputs = jax.tree.map(lambda array: array_shape(array.shape, array.dtype), self._host)
         return shapes
 
     def fill(self, call: Sequence[Part]) -> tuple[Inputs, int]:

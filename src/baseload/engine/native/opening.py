@@ -63,8 +63,8 @@ def open_plain(model_dir: Path, cache_dir: Path | None) -> PackedModel:
     Without a cache folder it is packed into a temporary one, which is removed at once: its mapping stays.
     """
     if cache_dir is None:
-        with tempfile.TemporaryDirectory(prefix="baseload-") as folder:
-            return _pack(model_dir, Path(folder) / "packed")
+        with tempfile.TemporaryDirectory(prefix="baseload-") as passing:
+            return _pack(model_dir, Path(passing) / "packed")
     folder = cache_dir / "packed"
     out = folder / _identity(model_dir)
     if is_packed(out):

@@ -1,7 +1,8 @@
-"""The small calls of a step: rows of the embedding, the choice of experts, the sum of what they give. Each with its twin in JAX."""
+"""The small calls of a step, each with its twin in JAX: rows of the embedding, the choice of experts, the sum of what
+they give, and the transform of what enters `down`.
+"""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 from baseload.engine.config import MoeConfig
 from baseload.engine.layers import rms_norm
 from baseload.engine.moe import route as route_twin
-from baseload.engine.native.attention import floats_at
+from baseload.engine.native.attention import array_shape, floats_at
 from baseload.engine.native.features import XLA
 from baseload.engine.native.weights_map import Plain
 
@@ -19,7 +20,7 @@ def embed(tokens: jax.Array, active: jax.Array, blob: jax.Array, *, table: Plain
     """float32[rows, hidden]: the rows of `table` that int32[rows] tokens name; those ≥ active may hold anything."""
     vocab, hidden = table.shape
     if isa != XLA:
-        out = _shape((tokens.shape[0], hidden), jnp.float32)
+        out = array_shape((tokens.shape[0], hidden), jnp.float32)
         call = jax.ffi.ffi_call("bl_rows", out)
         found: jax.Array = call(
             tokens,
@@ -47,16 +48,24 @@ class Routing:
 
 
 def route(
-    x: jax.Array, active: jax.Array, blob: jax.Array, *, norm: int, router: Plain, moe: MoeConfig, eps: float, isa: str
+    x: jax.Array,
+    active: jax.Array,
+    blob: jax.Array,
+    *,
+    norm: int,
+    router: Plain,
+    moe: MoeConfig,
+    eps: float,
+    isa: str,
 ) -> Routing:
     """The experts that rows x[rows, hidden], before their norm, choose."""
     rows, each = x.shape[0], moe.experts_per_token
     if isa != XLA:
         shapes = (
-            _shape((rows, each), jnp.float32),
-            _shape((rows * each,), jnp.int32),
-            _shape((moe.experts + 1,), jnp.int32),
-            _shape((rows, each), jnp.int32),
+            array_shape((rows, each), jnp.float32),
+            array_shape((rows * each,), jnp.int32),
+            array_shape((moe.experts + 1,), jnp.int32),
+            array_shape((rows, each), jnp.int32),
         )
         call = jax.ffi.ffi_call("bl_route", shapes)
         attributes = {"norm": np.int64(norm), "router": np.int64(router.offset), "normalize": np.int64(moe.normalize)}
@@ -74,9 +83,9 @@ def route(
 
 
 def combine(x: jax.Array, parts: jax.Array, routing: Routing, active: jax.Array, *, isa: str) -> jax.Array:
-    """x plus the weighted sum, in the order of choice, of each row's pairs in parts[rows · experts_per_token, hidden]."""
+    """x plus the weighted sum, in the order of choice, of each row's pairs in parts[pairs, hidden]."""
     if isa != XLA:
-        call = jax.ffi.ffi_call("bl_combine", _shape(x.shape, jnp.float32))
+        call = jax.ffi.ffi_call("bl_combine", array_shape(x.shape, jnp.float32))
         found: jax.Array = call(x, parts, routing.weights, routing.place, active)
         return found
     for index in range(routing.place.shape[1]):
@@ -87,7 +96,7 @@ def combine(x: jax.Array, parts: jax.Array, routing: Routing, active: jax.Array,
 def hadamard(x: jax.Array, active: jax.Array, *, block: int, isa: str) -> jax.Array:
     """Orthonormal Walsh-Hadamard transforms of `block` columns each, of the active rows of x[rows, k]; in place."""
     if isa != XLA:
-        call = jax.ffi.ffi_call("bl_hadamard", _shape(x.shape, jnp.float32), input_output_aliases={0: 0})
+        call = jax.ffi.ffi_call("bl_hadamard", array_shape(x.shape, jnp.float32), input_output_aliases={0: 0})
         found: jax.Array = call(x, active, block=np.int64(block), isa=isa)
         return found
     parts = x.reshape(x.shape[0], -1, block)
@@ -97,7 +106,3 @@ def hadamard(x: jax.Array, active: jax.Array, *, block: int, isa: str) -> jax.Ar
         parts = jnp.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2)
         half *= 2
     return parts.reshape(x.shape) * np.float32(block**-0.5)
-
-
-def _shape(shape: tuple[int, ...], dtype: Any) -> Any:
-    return jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]

@@ -16,8 +16,8 @@ from baseload.engine.config import ModelConfig
 from baseload.engine.kv_cache import count_blocks
 from baseload.engine.native import library
 from baseload.engine.native.attention import PagedCache, new_cache
-from baseload.engine.native.features import XLA
 from baseload.engine.native.calls import StepArrays, StepSize, plan_calls
+from baseload.engine.native.features import XLA
 from baseload.engine.native.steps import NativeModel, build_step
 from baseload.engine.native.weights_map import WeightsMap
 from baseload.engine.programs import Program, ProgramCache, environment_key
