@@ -23,6 +23,7 @@ Traits = tuple[tuple[str, str], ...]
 Key = tuple[str, str, str]
 """(kind, name, parameter)."""
 NUDGE = 1e-4
+ENOUGH = 5e-4  # relative gain of a round below which the fit is done
 SHIPPED_SHARE = 0.6  # of a correction's width that is left where a shipped value takes the place of zero
 MEAN_OF_NORMAL = 0.8  # mean of a normal variable's size, in standard deviations
 
@@ -135,7 +136,7 @@ def fit(start: Fitted, costs: Floats, traits: Sequence[Traits], measured_s: Floa
             after = robust(error_of(x - step))[0] + float((((x - step) / widths) ** 2).sum())
             if after < best:
                 gain, x, best, damping = best - after, x - step, after, max(1e-6, damping / 4)
-                if gain < 1e-4 * max(1.0, best):
+                if gain < ENOUGH * max(1.0, best):
                     break
             else:
                 damping *= 8

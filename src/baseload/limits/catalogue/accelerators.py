@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from baseload.domain.errors import DataError, MissingFigure
 
@@ -53,6 +54,24 @@ class Accelerator(Struct, frozen=True, forbid_unknown_fields=True):
             if getattr(self, figure) is not None:
                 return self.need(figure)
         return self.need("bf16_tflops")
+
+    def filled(self, like: "Accelerator") -> "Accelerator":
+        """This sheet with its blank figures taken from another, in proportion to what is known.
+
+        Rates follow the memory's bandwidth (or it them). For answers that measured points of this very accelerator
+        will correct, never for answers from the sheet.
+        """
+        known, usual = self.memory_gb_per_s, like.need("memory_gb_per_s")
+        if known is None and self.bf16_tflops is not None:
+            known = self.bf16_tflops * usual / like.need("bf16_tflops")
+        share = (known or usual) / usual
+        blanks: dict[str, float | None] = {
+            "memory_gb_per_s": known or usual,
+            "bf16_tflops": like.need("bf16_tflops") * share,
+        }
+        blanks |= {figure: getattr(like, figure) for figure in ("memory_gb", "scale_up_gb_per_s", "scale_up_domain")}
+        blanks["scale_out_gbit_per_s"] = like.scale_out_gbit_per_s
+        return replace(self, **{figure: value for figure, value in blanks.items() if getattr(self, figure) is None})
 
 
 class InstancePrice(Struct, frozen=True, forbid_unknown_fields=True):

@@ -62,7 +62,7 @@ WIDTHS = {
     "nodes": {"pace": 0.05},
     "site": {"pace": 0.03},
     "division": {"pace": 0.08},
-    "unlisted": {"pace": 2.0},
+    "unlisted": {"pace": 2.0, "prefill": 0.7, "decode": 0.7},
 }
 
 

@@ -186,7 +186,7 @@ class Predictor:
             except MissingFigure as error:
                 notes.append(f"missing: {error.figure} of {error.owner}")
                 blocked.append("accelerator")
-                costs = _count(shape, STAND_IN, "bf16", row, isl, osl, int(many))
+                costs = _count(shape, sheet.filled(STAND_IN), form, row, isl, osl, int(many))
             except BaseloadError as error:
                 return Prepared((), osl, None, error.message, "pair")
             parts.append((costs, many, _traits(row, name, sheet, form, listed=not blocked)))

@@ -152,15 +152,10 @@ class Predictor:
         except MissingFigure as error:
             if error.figure not in ("bf16_tflops", "memory_gb", "memory_gb_per_s"):
                 return Prepared(None, traits, None, f"missing: {error.figure} of {error.owner}", "pair")
-            layout, note = self._layout(row, STAND_IN, benchmark)
-            cost = cost_of(
-                benchmark.work,
-                layout,
-                STAND_IN,
-                fabric_of(STAND_IN, self.latencies),
-                batch=row.batch,
-                form=benchmark.form,
-            )
+            sheet = sheet.filled(STAND_IN)
+            layout, note = self._layout(row, sheet, benchmark)
+            fabric = fabric_of(sheet, self.latencies)
+            cost = cost_of(benchmark.work, layout, sheet, fabric, batch=row.batch, form=benchmark.form)
             notes.append(f"missing: {error.figure} of {error.owner}")
             blocked = "pair" if blocked == "benchmark" else "accelerator"
         except BaseloadError as error:
