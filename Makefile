@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 .DEFAULT_GOAL := help
 .SHELLFLAGS := -eu -c
-.PHONY: help up setup test setup-dev check format guide bench-gateway bench-engine bench-core bench-twin bench-wake clean
+.PHONY: help up setup test setup-dev check format guide bench-gateway bench-engine bench-core bench-twin bench-wake native native-test clean
 
 up: setup $(VENV)/.warm  ## start Baseload in the foreground; Ctrl-C stops it
 	@exec $(BIN)/baseload up --port $(PORT) --data-dir $(DATA_DIR) --show-key
@@ -46,6 +46,21 @@ bench-wake: setup-dev  ## how fast `baseload up` is ready, and a sleeping model 
 
 bench-twin: setup-dev  ## events per second of the twin
 	$(BIN)/python bench/twin/run.py
+
+native: $(VENV)/.python  ## build the C++ kernels again after a change in native/ (or: cmake --build build/native)
+	$(PIP) install --no-deps -e .
+
+# Builds need a C++ compiler; cmake and ninja come from PyPI where the machine has none.
+native-test: setup  ## the kernels' C++ tests: plain, with address and undefined-behaviour checks, with thread checks
+	@command -v cmake >/dev/null && command -v ninja >/dev/null || $(PIP) install cmake ninja
+	@for sanitize in "" address,undefined thread; do \
+	  echo "== sanitizers: $${sanitize:-none}"; \
+	  PATH="$(CURDIR)/$(BIN):$$PATH"; \
+	  cmake -S native -B build/native-$${sanitize%%,*} -G Ninja -DBASELOAD_TESTS=ON -DBASELOAD_SANITIZE=$$sanitize \
+	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python >/dev/null; \
+	  cmake --build build/native-$${sanitize%%,*} >/dev/null; \
+	  (cd build/native-$${sanitize%%,*} && ctest --output-on-failure); \
+	done
 
 setup: $(VENV)/.ready
 setup-dev: $(VENV)/.ready-dev
