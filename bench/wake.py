@@ -54,8 +54,9 @@ class Running:
         self.key = (folder / "first-key").read_text().strip()
         self.body = BODY if model is None else {**BODY, "model": "m"}
         self.spares = spares
-        if model is not None and not json.loads(self.call("GET", "/admin/v1/models").read()):
-            made = self.call("PUT", "/admin/v1/models/m", {"name": "m", "source": str(model.absolute())})
+        if model is not None and not json.loads(self.call("GET", "/admin/v1/models").read())["models"]:
+            spec = {"name": "m", "source": str(model.absolute()), "scaling": {"idle_ns": 500_000_000}}
+            made = self.call("PUT", "/admin/v1/models/m", spec)
             assert made.status < 300, made.read()
 
     def call(self, method: str, path: str, body: object = None) -> http.client.HTTPResponse:
