@@ -48,6 +48,16 @@ def spread(x: jax.Array, block: int) -> jax.Array:
     return (x.reshape(-1, block) @ matrix).reshape(x.shape)
 
 
+def rows_for(chosen: np.ndarray, expert: int) -> tuple[np.ndarray, int]:
+    """Rows of chosen[rows, count] that are routed to an expert, and how many.
+
+    More follow (row 0, again and again) up to a power of two, so that few programs are compiled.
+    """
+    rows = np.flatnonzero((chosen == expert).any(axis=1))
+    size = 1 << max(len(rows) - 1, 0).bit_length()
+    return np.concatenate([rows, np.zeros(size - len(rows), rows.dtype)]), len(rows)
+
+
 def angles(config: ModelConfig, length: int) -> tuple[Matrix, Matrix]:
     """cos and sin, float32[length, head_dim / 2]."""
     turned = np.arange(length, dtype=np.float32)[:, None] * inverse_frequencies(config)

@@ -25,6 +25,7 @@ from baseload.engine.quantize.transforms import Layer
 DAMPING = 0.01
 REALIGN_DAMPING = 0.05
 _CHUNK_TOKENS = 2048
+_STEADY = 0.1  # of an expert's Hessian comes from the rows of all experts
 _PIECE = 1 << 24  # weights of a matrix rounded at a time
 Array = jax.Array | NDArray[np.float32]
 
@@ -189,23 +190,24 @@ class _Walk:
         for expert in range(moe.experts):
             gate_up = layer["experts.gate_up"][expert]
             down = transforms.hadamard(layer["experts.down"][expert], block)
-            rows = np.flatnonzero((routes[1][0] == expert).any(axis=1))
+            rows, count = blocks.rows_for(routes[1][0], expert)
+            mask = self._mask[rows] * (np.arange(len(rows)) < count)[:, None]
             sums = _Sums(exact.shape[1])
-            sums.add(self._mask[rows], exact[rows], rounded[rows])
-            sums.hessian += shared.hessian * (0.1 * max(len(rows), 1) / shared.count)
+            sums.add(mask, exact[rows], rounded[rows])
+            sums.hessian += shared.hessian * (_STEADY * max(sums.count, 1) / max(shared.count, 1))
             gate_ups.append(self._fit_one("gate_up", gate_up, sums))
-            inner = blocks.swiglu(rounded[rows], gate_ups[-1].restore(), none)
             inner_exact = blocks.spread(blocks.swiglu(exact[rows], gate_up, none), block)
-            inner = blocks.rounded(blocks.spread(inner, block))
+            inner = blocks.spread(blocks.swiglu(rounded[rows], gate_ups[-1].restore(), none), block)
+            inner = blocks.rounded(inner)
             sums = _Sums(down.shape[1])
-            sums.add(self._mask[rows], inner_exact, inner)
+            sums.add(mask, inner_exact, inner)
             downs.append(self._fit_one("down", down, sums))
-            weight = _weight_of(routes[1], expert)[rows]
-            rounded_out[rows] += np.asarray(blocks.dot(inner, downs[-1].restore())) * weight
-            rows = np.flatnonzero((routes[0][0] == expert).any(axis=1))
-            weight = _weight_of(routes[0], expert)[rows]
-            inner_exact = blocks.swiglu(exact[rows], gate_up, none)
-            exact_out[rows] += np.asarray(blocks.dot(inner_exact, layer["experts.down"][expert])) * weight
+            given = np.asarray(blocks.dot(inner, downs[-1].restore())) * _weight_of(routes[1], expert)[rows]
+            rounded_out[rows[:count]] += given[:count]
+            rows, count = blocks.rows_for(routes[0][0], expert)
+            inner_exact = blocks.spread(blocks.swiglu(exact[rows], gate_up, none), block)
+            given = np.asarray(blocks.dot(inner_exact, down)) * _weight_of(routes[0], expert)[rows]
+            exact_out[rows[:count]] += given[:count]
         self._exact += exact_out
         self._rounded += rounded_out
         yield "experts.gate_up", gate_ups

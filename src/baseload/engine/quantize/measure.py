@@ -127,11 +127,11 @@ def _experts(config: ModelConfig, layer: Layer, plain: jax.Array, entering: Roun
     normed, out = np.asarray(entering(plain)), np.zeros(plain.shape, np.float32)
     none = np.zeros(2 * moe.intermediate, np.float32)
     for expert in range(moe.experts):
-        rows = np.flatnonzero((chosen == expert).any(axis=1))
-        if len(rows):
-            hidden = blocks.spread(blocks.swiglu(normed[rows], layer["experts.gate_up"][expert], none), block)
-            weight = np.sum(np.where(chosen[rows] == expert, weights[rows], 0), axis=1, keepdims=True)
-            out[rows] += np.asarray(blocks.dot(entering(hidden), layer["experts.down"][expert])) * weight
+        rows, count = blocks.rows_for(chosen, expert)
+        hidden = blocks.spread(blocks.swiglu(normed[rows], layer["experts.gate_up"][expert], none), block)
+        weight = np.sum(np.where(chosen[rows] == expert, weights[rows], 0), axis=1, keepdims=True)
+        given = np.asarray(blocks.dot(entering(hidden), layer["experts.down"][expert])) * weight
+        out[rows[:count]] += given[:count]
     return out
 
 
