@@ -7,8 +7,7 @@ exactly and fast-forwarded, interleaved; 16 replicas; a hunt over seeds; 100,000
 scheduler; 100,000 accelerators request by request, of which `--cells` of the 50 cells are run (all with --full) and
 the rest extrapolated, as said in the row. CPU seconds of one thread, so that neighbours disturb less; compare ratios.
 
-Peers: no serving simulator was found to install from PyPI and run on these traces in a few minutes without profiles of
-its own; published figures stand in docs/simulate.md.
+Peers: none is run. Vidur, the nearest, is not on PyPI under its name; published figures stand in docs/simulate.md.
 """
 
 import argparse
@@ -52,7 +51,9 @@ def config(*, replicas: int, workload: Workload, seqs: int = 32, **more: object)
         engine=EngineSpec(max_seqs=seqs, max_step_tokens=2048, max_waiting=4096),
         context_tokens=32_768,
     )
-    fields = {"physics": Physics(kv_tokens=200_000, step_time=FAST), "checked": False, "decisions": 0} | more
+    fields = {
+        "physics": Physics(kv_tokens=200_000, step_time=FAST), "checked": False, "lean": True, "decisions": 0,
+    } | more  # fmt: skip
     return SimulateConfig(models=(model,), workload=workload, **fields)  # type: ignore[arg-type]
 
 
@@ -66,7 +67,7 @@ def measure(name: str, chosen: SimulateConfig) -> tuple[float, str]:
     steps = sum(worker.steps for worker in run.world.workers.values())
     how = "checked" if chosen.checked else "exact" if chosen.exact else "fast"
     print(
-        f"{name:<34} {how:<8} {report.requests:>7,} requests {report.events:>8,} events {steps:>9,} engine steps "
+        f"{name:<34} {how:<7} {report.requests:>7,} requests {report.events:>8,} events {steps:>9,} engine steps "
         f"{took_s:>7.2f} s {(report.events + steps) / took_s:>10,.0f} /s {report.virtual_s / took_s:>8,.0f}× real time",
         flush=True,
     )
@@ -89,7 +90,7 @@ def replica(azure: str) -> None:
     print(
         f"{'':<34} median {speeds[1]:,.0f}×, fast over exact {speeds[1] / sorted(s for s, _ in exact)[1]:.1f}; same digest"
     )
-    measure(name, msgspec.structs.replace(chosen, checked=True))
+    measure(name, msgspec.structs.replace(chosen, checked=True, lean=False))
 
 
 def hunt(seeds: int) -> None:
@@ -117,7 +118,7 @@ def day() -> None:
     print(
         f"{report.accelerators:,} accelerators, {report.hours:g} h of fleet decisions: {report.jobs:,} jobs, "
         f"{sum(report.faults_by_kind.values())} faults, {report.steps:,} events, {report.decisions_total:,} decisions, "
-        f"every step checked, in {took_s:.1f} s: {report.hours * 3600 / took_s:,.0f}× real time, "
+        f"each step checked, in {took_s:.1f} s: {report.hours * 3600 / took_s:,.0f}× real time, "
         f"{report.steps / took_s:,.0f} events/s, {memory_mb():,.0f} MB"
     )
 
@@ -154,7 +155,7 @@ def whole_inference() -> None:
     print(
         f"100,000 accelerators, request by request, whole: {report.requests:,} requests, {report.events:,} events in "
         f"{took_s:.0f} s by the wall: {chosen.workload.sources[0].duration_s / took_s:.1f}× over the traffic, "
-        f"{report.virtual_s / took_s:.1f}× over all; at most {children_mb:,.0f} MB a process and {memory_mb():,.0f} MB here"
+        f"{report.virtual_s / took_s:.1f}× over all; at most {children_mb:,.0f} MB a process, {memory_mb():,.0f} here"
     )
 
 

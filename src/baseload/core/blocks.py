@@ -5,6 +5,7 @@ or *free*. Cached blocks are as good as free: the one idle longest is evicted wh
 themselves are the engine's; here are only numbers.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from hashlib import blake2b
 from struct import pack
@@ -35,7 +36,7 @@ class BlockPool:
         self._hash_of: list[int | None] = []
         self._by_hash: dict[int, int] = {}
         self._free: list[int] = []  # used before and given back: a stack; below it lie the never used, lowest on top
-        self._cached: dict[int, None] = {}  # unreferenced blocks with a hash, idle longest first
+        self._cached: OrderedDict[int, None] = OrderedDict()  # unreferenced blocks with a hash, idle longest first
         self.evictions = 0
 
     @property
@@ -89,8 +90,7 @@ class BlockPool:
             refs += [1] * fresh
             self._hash_of += [None] * fresh
         while len(taken) < count:
-            block = next(iter(self._cached))
-            del self._cached[block]
+            block, _ = self._cached.popitem(last=False)
             self._forget(block)
             self.evictions += 1
             refs[block] = 1
@@ -129,7 +129,8 @@ class BlockPool:
         assert not any(self._refs), "blocks are still held"
         for block in list(self._cached):
             self._forget(block)
-        self._refs, self._hash_of, self._free, self._cached = [], [], [], {}
+        self._refs, self._hash_of, self._free = [], [], []
+        self._cached = OrderedDict()
 
     def check(self) -> None:
         """Assert every invariant; for tests and idle moments. O(blocks ever used)."""

@@ -79,40 +79,47 @@ class CountedBatcher(Batcher):
             seq.computed = computed = seq.computed + count
             if seq.parent is not None and computed // size != seq.published:
                 self._publish(seq)
-            if computed < seq.total:
+            total = seq.total
+            if computed < total:
                 continue
-            seq.total += 1
+            seq.total = total = total + 1
             generated += 1
             if seq.first_token_ns < 0:
                 seq.first_token_ns = now_ns
                 firsts.append(seq.seq_id)
-            if seq.total >= seq.ends_at:
+            if total >= seq.ends_at:
                 ended.append(seq)
         self._totals[2] += generated
         self._doomed = {}
         return firsts, self._end_all(ended, now_ns)
 
     def quiet_steps(self) -> int:
+        """See `quiet`: only for how many steps."""
+        return self.quiet()[0]
+
+    def quiet(self) -> tuple[int, int]:
         """For how many steps from now only known things happen: all running sequences decode, none comes in, none is
-        preempted, and none ends before the last of these steps. 0: take one step with `plan_counted`."""
+        preempted, and none ends before the last of these steps; 0: take one step with `plan_counted`. And the KV
+        positions that the first of them reads: each further one reads one a row more."""
         running, pool = self._running, self.pool
         if not running or self._planned is not None:
-            return 0
-        steps, waits = 1 << 62, bool(self._waiting)
+            return 0, 0
+        steps, waits, context = 1 << 62, bool(self._waiting), 0
         for seq in running:
             total = seq.total
             if waits and seq.published < len(seq.hashes):
-                return 0  # a block it fills may be what somebody waits for
+                return 0, 0  # a block it fills may be what somebody waits for
             if total - seq.computed != 1 or total <= seq.prompt or seq.tokens is not None:
-                return 0
+                return 0, 0
+            context += total
             left = seq.ends_at - total
             if left < steps:
                 steps = left
         if waits and self._first_may_come_in():
-            return 0
+            return 0, 0
         size, available = pool.block_tokens, pool.available
         if len(running) * (steps // size + 1) <= available:
-            return steps  # there is room whatever each needs
+            return steps, context  # there is room whatever each needs
         while steps > 0:
             needed = 0
             for seq in running:
@@ -122,7 +129,7 @@ class CountedBatcher(Batcher):
             if needed <= available:
                 break
             steps //= 2
-        return max(0, steps)
+        return max(0, steps), context
 
     def fast_forward(self, now_ns: int, steps: int, *, grown: bool = False) -> list[Finished]:
         """Perform `steps` quiet steps, the last of which ends now. Returns who ended with it.
@@ -176,10 +183,6 @@ class CountedBatcher(Batcher):
         for seq in running:
             if seq.parent is not None:
                 seq.published = seq.computed // size
-
-    def decode_state(self) -> tuple[int, int]:
-        """Rows and context tokens of the next step, if it is quiet; each further one reads one token a row more."""
-        return len(self._running), sum(seq.total for seq in self._running)
 
     def _first_may_come_in(self) -> bool:
         """Whether the next step might admit somebody. If not, no quiet step does: free blocks only get less."""

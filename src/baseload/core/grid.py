@@ -1,5 +1,7 @@
 """Nodes and what is free on them, by switch and site: the scheduler's map, kept so that finding a place is cheap."""
 
+from collections import OrderedDict
+
 from msgspec import Struct
 
 from baseload.policy.placement import choose_switches
@@ -39,7 +41,7 @@ class Grid:
         self._whole: list[list[dict[int, None]]] = []  # site → switch → nodes that are wholly free
         self._whole_count: list[list[int]] = []  # site → switch → how many
         self._whole_total = [0] * len(topology.sites)
-        self._partial: list[list[dict[int, None]]] = []  # site → free accelerators → nodes with some in use
+        self._partial: list[list[OrderedDict[int, None]]] = []  # site → free accelerators → nodes with some in use
         self._free = [topology.per_node] * topology.nodes
         self._is_up = [True] * topology.nodes
         self._free_total = [0] * len(topology.sites)
@@ -49,7 +51,7 @@ class Grid:
             switches = -(-count // topology.nodes_per_switch)
             self._whole.append([{} for _ in range(switches)])
             self._whole_count.append([0] * switches)
-            self._partial.append([{} for _ in range(topology.per_node + 1)])
+            self._partial.append([OrderedDict() for _ in range(topology.per_node + 1)])
             for at in range(count):
                 self._site.append(site)
                 self._switch.append(at // topology.nodes_per_switch)

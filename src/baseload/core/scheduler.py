@@ -5,6 +5,8 @@ large one that does not fit until it has waited `PATIENCE_NS`. A tenant may use 
 guarantee; whoever needs its guarantee, or has priority, takes back whole gangs, those that lose the least work first.
 """
 
+from collections import OrderedDict
+from itertools import islice
 from typing import assert_never
 
 from msgspec import Struct
@@ -58,7 +60,7 @@ class SchedulerMachine:
         self._grid = Grid(topology)
         self._quotas = quotas or {}
         self._jobs: dict[str, Job] = {}
-        self._pending: dict[int, dict[str, None]] = {}  # priority → ids, by arrival
+        self._pending: dict[int, OrderedDict[str, None]] = {}  # priority → ids, by arrival
         self._used: dict[str, int] = {}  # tenant → accelerators
         self._at_work: dict[int, int] = {}  # priority → jobs that run
         self._caps: list[int] = [1 << 60] * len(topology.sites)
@@ -152,7 +154,7 @@ class SchedulerMachine:
             return
         self._numbers += 1
         job = self._jobs[spec.job_id] = Job(spec=spec, number=self._numbers, waiting_since_ns=now_ns)
-        waiting = self._pending.setdefault(spec.priority, {})
+        waiting = self._pending.setdefault(spec.priority, OrderedDict())
         is_first = not waiting
         waiting[spec.job_id] = None
         if is_first or self._may_pass_all(spec.priority, now_ns):
@@ -214,7 +216,7 @@ class SchedulerMachine:
         """Give places to those that wait, in order."""
         for priority in sorted(self._pending, reverse=True):
             waiting = self._pending[priority]
-            for looked_at, job_id in enumerate(list(waiting)[:LOOKED_AT]):
+            for looked_at, job_id in enumerate(list(islice(waiting, LOOKED_AT))):
                 job = self._jobs[job_id]
                 if not self._try(job, now_ns, may_preempt=looked_at == 0):
                     waited_ns = now_ns - job.waiting_since_ns
@@ -307,8 +309,9 @@ class SchedulerMachine:
         spec = job.spec
         self._release(job)
         job.waiting_since_ns = now_ns
-        waiting = self._pending.setdefault(spec.priority, {})
-        self._pending[spec.priority] = {spec.job_id: None, **waiting}  # it was here before them
+        waiting = self._pending.setdefault(spec.priority, OrderedDict())
+        waiting[spec.job_id] = None
+        waiting.move_to_end(spec.job_id, last=False)  # it was here before them
         if tell:
             self._actions.append(StopJob(spec.job_id, why))
         self._decide(now_ns, "stop", spec, why)

@@ -16,15 +16,15 @@ def share_budget(pending: Sequence[int], *, budget: int) -> list[int]:
     prefills then take what is left, oldest first. Nobody's share depends on those that arrived after it, except
     that decodes go before prefills.
     """
-    shares = [0] * len(pending)
-    left = budget
-    prefills = []
-    for i, tokens in enumerate(pending):
-        if tokens > 1:
-            prefills.append(i)
-        elif left:
+    singles = pending.count(1)
+    if singles <= budget:
+        shares = [1 if tokens == 1 else 0 for tokens in pending]
+    else:
+        shares = [0] * len(pending)
+        for i in [i for i, tokens in enumerate(pending) if tokens == 1][:budget]:
             shares[i] = 1
-            left -= 1
+    left = max(0, budget - singles)
+    prefills = [i for i, tokens in enumerate(pending) if tokens > 1] if singles < len(pending) else []
     for i in prefills:
         if not left:
             break

@@ -153,9 +153,9 @@ class Stepper:
             self._begin_exact()
             return
         if self._stretch is None:
-            steps = batcher.quiet_steps()
+            steps, context = batcher.quiet()
             if steps > 1:
-                self._open_window(steps)
+                self._open_window(steps, context)
                 return
         now_ns = self._clock.now_ns
         self._begin(now_ns, batcher.plan_counted(now_ns))
@@ -178,8 +178,8 @@ class Stepper:
             self._on_step(firsts, finished)
         self.go_on()
 
-    def _open_window(self, steps: int) -> None:
-        line = self._costs.line(*self.batcher.decode_state())
+    def _open_window(self, steps: int, context_tokens: int) -> None:
+        line = self._costs.line(self.batcher.running, context_tokens)
         start_ns, steps = self._clock.now_ns, min(steps, line.steps)
         self._is_stepping = True
         handle = self._clock.at_step(start_ns + line.total_ns(steps), self._window_over)
