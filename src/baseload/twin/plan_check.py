@@ -28,8 +28,8 @@ MOST_REPLICAS = 4
 WARM_UP, TAIL = 0.35, 0.10  # shares of the requests, first and last, that only fill the replicas, or see them empty
 START_NS = 5 * NS_PER_S  # by then all replicas are up
 MOST_RAISES = 4
-MOST_REQUESTS = 6_000
-TURNOVERS = 8  # requests of a run, in batches of all replicas: enough to fill them and then to look
+MOST_REQUESTS = 4_000
+TURNOVERS = 6  # requests of a run, in batches of all replicas: enough to fill them and then to look
 TOLERANCE = 1.02  # a level is held to be kept when it is missed by less: the run is a sample
 
 Floats = NDArray[np.float64]

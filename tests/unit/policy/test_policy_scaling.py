@@ -6,7 +6,14 @@ import pytest
 
 from baseload.domain.model import Scaling
 from baseload.domain.units import NS_PER_S
-from baseload.policy.scaling import Choice, ScalingView, desired_replicas, has_slack, is_pressed
+from baseload.policy.scaling import (
+    Choice,
+    ScalingView,
+    desired_replicas,
+    has_slack,
+    is_pressed,
+    replicas_needed,
+)
 
 FOUR = Scaling(min_replicas=0, max_replicas=4, idle_ns=60 * NS_PER_S)
 
@@ -102,3 +109,38 @@ def test_pressure_and_slack() -> None:
     assert not has_slack(load=9, kv_usage=0.4, **easy)
     assert not has_slack(load=8, kv_usage=0.45, **easy)
     assert not has_slack(load=0, kv_usage=0.0, **(easy | {"replicas": 1}))
+
+
+RATED = Scaling(
+    min_replicas=1, max_replicas=6, idle_ns=60 * NS_PER_S, requests_per_s=2.0, scale_down_ns=30 * NS_PER_S
+)
+
+
+def test_where_capacity_is_known_replicas_follow_the_rate_at_once_and_within_bounds() -> None:
+    choice = choose(RATED, wanted=2, ready=2, in_flight=9, needed=4, most_needed=4, since_scale_up_ns=0)
+    assert (choice.desired, choice.what) == (4, "scale_up")
+    assert "need 4 replicas at 2/s" in choice.why
+    assert choose(RATED, wanted=2, ready=2, needed=9, most_needed=9).desired == 6
+
+
+def test_and_go_only_when_fewer_were_enough_for_a_while() -> None:
+    assert choose(RATED, wanted=4, ready=4, needed=2, most_needed=4) == Choice(4)
+    choice = choose(RATED, wanted=4, ready=4, needed=2, most_needed=3)
+    assert (choice.desired, choice.what) == (3, "scale_down")
+    assert choose(RATED, wanted=2, ready=2, needed=0, most_needed=0).desired == 1
+
+
+def test_a_queue_starts_more_than_the_rate_asks_for_and_keeps_them() -> None:
+    waits = {"queued": 3, "oldest_wait_ns": 2 * NS_PER_S}
+    assert choose(RATED, wanted=2, ready=2, needed=2, most_needed=2, **waits).what == "scale_up"
+    pressed = choose(RATED, wanted=4, ready=4, needed=2, most_needed=2, **waits, since_scale_up_ns=0)
+    assert pressed == Choice(4)
+
+
+def test_the_rate_is_that_of_a_minute_or_nearly_that_of_the_last_seconds() -> None:
+    calm = {"over_ns": 60 * NS_PER_S, "quick_ns": 10 * NS_PER_S, "per_replica": 2.0}
+    assert replicas_needed(requests=240, quick_requests=40, **calm) == 2
+    assert replicas_needed(requests=240, quick_requests=120, **calm) == 6  # a burst of 12/s, 0.85 of it
+    assert replicas_needed(requests=0, quick_requests=0, **calm) == 0
+    assert replicas_needed(requests=9, over_ns=0, quick_requests=9, quick_ns=0, per_replica=1.0) == 2
+    assert replicas_needed(requests=9, over_ns=0, quick_requests=9, quick_ns=0, per_replica=0.0) == 0
