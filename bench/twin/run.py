@@ -68,7 +68,7 @@ def measure(name: str, chosen: SimulateConfig) -> tuple[float, str]:
     how = "checked" if chosen.checked else "exact" if chosen.exact else "fast"
     print(
         f"{name:<34} {how:<7} {report.requests:>7,} requests {report.events:>8,} events {steps:>9,} engine steps "
-        f"{took_s:>7.2f} s {(report.events + steps) / took_s:>10,.0f} /s {report.virtual_s / took_s:>8,.0f}× real time",
+        f"{took_s:>7.2f} s {(report.events + steps) / took_s:>10,.0f} /s {report.virtual_s / took_s:>7,.0f}× real",
         flush=True,
     )
     return report.virtual_s / took_s, report.digest
@@ -87,9 +87,8 @@ def replica(azure: str) -> None:
         exact.append(measure(name, msgspec.structs.replace(chosen, exact=True)))
     assert len({digest for _, digest in [*fast, *exact]}) == 1, "fast and exact must take the same actions"
     speeds = sorted(speed for speed, _ in fast)
-    print(
-        f"{'':<34} median {speeds[1]:,.0f}×, fast over exact {speeds[1] / sorted(s for s, _ in exact)[1]:.1f}; same digest"
-    )
+    ratio = speeds[1] / sorted(speed for speed, _ in exact)[1]
+    print(f"{'':<34} median {speeds[1]:,.0f}×, fast over exact {ratio:.1f}; same digest")
     measure(name, msgspec.structs.replace(chosen, checked=True, lean=False))
 
 
@@ -117,7 +116,7 @@ def day() -> None:
     assert report.failure is None, report.failure
     print(
         f"{report.accelerators:,} accelerators, {report.hours:g} h of fleet decisions: {report.jobs:,} jobs, "
-        f"{sum(report.faults_by_kind.values())} faults, {report.steps:,} events, {report.decisions_total:,} decisions, "
+        f"{sum(report.faults_by_kind.values())} faults, {report.steps:,} events, {report.decisions_total:,} choices, "
         f"each step checked, in {took_s:.1f} s: {report.hours * 3600 / took_s:,.0f}× real time, "
         f"{report.steps / took_s:,.0f} events/s, {memory_mb():,.0f} MB"
     )
@@ -139,7 +138,7 @@ def inference(cells: Sequence[int]) -> None:
     print(
         f"100,000 accelerators, request by request: {len(cells)} of {chosen.cells} cells, {requests:,} requests, "
         f"{events:,} events in {cpu_s:.1f} s; all {chosen.cells} on two cores would take {whole_s / 2:,.0f} s for "
-        f"{traffic_s:,.0f} s of traffic ({traffic_s / (whole_s / 2):.1f}×) and {virtual_s:,.0f} s until the last answer "
+        f"{traffic_s:,.0f} s of traffic ({traffic_s / (whole_s / 2):.1f}×) and {virtual_s:,.0f} s to the last answer "
         f"({virtual_s / (whole_s / 2):.1f}×); {memory_mb():,.0f} MB a process"
     )
 

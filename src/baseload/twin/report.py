@@ -167,12 +167,8 @@ def make_report(
     table = tally.table()
     tokens = tally.prompt_tokens + tally.completion_tokens
     usd = tally.nusd / NUSD_PER_USD
-    well = int(table.attained(slo).sum())
-    counted = len(table.arrived) - int(table.is_gone().sum()) + unreached
-    kwh, electricity_usd, carbon_g = facility(tally, energy)
-    ok, streamed = table.is_ok(), table.is_ok() & (table.stream > 0)
-    several = streamed & (table.completion > 1)
-    return SimulateReport(
+    ttft, tpot, e2e = _latencies(table)
+    report = SimulateReport(
         name=name,
         seed=seed,
         step_time_basis=basis,
@@ -180,9 +176,9 @@ def make_report(
         unreached=unreached,
         outcomes=_counted([outcome.value for outcome in OUTCOMES], table.outcome),
         reasons=_counted([reason.value for reason in REASONS], table.reason),
-        ttft=percentiles((table.first_byte - table.arrived)[streamed]),
-        tpot=percentiles(_gaps(table)[several]),
-        e2e=percentiles((table.ended - table.arrived)[ok]),
+        ttft=ttft,
+        tpot=tpot,
+        e2e=e2e,
         queue=percentiles(np.array(tally.queue_ns, np.int64)),
         prompt_tokens=tally.prompt_tokens,
         cached_tokens=tally.cached_tokens,
@@ -205,15 +201,26 @@ def make_report(
         virtual_s=virtual_ns / NS_PER_S,
         digest=digest,
         slo=slo,
-        well_served=well,
-        attainment=well / counted if counted else 0.0,
-        usd_per_1000_well_served=1000 * usd / well if well else 0.0,
-        facility_kwh=kwh,
-        electricity_usd=electricity_usd,
-        carbon_g=carbon_g,
         series=series(table, slo, end_ns=virtual_ns),
         faults=tuple(tally.faults),
         failure=failure,
+    )
+    return _judged(report, tally, table, energy)
+
+
+def _judged(report: SimulateReport, tally: Tally, table: Table, energy: Energy) -> SimulateReport:
+    """With what was served well, what that cost, and what came through the meter."""
+    well = int(table.attained(report.slo).sum())
+    counted = report.requests - int(table.is_gone().sum())
+    kwh, electricity_usd, carbon_g = facility(tally, energy)
+    return msgspec.structs.replace(
+        report,
+        well_served=well,
+        attainment=well / counted if counted else 0.0,
+        usd_per_1000_well_served=1000 * report.usd / well if well else 0.0,
+        facility_kwh=kwh,
+        electricity_usd=electricity_usd,
+        carbon_g=carbon_g,
     )
 
 
@@ -256,6 +263,17 @@ def facility(tally: Tally, energy: Energy) -> tuple[float, float, float]:
     price = _mean_over(energy.usd_per_kwh, hours, weights)
     carbon = _mean_over(energy.carbon_g_per_kwh, hours, weights)
     return kwh, kwh * price, kwh * carbon
+
+
+def _latencies(table: Table) -> tuple[Percentiles, Percentiles, Percentiles]:
+    """TTFT, TPOT and end to end, of the requests that were answered well."""
+    ok = table.is_ok()
+    streamed = ok & (table.stream > 0)
+    return (
+        percentiles((table.first_byte - table.arrived)[streamed]),
+        percentiles(_gaps(table)[streamed & (table.completion > 1)]),
+        percentiles((table.ended - table.arrived)[ok]),
+    )
 
 
 def _mean_over(values: Sequence[float], hours: Sequence[int], weights: Sequence[float]) -> float:
