@@ -54,12 +54,13 @@ native: $(VENV)/.python  ## build the C++ kernels again after a change in native
 native-test: setup  ## the kernels' C++ tests: plain, with address and undefined-behaviour checks, with thread checks
 	@command -v cmake >/dev/null && command -v ninja >/dev/null || $(PIP) install cmake ninja
 	@for sanitize in "" address,undefined thread; do \
+	  name=$${sanitize%%,*}; folder=build/native-$${name:-plain}; \
 	  echo "== sanitizers: $${sanitize:-none}"; \
 	  PATH="$(CURDIR)/$(BIN):$$PATH"; \
-	  cmake -S native -B build/native-$${sanitize%%,*} -G Ninja -DBASELOAD_TESTS=ON -DBASELOAD_SANITIZE=$$sanitize \
+	  cmake -S native -B $$folder -G Ninja -DBASELOAD_TESTS=ON -DBASELOAD_SANITIZE=$$sanitize \
 	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python >/dev/null; \
-	  cmake --build build/native-$${sanitize%%,*} >/dev/null; \
-	  (cd build/native-$${sanitize%%,*} && ctest --output-on-failure); \
+	  cmake --build $$folder >/dev/null; \
+	  (cd $$folder && ctest --output-on-failure); \
 	done
 
 setup: $(VENV)/.ready

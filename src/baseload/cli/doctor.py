@@ -58,6 +58,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from _processor(_cpu_flags())
     yield _memory()
     yield _jax()
+    yield _kernels()
     yield from _libraries()
     yield _meters()
     data_dir = Path(settings.data_dir).expanduser().absolute()
@@ -127,6 +128,24 @@ def _jax() -> Finding:
         return Finding("JAX", "bad", f"{type(error).__name__}: {error}", "Install it again: make clean && make up.")
     names = ", ".join(sorted({device.device_kind for device in devices}))
     return Finding("JAX", "ok", f"{jax.__version__}: {len(devices)} × {names} ({jax.default_backend()})")
+
+
+def _kernels() -> Finding:
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return Finding("kernels", "note", "none for this processor", "Models run on XLA alone: slower, more memory.")
+    # Loading them registers them with JAX, which takes a second to import.
+    from baseload.engine.native.library import features, load  # noqa: PLC0415
+
+    if load() is None:
+        advice = "Models run on XLA alone, without 8- and 4-bit weights at full speed. Install g++, then: make native"
+        return Finding("kernels", "note", "not built", advice)
+    has = features()
+    if has.has_amx and not has.amx:
+        advice = "AMX gave wrong results in its check and is not used: please report this processor."
+        return Finding("kernels", "note", ", ".join(has.isas), advice)
+    if not has.isas:
+        return Finding("kernels", "note", "built; the processor lacks AVX2", "Models run on XLA alone.")
+    return Finding("kernels", "ok", f"{has.isas[0]} (of {', '.join(has.isas)})")
 
 
 def _libraries() -> Iterator[Finding]:

@@ -13,6 +13,8 @@ from baseload.cli import doctor
 from baseload.cli.doctor import examine
 from baseload.cli.main import EPILOG, app
 from baseload.domain.errors import SettingsError
+from baseload.engine.native import library
+from baseload.engine.native.features import CpuFeatures
 from baseload.wire.settings import Settings
 
 
@@ -103,3 +105,23 @@ def test_doctor_says_what_is_lost_and_what_to_do(
     key.chmod(0o644)
     careless = {one.name: one for one in examine(Settings(port=0, data_dir=str(tmp_path)))}
     assert "chmod 600" in careless["data folder"].advice
+
+
+@pytest.mark.parametrize(
+    ("built", "has", "level", "word"),
+    [
+        (False, CpuFeatures(), "note", "g++"),
+        (True, CpuFeatures(), "note", "XLA"),
+        (True, CpuFeatures(avx2=True), "ok", ""),
+        (True, CpuFeatures(avx2=True, avx512=True, has_amx=True), "note", "wrong results"),
+    ],
+)
+def test_doctor_says_which_kernels_run(
+    built: bool, has: CpuFeatures, level: str, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "load", lambda: object() if built else None)
+    monkeypatch.setattr(library, "features", lambda: has)
+    monkeypatch.setattr(doctor.platform, "machine", lambda: "x86_64")
+    found = {one.name: one for one in examine(Settings(port=0, data_dir=str(tmp_path)))}["kernels"]
+    assert found.level == level
+    assert word in found.advice
