@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from baseload.engine.quantize.gptq import compensate, inverse_factor, realigned
+from baseload.engine.quantize.gptq import compensate, inverse_factor, realigned, ridge_inverse
 from baseload.engine.quantize.levels import choose_w4, choose_w8
 
 
@@ -56,7 +56,7 @@ def test_realigned_weights_make_good_what_the_inputs_lost() -> None:
     rng = np.random.default_rng(0)
     seen = (inputs * 0.9 + 0.02 * rng.normal(size=inputs.shape) * inputs.std()).astype(np.float32)
     cross = (inputs @ weight.T - seen @ weight.T).T.astype(np.float64) @ seen
-    better = realigned(weight, cross, (seen.T @ seen).astype(np.float64), damping=1e-3)
+    better = realigned(weight, cross, ridge_inverse((seen.T @ seen).astype(np.float64), 1e-3))
     before = np.mean(np.square(inputs @ weight.T - seen @ weight.T))
     after = np.mean(np.square(inputs @ weight.T - seen @ better.T))
     assert after < 0.5 * before

@@ -65,13 +65,16 @@ def inverse_factor(hessian: NDArray[np.float64], damping: float) -> tuple[Matrix
                 return np.eye(len(order), dtype=np.float32), order
 
 
-def realigned(weight: Matrix, cross: NDArray[np.float64], hessian: NDArray[np.float64], *, damping: float) -> Matrix:
+def realigned(weight: Matrix, cross: NDArray[np.float64], inverse: NDArray[np.float64]) -> Matrix:
     """The float weight W* whose W* x̂ is nearest to what the original model computes.
 
     `cross` is the sum of (y - W x̂) x̂ᵀ, float64[N, K]: what the output of the original model had more than this
-    weight gives on the quantized model's inputs. Ridge regression towards `weight`; `damping` is relative to the
-    Hessian's mean diagonal.
+    weight gives on the quantized model's inputs. `inverse` is `ridge_inverse` of the same inputs.
     """
+    return np.asarray(weight + cross @ inverse, np.float32)
+
+
+def ridge_inverse(hessian: NDArray[np.float64], damping: float) -> NDArray[np.float64]:
+    """The inverse of the damped Hessian: regression with it stays near the weight where inputs say little."""
     ridge = hessian + np.eye(len(hessian)) * (damping * np.mean(np.diag(hessian)) + 1e-30)
-    step = np.linalg.solve(ridge, cross.T).T
-    return np.asarray(weight + step, np.float32)
+    return np.asarray(np.linalg.inv(ridge), np.float64)

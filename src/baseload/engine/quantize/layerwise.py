@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from baseload.engine.config import ModelConfig
 from baseload.engine.quantize import blocks, transforms
 from baseload.engine.quantize.calibrate import Calibration
-from baseload.engine.quantize.gptq import compensate, inverse_factor, realigned
+from baseload.engine.quantize.gptq import compensate, inverse_factor, realigned, ridge_inverse
 from baseload.engine.quantize.levels import Levels, Matrix
 from baseload.engine.quantize.schemes import Scheme
 from baseload.engine.quantize.source import ModelSource
@@ -277,15 +277,16 @@ class _Walk:
         realign = self._fit.realign and sums.count > 0
         if self._fit.compensate:
             upper, order = inverse_factor(hessian, DAMPING)
+        inverse = ridge_inverse(hessian, REALIGN_DAMPING) if realign else None
         columns = weight.shape[1]
         pieces = []
         for at in range(0, len(weight), max(_PIECE // columns, 1)):
             part = weight[at : at + max(_PIECE // columns, 1)]
-            if realign:
+            if inverse is not None:
                 cross = part.astype(np.float64) @ (sums.lacks * scale)
                 if sums.residual is not None:
                     cross += sums.residual[at : at + len(part)] * scale
-                part = realigned(part, cross, hessian, damping=REALIGN_DAMPING)
+                part = realigned(part, cross, inverse)
             levels = self._scheme.choose(name, part, importance)
             codes = compensate(part, upper, order, levels) if self._fit.compensate else levels.nearest(part)
             pieces.append(Rounded(levels, codes))
