@@ -43,9 +43,9 @@ def cuda_devices() -> int:
     return count.value
 
 
-def turn(command: list[object]) -> dict[str, object]:
+def turn(command: list[object], *, is_ours: bool) -> dict[str, object]:
     """One engine's line; what went wrong where there is none."""
-    surroundings = {**os.environ, "PYTHONPATH": f"{SOURCES}{os.pathsep}{HERE}"}
+    surroundings = {**os.environ, "PYTHONPATH": f"{SOURCES}{os.pathsep}{HERE}" if is_ours else ""}
     try:
         done = subprocess.run(
             [str(word) for word in command],
@@ -72,12 +72,15 @@ def measure(asked: argparse.Namespace, console: Console) -> dict[str, list[dict[
     sizes = [asked.prefill, asked.context, asked.steps, asked.repeats]
     config = json.dumps(hf_config(SHAPES["8b"], "bfloat16"))
     ours = [pythons["jax-cuda"], HERE / "gpu_engine.py", "8b", *sizes]
-    theirs = [pythons["torch-cuda"], HERE / "peer_torch_gpu.py", config, *sizes]
+    # -P: without this folder among the places to import from; transformers looks for a package named `kernels`.
+    theirs = [pythons["torch-cuda"], "-P", HERE / "peer_torch_gpu.py", config, *sizes]
     for number in range(asked.rounds):
         for name, command in (("baseload", ours), ("transformers", theirs)):
             with console.status(f"round {number + 1}: {name}"):
                 ready = isinstance(command[0], Path)
-                found[name].append(turn(command) if ready else {"failed": str(command[0])})
+                found[name].append(
+                    turn(command, is_ours=name == "baseload") if ready else {"failed": str(command[0])}
+                )
     return found
 
 

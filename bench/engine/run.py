@@ -285,7 +285,7 @@ class Bench:
 def main() -> None:
     """Prepare, run, report."""
     asked = arguments()
-    console = Console() if sys.stdout.isatty() else Console(width=240)  # a file or pipe has room for all columns
+    console = Console() if sys.stdout.isatty() else Console(width=320)  # a file or pipe has room for all columns
     asked.cache.mkdir(parents=True, exist_ok=True)
     bench = Bench(asked, console)
     bench.prepare()

@@ -5,6 +5,7 @@ import http.client
 import itertools
 import json
 import os
+import select
 import signal
 import socket
 import sqlite3
@@ -439,3 +440,29 @@ def test_without_a_running_one_commands_say_what_to_do(tmp_path: Path) -> None:
     assert "baseload up" in done.stderr
     assert json.loads(run("version", "--json").stdout)["baseload"]
     assert run("statsu").returncode == 2
+
+
+def test_a_worker_that_was_a_spare_outlives_kill_9_and_an_idle_spare_does_not(
+    start: Callable[..., Up], tmp_path: Path
+) -> None:
+    def warm_spare(up: Up) -> int:
+        while True:  # each look is a process of its own: no pause is needed
+            warm = [spare["pid"] for spare in up.json("status")["spares"] if spare["is_warm"]]
+            if warm:
+                return int(warm[0])
+
+    up = start("--set", "spares=1")
+    first = warm_spare(up)
+    answer = up.ask()
+    assert [replica["pid"] for replica in up.json("status")["replicas"]] == [first]
+    idle = os.pidfd_open(warm_spare(up))
+    up.process.kill()
+    up.rest()
+    assert select.select([idle], [], [], 60)[0], "a spare without its control process ends"
+    os.close(idle)
+    again = start()
+    assert [replica["pid"] for replica in again.json("status")["replicas"]] == [first]
+    assert again.ask() == answer
+    assert again.json("status")["spares"] == []
+    assert again.end(signal.SIGINT) == 0
+    assert workers(tmp_path / "data") == []
