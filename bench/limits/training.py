@@ -1,6 +1,9 @@
 """Training and throughput held against published results: the table of goals. Nothing is fetched; name the data.
 
 python bench/limits/training.py DATA_DIR [--json]     (DATA_DIR holds mlperf_training/ and mlperf_inference/)
+python bench/limits/training.py DATA_DIR --beyond OTHER.csv     jobs of another round beyond 72 accelerators
+
+OTHER.csv is written from a checkout of a round's results by bench/limits/mlperf_logs.py.
 """
 
 import json
@@ -14,9 +17,11 @@ from baseload.limits.throughput import held_out as throughput
 from baseload.limits.training import held_out as training
 
 
-def main(data: Path, *, as_json: bool) -> None:
+def main(data: Path, *, as_json: bool, beyond: Path | None) -> None:
     rows: list[Row] = []
-    for part in (training, throughput):
+    if beyond is not None:
+        rows = training.score_beyond((data / training.FILE).read_bytes(), beyond.read_bytes(), name=beyond.name)
+    for part in () if beyond else (training, throughput):
         path = data / part.FILE
         if not path.is_file():
             print(f"Skipped: {path} is not there.", file=sys.stderr)
@@ -33,4 +38,5 @@ def main(data: Path, *, as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), as_json="--json" in sys.argv)
+    other = Path(sys.argv[sys.argv.index("--beyond") + 1]) if "--beyond" in sys.argv else None
+    main(Path(sys.argv[1]), as_json="--json" in sys.argv, beyond=other)

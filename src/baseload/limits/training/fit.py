@@ -17,15 +17,17 @@ WIDTHS = {
     "kind": {"math": 0.8, "launch_s": 0.25, "host_s": 0.7, "exposed": 0.25, "attention": 0.2, "memory": 0.25},
     "benchmark": {"math": 0.35, "host_s": 0.5, "launch_s": 0.2},
     "vendor": {"math": 0.25, "attention": 0.2, "launch_s": 0.3},
-    "accelerator": {"math": 0.2, "attention": 0.1, "link": 0.15, "host_s": 0.2},
+    "silicon": {"math": 0.2, "attention": 0.1, "launch_s": 0.15},
+    "accelerator": {"math": 0.1, "attention": 0.1, "link": 0.15, "host_s": 0.2},
     "pair": {"math": 0.12, "host_s": 0.15},
     "release": {"pace": 0.08},
     "site": {"pace": 0.05, "host_s": 0.2},
     "site_kind": {"pace": 0.05, "host_s": 1.5},
     "uncounted": {"math": 5.0},
 }
-"""Kinds of trait: the kind of benchmark and the benchmark, the vendor's silicon for that kind, the accelerator, it
-with the benchmark, the software's release, the site, it with the kind of benchmark, and what nobody counted."""
+"""Kinds of trait: the kind of benchmark and the benchmark, the vendor's for that kind, its silicon (equal peaks), the
+accelerator, it with the benchmark, the software's release, the site, it with the kind of benchmark, and what nobody
+counted."""
 
 
 def time(costs: Floats, theta: Floats) -> Floats:

@@ -40,6 +40,28 @@ def score(table: bytes, *, name: str = FILE, predictor: Predictor | None = None)
     return figures
 
 
+def score_beyond(table: bytes, other: bytes, *, most: int = 72, name: str = "other.csv") -> list[Figure]:
+    """Jobs of another table (another round, say) beyond `most` accelerators, calibrated on jobs up to `most`.
+
+    Once by the first table alone, once with the other table's small jobs too.
+    """
+    start = Predictor(fitted=unfitted(FORM))
+    rows = [row for row in whole_system(read_rows(table, name=FILE)) if row.accelerators <= most]
+    others = [row for row in whole_system(read_rows(other, name=name)) if row.step_s > 0]
+    large = [row for row in others if row.accelerators > most]
+    figures = []
+    for words, small in (
+        ("by the first table", rows),
+        ("by both tables", rows + [row for row in others if row.accelerators <= most]),
+    ):
+        said = start.calibrate(small).predict(large)
+        split = f"{name}: jobs beyond {most} scored, calibrated {words} up to {most}"
+        what = f"MLPerf training, another table beyond {most}, calibrated {words}"
+        figures.append(_figure(f"{what}, mean", large, said, split))
+        figures.append(_figure(f"{what}, median", large, said, split, median=True, goal=None))
+    return figures
+
+
 def left_out(rows: Sequence[Row], of: Callable[[Row], str], predictor: Predictor) -> tuple[list[Row], list[Answer]]:
     """Each group's rows, answered by a predictor calibrated on all the others."""
     scored: list[Row] = []

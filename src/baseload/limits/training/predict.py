@@ -196,6 +196,7 @@ class Predictor:
             ("kind", benchmark.kind),
             ("benchmark", benchmark.name),
             ("vendor", f"{sheet.vendor}/{benchmark.kind}"),
+            ("silicon", f"{sheet.vendor} {sheet.bf16_tflops or 0:g}"),
             ("accelerator", name),
             ("pair", f"{name}/{benchmark.name}"),
         ]
