@@ -64,7 +64,7 @@ def verify(candidate: Candidate, *, requests: int, seed: int = 1, lengths: Lengt
         more = candidate.replicas + max(1, candidate.replicas // 10)
         if more * candidate.unit.gpus > candidate.place.most:
             break
-        share = _share(candidate)
+        share = share_of(candidate)
         candidate = candidate_for(candidate.unit, candidate.model, candidate.place, replicas=more, share=share)
         check = run_check(candidate, requests=requests, seed=seed, lengths=lengths)
     return candidate, _with_raised(check, candidate.replicas - first)
@@ -76,7 +76,7 @@ def run_check(candidate: Candidate, *, requests: int, seed: int = 1, lengths: Le
     active = candidate.replicas - model.spare_replicas
     batch = max(1.0, unit.decode.rows * unit.decode_workers)
     simulated = max(1, min(active, MOST_REPLICAS, int(MOST_REQUESTS / TURNOVERS / batch)))
-    rate = _share(candidate) * peak_of(model.traffic) * simulated / active
+    rate = share_of(candidate) * peak_of(model.traffic) * simulated / active
     count = min(MOST_REQUESTS, max(requests, int(TURNOVERS * batch * simulated)))
     arrivals = _arrivals(model.traffic, rate, count, seed, lengths)
     if unit.prefill is None:
@@ -108,7 +108,7 @@ def run_check(candidate: Candidate, *, requests: int, seed: int = 1, lengths: Le
     )
 
 
-def _share(candidate: Candidate) -> float:
+def share_of(candidate: Candidate) -> float:
     """The candidate's part of its model's traffic."""
     traffic = candidate.model.traffic
     whole = traffic.requests_per_s * (traffic.prompt_tokens + traffic.output_tokens)

@@ -5,13 +5,16 @@ from collections.abc import Callable, Mapping
 from msgspec.structs import replace
 
 from baseload.policy.plan.answer import Check, ModelAnswer, PlanReport
-from baseload.policy.plan.candidates import Candidate, better
+from baseload.policy.plan.candidates import Candidate, better, candidate_for
 from baseload.policy.plan.problem import Solved, broken, has_power_limit
 from baseload.policy.plan.search import Found, choice_of, totals_of
 from baseload.policy.plan.spec import PlanSpec
-from baseload.twin.plan_check import Lengths, verify
+from baseload.twin.plan_check import Lengths, share_of, verify
 
 MOST_RIVALS = 3
+MOST_MARGINS = 2  # plans made again, with times as much longer as the twin asks for
+MOST_MARGIN = 1.5
+QUEUE_MARGIN = 1.08  # waits grow far faster than load: a miss of TTFT asks for no more than this at a time
 
 
 def verified(
@@ -24,22 +27,67 @@ def verified(
     """The report with each choice checked. `lengths` holds (prompt, output) tokens to draw from, by model."""
     if found.solved is None:
         return found.report
-    chosen: dict[str, list[Candidate]] = {}
-    checks: dict[str, list[Check]] = {}
-    for name, candidates in found.solved.chosen.items():
-        progress(f"checking {name} in the twin")
-        drawn = (lengths or {}).get(name, ())
-        pairs = [verify(c, requests=spec.check_requests, lengths=drawn) for c in candidates]
-        if len(pairs) == 1 and len(spec.models) == 1 and not spec.training and pairs[0][1].raised:
-            pairs = [_against_rivals(pairs[0], found, spec, drawn)]
-        chosen[name], checks[name] = [c for c, _ in pairs], [check for _, check in pairs]
-    solved = Solved(chosen, found.solved.jobs)
-    over = broken(spec, solved)
+    solved, checks = _checked(found.solved, found, spec, lengths or {}, progress)
+    slow = 1.0
+    for _ in range(MOST_MARGINS):
+        missed = _missed(solved, checks, spec)
+        if missed <= 1.0:
+            break
+        slow *= missed
+        again = found.problem.solve(spec, slow=slow)
+        if again is None:
+            break
+        progress(f"planning again with times {slow - 1.0:+.0%}")
+        eased = {name: [_at_its_load(c) for c in many] for name, many in again.chosen.items()}
+        solved, checks = _checked(Solved(eased, again.jobs), found, spec, lengths or {}, progress)
+    over, chosen = broken(spec, solved), solved.chosen
     answers = []
     for answer in found.report.answers:
         noted = [_noted(check, over) for check in checks[answer.model]]
         answers.append(_with_checks(answer, chosen[answer.model], noted, found))
     return replace(found.report, answers=tuple(answers), totals=totals_of(spec, solved))
+
+
+def _checked(
+    solved: Solved, found: Found, spec: PlanSpec, lengths: Mapping[str, Lengths], progress: Callable[[str], None]
+) -> tuple[Solved, dict[str, list[Check]]]:
+    """Each choice run, and raised where the run asks for it."""
+    chosen: dict[str, list[Candidate]] = {}
+    checks: dict[str, list[Check]] = {}
+    for name, candidates in solved.chosen.items():
+        progress(f"checking {name} in the twin")
+        drawn = lengths.get(name, ())
+        pairs = [verify(c, requests=spec.check_requests, lengths=drawn) for c in candidates]
+        if len(pairs) == 1 and len(spec.models) == 1 and not spec.training and pairs[0][1].raised:
+            pairs = [_against_rivals(pairs[0], found, spec, drawn)]
+        chosen[name], checks[name] = [c for c, _ in pairs], [check for _, check in pairs]
+    return Solved(chosen, solved.jobs), checks
+
+
+def _missed(solved: Solved, checks: dict[str, list[Check]], spec: PlanSpec) -> float:
+    """By how much times should be stretched for another plan: what the twin missed a level by, or the replicas added
+    over the limits; at most 1: not at all."""
+    over = bool(broken(spec, solved))
+    worst = 0.0
+    for model in spec.models:
+        for check, candidate in zip(checks[model.name], solved.chosen[model.name], strict=True):
+            ratios = [0.0]
+            if model.levels.ttft_ms:
+                ratios.append(min(QUEUE_MARGIN, check.twin_ttft_ms / model.levels.ttft_ms))
+            if model.levels.tpot_ms:
+                ratios.append(check.twin_tpot_ms / model.levels.tpot_ms)
+            if not check.holds:
+                worst = max(worst, 1.02 * max(ratios))
+            elif over and check.raised:
+                worst = max(worst, candidate.replicas / (candidate.replicas - check.raised))
+    return min(worst, MOST_MARGIN)
+
+
+def _at_its_load(candidate: Candidate) -> Candidate:
+    """The candidate with the formula's own times at the load it was given."""
+    return candidate_for(
+        candidate.unit, candidate.model, candidate.place, replicas=candidate.replicas, share=share_of(candidate)
+    )
 
 
 def _against_rivals(

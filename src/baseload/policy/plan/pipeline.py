@@ -38,7 +38,9 @@ class Stages(Parts):
 
 def pipelined(whole: StepCost, stage: StepCost, stages: int) -> StepCost:
     """The cost of `stages` stages: memory and power of the `whole` layout, times from one `stage`'s accelerators."""
-    cut = stage.parts.counts.kv_cut * stages / whole.parts.counts.kv_cut  # each stage holds its own layers' cache only
+    cut = (
+        stage.parts.counts.kv_cut * stages / whole.parts.counts.kv_cut
+    )  # each stage holds its own layers' cache only
     return replace(
         whole,
         kv_tokens=int(whole.kv_tokens * cut),

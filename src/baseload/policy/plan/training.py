@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from baseload.domain.errors import BaseloadError
 from baseload.limits.catalogue.accelerators import Catalogue, InstancePrice
+from baseload.limits.power import AIR
 from baseload.limits.shapes import ModelShape
 from baseload.limits.training.plan import Job, Terms, TrainingPlan, plan
 from baseload.limits.training.predict import words
@@ -20,6 +21,7 @@ from baseload.policy.plan.spec import PlanSpec, TrainingJob, stocks_of
 LORA_RANK = 16
 COUNTS = tuple(1 << power for power in range(19))  # up to 262,144
 LONGEST_DAYS = 3650.0  # beyond that a way is none
+FASTER = 16.0  # times faster than the deadline is fast enough to stop trying more accelerators
 HOST_W = 400.0  # of a host, for each accelerator, where the catalogue has no all-in figure; assumed
 
 
@@ -28,6 +30,7 @@ def ways(
 ) -> list[Extra]:
     """Every count, accelerator, site and tier that can do the job, cheapest first."""
     found: list[Extra] = []
+    timed: dict[tuple[str, int], TrainingPlan | None] = {}
     task = Job(
         shape=shape,
         tokens=job.tokens,
@@ -41,47 +44,54 @@ def ways(
             for count in job.accelerators or COUNTS:
                 if count > place.most:
                     break
-                made = _way(job, task, place, count, spec)
-                if made is not None:
-                    found.append(made)
+                key = (place.accelerator, count)
+                if key not in timed:
+                    timed[key] = _timed(task, place, count)
+                made = timed[key]
+                if made is None:
+                    continue
+                way = _way(job, place, made, spec)
+                if way is not None:
+                    found.append(way)
+                if made.wall_hours / 24.0 < (job.deadline_days or LONGEST_DAYS) / FASTER:
+                    break  # more accelerators would only be dearer
     found.sort(key=lambda extra: extra.column.score)
     return found
 
 
-def _way(job: TrainingJob, task: Job, place: Place, count: int, spec: PlanSpec) -> Extra | None:
-    site = place.site
-    terms = Terms(
-        usd_per_accelerator_hour=place.usd_per_hour,
-        gco2_per_kwh=site.gco2_per_kwh,
-        host_w_per_accelerator=host_w(place.chip) or HOST_W,
-        outside_c=OUTSIDE_C,
-    )
+def _timed(task: Job, place: Place, count: int) -> TrainingPlan | None:
+    """The job on so many accelerators, without prices; None where it does not fit, or a figure is blank."""
+    terms = Terms(host_w_per_accelerator=host_w(place.chip) or HOST_W, outside_c=OUTSIDE_C)
     try:
-        made = plan(task, place.chip, accelerators=count, terms=terms)
+        return plan(task, place.chip, accelerators=count, terms=terms)
     except BaseloadError:  # too little memory, or a blank figure: this way is none
         return None
-    days = made.wall_hours / 24.0
-    if days > LONGEST_DAYS or made.usd is None or made.goodput.work <= 0.0:
+
+
+def _way(job: TrainingJob, place: Place, made: TrainingPlan, spec: PlanSpec) -> Extra | None:
+    site = place.site
+    days, usd = made.wall_hours / 24.0, made.accelerator_hours * place.usd_per_hour
+    if days > LONGEST_DAYS or made.goodput.work <= 0.0:
         return None
-    watts = (made.power_w or 0.0) * pue_of(site)[0] / terms.plant.at(terms.outside_c)
+    watts = (made.power_w or 0.0) * pue_of(site)[0] / AIR.at(OUTSIDE_C)
     if watts <= 0.0 and (site.power_mw or spec.limits.megawatts):
         return None
     match spec.objective:
         case "usd_per_mtok":
-            score = made.usd
+            score = usd
         case "tokens_per_joule":
             score = watts * made.wall_hours
         case "latency":
             score = made.wall_hours
     column = Column(
-        f"job {job.name}", site.name, place.stock.accelerator, 1.0, count, score, place.usd_per_hour * count, watts,
+        f"job {job.name}", site.name, place.stock.accelerator, 1.0, made.accelerators, score,
+        place.usd_per_hour * made.accelerators, watts,
         watts, watts / 1e3 * (site.gco2_per_kwh or 0.0) / 1e3, whole=True,
     )  # fmt: skip
-    return Extra(column, days, site.region, _answer(job, place, made, watts, days))
+    return Extra(column, days, site.region, _answer(job, place, made, watts, usd))
 
 
-def _answer(job: TrainingJob, place: Place, made: TrainingPlan, watts: float, days: float) -> TrainingAnswer:
-    usd = made.usd or 0.0
+def _answer(job: TrainingJob, place: Place, made: TrainingPlan, watts: float, usd: float) -> TrainingAnswer:
     note = f"mean time between failures {made.goodput.mean_time_between_failures_s / 3600:.1f} h"
     if job.method == "lora":
         note += f"; LoRA of rank {LORA_RANK}"
@@ -92,7 +102,7 @@ def _answer(job: TrainingJob, place: Place, made: TrainingPlan, watts: float, da
         accelerator=place.accelerator,
         accelerators=made.accelerators,
         layout=words(made.layout.parallel),
-        days=days,
+        days=made.wall_hours / 24.0,
         usd=usd,
         usd_per_hour=place.usd_per_hour * made.accelerators,
         step_s=made.step_s,
