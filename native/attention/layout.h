@@ -1,6 +1,7 @@
 // Where a key or a value lies in the paged cache, and what one attention call is about.
 //
-// The cache is one byte array [layer][block][kv_head][tile]; a tile holds up to 16 positions of one head:
+// The cache is one byte array [block][layer][kv_head][tile], so that what a sequence uses is close together whatever the
+// cache's size; a tile holds up to 16 positions of one head:
 //   bf16:  keys   [dim/2][16 positions][2]   a pair of dimensions of 16 positions is one 64-byte line, so 16 scores are
 //                                             summed without a horizontal add; the layout of AMX's second operand too
 //          values [8][dim_v][2]              pairs of positions, dim_v = dim rounded up to 16
@@ -23,14 +24,14 @@ constexpr int kSplitChunks = 4;  // the softmax starts anew here, and parts are 
 struct CacheLayout {
   int64_t heads, kv_heads, groups, dim;
   int64_t dim_k, dim_v;
-  int64_t block_tokens, block_tiles, blocks;
-  int64_t value_offset, scale_offset, tile_bytes, block_bytes, layer_bytes;
+  int64_t block_tokens, block_tiles;
+  int64_t value_offset, scale_offset, tile_bytes, block_bytes, layer_bytes;  // of a block; of a layer within it
   int64_t q_bytes;  // one query vector, prepared
   bool int8;
 };
 
-static inline CacheLayout make_layout(int64_t heads, int64_t kv_heads, int64_t dim, int64_t block_tokens, int64_t blocks,
-                               bool int8) {
+static inline CacheLayout make_layout(int64_t heads, int64_t kv_heads, int64_t dim, int64_t block_tokens, int64_t layers,
+                                      bool int8) {
   CacheLayout c{};
   c.heads = heads;
   c.kv_heads = kv_heads;
@@ -40,14 +41,13 @@ static inline CacheLayout make_layout(int64_t heads, int64_t kv_heads, int64_t d
   c.dim_v = (dim + 15) / 16 * 16;
   c.block_tokens = block_tokens;
   c.block_tiles = (block_tokens + kTile - 1) / kTile;
-  c.blocks = blocks;
   c.int8 = int8;
   const int64_t item = int8 ? 1 : 2;
   c.value_offset = c.dim_k * kTile * item;
   c.scale_offset = c.value_offset + c.dim_v * kTile * item;
   c.tile_bytes = c.scale_offset + (int8 ? 2 * kTile * 4 : 0);
-  c.block_bytes = kv_heads * c.block_tiles * c.tile_bytes;
-  c.layer_bytes = blocks * c.block_bytes;
+  c.layer_bytes = kv_heads * c.block_tiles * c.tile_bytes;
+  c.block_bytes = layers * c.layer_bytes;
   c.q_bytes = (c.dim_k * 2 + 63) / 64 * 64;
   return c;
 }
@@ -85,7 +85,7 @@ struct RowTask {
   float eps;
   int64_t position;
   const int32_t* table;
-  uint8_t* cache;  // of the layer
+  uint8_t* cache;  // of the layer in block 0
   uint8_t* q;      // out: [heads] prepared query vectors
   float* q_extra;  // out, int8: [heads][2] scale and 128 · sum
 };
@@ -97,7 +97,7 @@ struct AttendTask {
   const float* q_extra;  // the same, rows are heads · 2 apart
   int64_t rows, first_position, window, kv_head;
   const int32_t* table;
-  const uint8_t* cache;      // of the layer
+  const uint8_t* cache;      // of the layer in block 0
   int64_t split, splits;     // from this split on, so many; splits < 0: all there are
   float* out;                // [rows][heads · dim], at this kv head; null: leave a part
   float* part;               // [rows · groups][dim_v + 2]: sums, maximum, weight

@@ -113,7 +113,7 @@ def attention(
         heads=np.int64(cache.heads),
         kv_heads=np.int64(cache.kv_heads),
         block_tokens=np.int64(cache.block_tokens),
-        blocks=np.int64(cache.blocks),
+        layers=np.int64(cache.layers),
         layer=np.int64(layer),
         int8=np.int64(cache.int8),
         window=np.int64(config.windows[layer]),
