@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from roster import Contender
-from tables import LOWER, figures
+from tables import ALLOWED, LOWER, figures
 
 OURS = ("#0b6e4f", "#2a9d74", "#7cc6a4", "#b7dfca", "#0b6e6e", "#5fb3b3", "#a9d6d6")
 PEERS = ("#7a7f87", "#9aa0a8", "#bcc1c7", "#d5d9dd", "#8a7f77", "#b0a79f", "#cfc8c2")
@@ -32,6 +32,8 @@ def write_svg(path: Path, result: dict[str, Any], contenders: Sequence[Contender
             rows.append(_text(LEFT + 18, y, one.name))
             y += 16
         for (point, unit), series in found.items():
+            if unit == ALLOWED:
+                continue
             rows.append(_text(12, y + 12, f"{point} ({unit}{', less is better' if unit in LOWER else ''})"))
             y += 20
             most = max(statistics.median(values.values()) for values in series.values())

@@ -226,7 +226,10 @@ class Bench:
         }
         command = [self.pythons[one.environment], str(HERE / "child.py"), one.module, json.dumps(spec)]
         limit_s = 120 + 150 * active_parameters(config) / 354e6
+        weights = self.folder(shape) / one.model
+        files = [path for path in weights.rglob("*") if path.is_file()] if weights.is_dir() else [weights]
         found: dict[str, object] = {"points": [], "kv_bytes": spec["kv_bytes"]}
+        found["weights_bytes"] = sum(path.stat().st_size for path in files if path.stat().st_size > 1 << 20)
         began = time.time()
         with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryFile("w+") as out:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=errors)
