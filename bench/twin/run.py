@@ -7,7 +7,8 @@ exactly and fast-forwarded, interleaved; 16 replicas; a hunt over seeds; 100,000
 scheduler; 100,000 accelerators request by request, of which `--cells` of the 50 cells are run (all with --full) and
 the rest extrapolated, as said in the row. CPU seconds of one thread, so that neighbours disturb less; compare ratios.
 
-Peers: none is run. Vidur, the nearest, is not on PyPI under its name; published figures stand in docs/simulate.md.
+Peers: none is run. Vidur (0.0.26) installs from PyPI, but the profiles it needs do not come with it; they are fetched
+from a hub. Figures that others publish stand in docs/simulate.md.
 """
 
 import argparse

@@ -36,7 +36,8 @@ class _RunUnlessNamed(TyperGroup):
 simulate = typer.Typer(
     cls=_RunUnlessNamed,
     help="See what a fleet would do, on a virtual clock: `simulate [SPEC.toml]`, which is `simulate run`. Or replay "
-    "recorded requests on a modelled engine: `simulate replay`.",
+    "recorded requests on a modelled engine: `simulate replay`. Or set two runs side by side: `simulate diff`. "
+    "Each prints JSON with --json.",
 )
 simulate.command(_RUN)(runs.simulate)
 simulate.command("diff")(runs.diff)

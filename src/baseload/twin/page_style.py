@@ -20,7 +20,7 @@ padding:5px 11px;cursor:pointer}
 flex-direction:column}
 .card span{color:var(--dim);font-size:13px}.card b{font-size:25px;font-weight:640;letter-spacing:-.02em;
 font-variant-numeric:tabular-nums}.card small{color:var(--dim);font-size:12px}
-.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,390px),1fr));gap:16px}
+.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,470px),1fr));gap:16px}
 .grid.wide{grid-template-columns:1fr}
 figure{margin:0;background:var(--panel);border:1px solid var(--line);border-radius:12px;padding:14px 16px 10px;
 min-width:0}
