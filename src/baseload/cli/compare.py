@@ -10,6 +10,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from baseload.cli.flags import AsJson
+from baseload.cli.plan import as_usage
 from baseload.cli.screen import err, print_json, print_table, say
 from baseload.files import write_whole
 
@@ -43,7 +44,7 @@ def compare(
     bar = Progress(
         TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=err(), disable=as_json
     )
-    with bar:
+    with bar, as_usage():
         task = bar.add_task("runs", total=2 * seeds)
         result = run(a, b, names=names, seeds=seeds, warmup_s=warmup, progress=lambda: bar.advance(task))
     result = msgspec.structs.replace(result, notes=(*notes, *result.notes))

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 
 from baseload.cli.flags import AsJson
 from baseload.cli.screen import err, print_json, print_table, say
-from baseload.domain.errors import DataError, SettingsError
+from baseload.domain.errors import DataError, ModelError, SettingsError
 from baseload.files import write_whole
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def plan(
 ) -> None:
     """Plan: ranked answers, what binds them, what would relax it, and a twin run beside each formula."""
     began = time.perf_counter()
-    with err().status("reading", spinner="dots") as status:
+    with err().status("reading", spinner="dots") as status, as_usage():
         result = answer(spec, objective=objective, check=not no_check, progress=status.update)
     result = msgspec.structs.replace(result, seconds=round(time.perf_counter() - began, 3))
     if report is not None:
@@ -55,6 +56,15 @@ def plan(
             say(f"The page is {report}.", style="dim")
     if not result.feasible:
         raise typer.Exit(INFEASIBLE)
+
+
+@contextmanager
+def as_usage() -> Iterator[None]:
+    """What is wrong with the files given is the user's to mend: exit code 2."""
+    try:
+        yield
+    except (DataError, ModelError) as error:
+        raise SettingsError(error.message, hint=error.hint) from None
 
 
 def answer(

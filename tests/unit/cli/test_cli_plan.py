@@ -94,6 +94,16 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, change: tuple[str, str], sa
         answer(spec, check=False)
 
 
+def test_a_file_at_fault_is_exit_code_two(tmp_path: Path) -> None:
+    spec = tmp_path / "plan.toml"
+    spec.write_text(PLAN.replace("h100_sxm", "h1000"))
+    result = cli.invoke(app, ["plan", str(spec)])
+    assert isinstance(result.exception, SettingsError)
+    ours = str(ROOT / "configs" / "compare" / "ours.toml")
+    result = cli.invoke(app, ["compare", ours, ours, "--trace", str(tmp_path / "no.csv")])
+    assert isinstance(result.exception, SettingsError)
+
+
 def test_objectives_are_a_closed_set(tmp_path: Path) -> None:
     spec = tmp_path / "plan.toml"
     spec.write_text(PLAN)
