@@ -2,8 +2,8 @@
 
     .venv/bin/python bench/engine/fidelity.py [--peers llama|none] [--models guide,stdlib] [--calibrate own|text]
 
-Two trained models: the shipped `guide`, asked the questions of configs/guide-heldout.tsv (in words that stand nowhere
-in its training text; answers from docs/guide), and one trained here on Python's standard library (stdlib_model.py; a
+Two trained models: the shipped `guide`, asked the questions of its system test (in words that stand nowhere in its
+training text, and on which nothing was tuned), and one trained here on Python's standard library (stdlib_model.py; a
 few minutes the first time), reading files that it was not trained on. Our schemes are made by `baseload quantize` as
 anybody would run it; llama.cpp's files by its own quantizer from the same weights in float16, measured in its own
 environment on the same tokens against the same float32 log-probabilities.
@@ -24,7 +24,7 @@ from rich.table import Table
 from stdlib_model import ensure as ensure_stdlib
 
 from baseload.domain.model import EngineSpec
-from baseload.engine.packed import open_packed
+from baseload.engine.packed import is_packed, open_packed
 from baseload.engine.quantize.measure import final_states, measure
 from baseload.engine.quantize.source import open_source
 from baseload.engine.runner import Runner
@@ -42,14 +42,23 @@ ROWS, LENGTH = 48, 256
 
 
 def guide_case():
-    """tokens int32[rows, 128] and which count: the answers to questions held out."""
-    _, encoder = open_encoder(GUIDE, prompt_weight=0.0)
+    """tokens int32[rows, 128] and which count: the answers to the questions of tests/system/guide_questions.jsonl.
+
+    The answer to each is the one that the float32 model begins.
+    """
+    tokenizer, encoder = open_encoder(GUIDE, prompt_weight=0.0)
     pairs = [pair for path in sorted((ROOT / "docs" / "guide").glob("*.md")) for pair in parse_guide(path)]
-    answers = {pair.title: topic(index) + pair.answer for index, pair in enumerate(pairs)}
-    rows, counts = [], []
-    for line in (ROOT / "configs" / "guide-heldout.tsv").read_text(encoding="utf-8").splitlines():
-        question, _, title = line.partition("\t")
-        messages = (Message("user", question), Message("assistant", answers[title]))
+    topics = [tokenizer.token_to_id(topic(index)) for index in range(len(pairs))]
+    lines = (ROOT / "tests" / "system" / "guide_questions.jsonl").read_text(encoding="utf-8").splitlines()
+    asked = [Message("user", json.loads(line)["ask"]) for line in lines]
+    source = open_source(GUIDE)
+    head, rows, counts = source.top()["lm_head"][topics], [], []
+    for question in asked:
+        opened = encoder.render(Document(messages=(question,)), open_answer=True)
+        ids = np.array([tokenizer.encode(opened, add_special_tokens=False).ids], np.int32)
+        state = final_states(source.config, source.layer, source.top(), ids)[-1]
+        chosen = int(np.argmax(head @ state))
+        messages = (question, Message("assistant", topic(chosen) + pairs[chosen].answer))
         piece = encoder.encode(Document(messages=messages))
         rows.append(np.pad(np.array(piece.tokens[:128], np.int32), (0, 128 - min(128, len(piece.tokens)))))
         counts.append(np.pad(np.array(piece.weights[:128], np.float32), (0, 128 - min(128, len(piece.weights)))))
@@ -73,19 +82,20 @@ def text_case(folder, path):
     return tokens, np.ones(tokens.shape, np.float32)
 
 
-def ours(folder, out, scheme, group, calibrate, case):
-    """`baseload quantize` in a process of its own; what it says, and the held-out fidelity."""
+def ours(folder, out, scheme, group, calibrate, case, keep):
+    """`baseload quantize` in a process of its own, and the fidelity of what it wrote on what was held out."""
     target = out / f"{scheme}{group or ''}"
-    command = [sys.executable, "-m", "baseload.cli.main", "quantize", folder, "--scheme", scheme, "--out", target]
-    command += ["--force", "--json", *(["--group", group] if group else [])]
-    command += ["--calibrate", calibrate] if calibrate and scheme != "bf16" else []
-    done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, check=True)
-    said = json.loads(done.stdout)
-    found = measure(open_source(folder), open_packed(target), *case)
+    if not (keep and is_packed(target)):
+        command = [sys.executable, "-m", "baseload.cli.main", "quantize", folder, "--scheme", scheme, "--out", target]
+        command += ["--force", "--json", *(["--group", group] if group else [])]
+        command += ["--calibrate", calibrate] if calibrate and scheme != "bf16" else []
+        subprocess.run([str(part) for part in command], stdout=subprocess.DEVNULL, check=True)
+    model = open_packed(target)
+    found = measure(open_source(folder), model, *case)
     return {
         "what": f"baseload {scheme}" + (f", groups of {group}" if group else ""),
-        "bytes": said["weights_bytes"],
-        "rotated": said["rotated"],
+        "bytes": model.weights.blob.size,
+        "rotated": model.weights.about.get("rotated"),
         "perplexity": found.perplexity,
         "ratio": found.ratio,
         "kl": found.kl,
@@ -172,6 +182,7 @@ def main():
     parser.add_argument("--models", default="guide,stdlib")
     parser.add_argument("--schemes", default="", help="of ours, such as w8a8,w4a8; all of them without")
     parser.add_argument("--calibrate", default="own", choices=("own", "text"), help="the model's words, or a text's")
+    parser.add_argument("--keep", action="store_true", help="measure our folders that are there already")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "out")
     parser.add_argument("--cache", type=Path, default=home / "baseload-bench", help="environments of peers")
@@ -189,7 +200,7 @@ def main():
             case, text = text_case(folder, folder.parent / "held-out.txt"), folder.parent / "calibrate.txt"
         calibrate = text if asked.calibrate == "text" else None
         wanted = [pair for pair in SCHEMES if not asked.schemes or pair[0] in asked.schemes.split(",")]
-        rows = [ours(folder, out, *pair, calibrate, case) for pair in wanted]
+        rows = [ours(folder, out, *pair, calibrate, case, asked.keep) for pair in wanted]
         if isinstance(python, Path):
             rows += theirs(python, folder, out, case, rows[0]["perplexity_float32"])
         else:

@@ -113,7 +113,7 @@ class GgufFile:
         data = tensor.data if expert is None else tensor.data[expert]
         try:
             restored = self._library.quants.dequantize(np.ascontiguousarray(data), tensor.tensor_type)
-        except NotImplementedError:
+        except RuntimeError:  # the package knows the type by name only
             raise BadWeights(
                 f"{self.path}: tensor {name} has type {tensor.tensor_type.name}, which cannot be read.",
                 hint="Use a file in F16, BF16, Q8_0, Q6_K, Q5_K, Q4_K or Q4_0.",

@@ -26,7 +26,7 @@ from baseload.engine.quantize.source import ModelSource, open_source
 from baseload.engine.quantize.transforms import down_block
 from baseload.engine.tokenizer import TextTokenizer
 
-TRIAL_PARAMETERS = 1_000_000_000  # a larger model is turned without trying both
+TRIAL_PARAMETERS = 200_000_000  # a larger model is turned without trying both
 T = TypeVar("T")
 _KEPT = 8  # of so many rows of the calibration one is kept back to choose by, and one to measure by
 
