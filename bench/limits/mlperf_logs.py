@@ -15,7 +15,8 @@ from pathlib import Path
 
 COLUMNS = (
     "submitter", "system", "nodes", "accelerators_total", "accelerator", "framework", "benchmark",
-    "global_batch_size", "seq_len", "median_logged_step_time", "median_logged_throughput", "time_to_train_min_olympic",
+    "global_batch_size", "seq_len", "median_logged_step_time", "median_logged_throughput",
+    "time_to_train_min_olympic",
 )  # fmt: skip
 
 
