@@ -13,7 +13,7 @@ from baseload.cli.flags import AsJson
 from baseload.cli.screen import err, print_json, print_table, say
 from baseload.limits.goals import Row
 
-KNOWN = "half of the groups (accelerator, engine, model) held out, of which 20 points per accelerator and engine calibrate"
+KNOWN = "half of the groups (accelerator, engine, model) held out; 20 points of each accelerator and engine calibrate"
 UNSEEN = {
     "accelerator unseen": "fitted on all other accelerators, scored on this one's held-out groups",
     "model unseen": "fitted on all other models, scored on this one's held-out groups",

