@@ -252,10 +252,10 @@ def test_every_answer_says_what_it_rests_on_and_how_sure_it_is() -> None:
     points = made(priors())
     mine = [p for p in points if p.system == "h200_sxm" and p.engine == "vllm"]
     calibrated = Predictor().calibrate(mine[:18])
-    known, other = calibrated.predict([mine[20], point(system="gb200", backend="trtllm")])
+    known, other = calibrated.predict([mine[20], point(system="b200_sxm", backend="trtllm")])
     assert known.basis == "calibrated: 18 points of h200_sxm/vllm/agg"
-    assert other.basis == "sheet only; calibrated elsewhere: 18 points"
-    assert Predictor().predict([mine[20]])[0].basis == "sheet only"
+    assert other.basis == "shipped values for b200_sxm/trtllm; calibrated elsewhere: 18 points"
+    assert Predictor().predict([mine[20]])[0].basis == "shipped values for h200_sxm/vllm"
     assert 0 < known.tpot_expected_error < other.tpot_expected_error < 1
 
 
@@ -286,7 +286,7 @@ def test_a_blank_figure_is_named_and_the_row_answered() -> None:
     assert said[0].basis.startswith("fallback: the catalogue has no bf16_tflops")
     assert "no accelerator 'abacus'" in said[1].basis
     assert "taken to be H200" in said[2].basis
-    assert said[3].basis == "sheet only"
+    assert said[3].basis == "shipped values for h200_sxm/vllm"
     assert said[2].tpot_ms == pytest.approx(said[3].tpot_ms, rel=0.3)
     assert all(0 < s.tpot_ms < 1e4 and 0 < s.ttft_ms < 1e6 for s in said)
 

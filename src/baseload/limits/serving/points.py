@@ -64,8 +64,8 @@ class Point(Struct, frozen=True):
 
     @property
     def format(self) -> str:
-        """One word for how the weights are kept."""
-        return self.expert_format or self.dense_format
+        """One word for how the weights are kept; "own" where the table says nothing, so as the model has them."""
+        return self.expert_format or self.dense_format or "own"
 
 
 def parse_point(row: Mapping[str, str | None], *, line: int, name: str) -> Point:
@@ -73,7 +73,7 @@ def parse_point(row: Mapping[str, str | None], *, line: int, name: str) -> Point
     cells = _Cells(row, line, name)
     formats = (cells.form("gemm_quant_mode"), cells.form("moe_quant_mode"))
     if not any(formats):
-        formats = (cells.form("precision") or "bf16",) * 2
+        formats = (cells.form("precision"),) * 2
     mode = cells.text("mode", "agg")
     if mode not in ("agg", "disagg"):
         raise DataError(f"{name} line {line}: mode must be agg or disagg, not {mode!r}.", hint=_HINT)

@@ -134,8 +134,10 @@ class Predictor:
         blank = self.chips.note(point.system)
         if blank:
             return f"fallback: {blank}"
-        other = sum(self._known.values())
-        return f"sheet only; calibrated elsewhere: {other} points" if other else "sheet only"
+        identifier, other = self.chips.identifier(point.system), sum(self._known.values())
+        shipped = f"system={identifier},engine={point.engine}" in self._builds
+        base = f"shipped values for {identifier}/{point.engine}" if shipped else "sheet only"
+        return f"{base}; calibrated elsewhere: {other} points" if other else base
 
     def _note(self, point: Point, *, fits: bool) -> str:
         notes = [note for note in (point.note, self.chips.note(point.system)) if note]
