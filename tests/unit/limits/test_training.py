@@ -306,3 +306,14 @@ def test_own_sheets_are_found_by_name() -> None:
     )
     said = Predictor(catalogue=own).predict([_row(benchmark="llama31_8b", accelerator="Cerebras WSE-3", batch=64)])
     assert said[0].step_s is not None
+
+
+def test_plans_take_the_rates_that_measured_steps_gave() -> None:
+    bare = Predictor(fitted=unfitted(FORM))
+    assert bare.rates("h200").basis == Rates().basis
+    slower = bare.calibrate(_jobs(bare, factor=1.5)).rates("h200")
+    assert slower.basis.startswith("rates fitted to")
+    job = Job(shape=MODELS.find("llama-3.1-8b")[0], tokens=1e10, batch_tokens=4e6, form="fp8")
+    h200 = read_catalogue().find("h200")
+    assert plan(job, h200, accelerators=64, rates=slower).step_s > 1.2 * plan(job, h200, accelerators=64).step_s
+    assert "MLPerf training" in Predictor().rates("h200").basis

@@ -14,10 +14,10 @@ from baseload.limits.catalogue.names import recognise
 from baseload.limits.collectives import fabric_of
 from baseload.limits.ridge import Fitted, Traits, fit, read_shipped, unfitted
 from baseload.limits.training.benchmarks import Benchmark, benchmark_of
-from baseload.limits.training.fit import FORM, table
+from baseload.limits.training.fit import FORM, rates_of, table
 from baseload.limits.training.points import Row, whole_system
 from baseload.limits.training.search import layouts
-from baseload.limits.training.step import Cost, Parallel, cost_of
+from baseload.limits.training.step import Cost, Parallel, Rates, cost_of
 from baseload.limits.training.work import WEIGHT_BYTES
 
 STAND_IN = Accelerator(
@@ -95,6 +95,19 @@ class Predictor:
             steps, errors = self.fitted.predict(costs, [prepared[i].traits for i in usable])
             said = dict(zip(usable, zip(steps.tolist(), errors.tolist(), strict=True), strict=True))
         return [self._answer(rows[i], p, said.get(i)) for i, p in enumerate(prepared)]
+
+    def rates(self, id_: str, *, kind: str = "llm") -> Rates:
+        """Rates reached on an accelerator of the catalogue by a kind of job ("llm", "lora", …), for plans."""
+        sheet = self.catalogue.find(id_)
+        id_ = next(key for key, entry in self.catalogue.entries.items() if entry is sheet)
+        traits = (
+            ("kind", kind),
+            ("vendor", f"{sheet.vendor}/{kind}"),
+            ("silicon", f"{sheet.vendor} {sheet.bf16_tflops or 0:g}"),
+            ("accelerator", id_),
+        )
+        rests = f"{self.fitted.points} measured steps" if self.fitted.points else self.fitted.shipped_basis
+        return rates_of(self.fitted.theta([traits])[0], basis=f"rates fitted to {rests}" if rests else Rates().basis)
 
     def _answer(self, row: Row, prepared: Prepared, said: tuple[float, float] | None) -> Answer:
         of = dict(prepared.traits)
