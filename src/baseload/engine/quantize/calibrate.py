@@ -45,7 +45,8 @@ Progress = Callable[[int, int], None]  # (done, of)
 ROW_TOKENS = 256
 MAX_ROWS = 128  # 32,768 tokens
 _OWN_TOKENS = 128  # generated from each opening
-_OWN_ROUNDS = 4  # of all openings, each with other words
+_OWN_ROUNDS = 4  # each opens with words of the answers before
+_TOGETHER = 32  # texts written at a time
 _LARGE = 1_000_000_000  # parameters; so large a model writes one round: it takes long
 _MIN_TOKENS = 64
 
@@ -85,13 +86,17 @@ def from_itself(model_dir: Path, tokenizer: TextTokenizer, *, seed: int, progres
     )
     try:
         rounds = 1 if read_config(model_dir).parameters > _LARGE else _OWN_ROUNDS
-        prompts = [_prompt(tokenizer, opening) for opening in OPENINGS] * rounds
-        prompts = [prompt[: runner.max_context // 2] for prompt in prompts if prompt]
         rng = np.random.Generator(np.random.PCG64(seed))
+        openings = list(OPENINGS)
+        prompts: list[list[int]] = []
         texts: list[list[int]] = []
-        for first in range(0, len(prompts), 32):
-            progress(first, len(prompts))
-            texts += _continue(runner, prompts[first : first + 32], rng)
+        for turn in range(rounds):
+            new = [_prompt(tokenizer, opening)[: runner.max_context // 2] for opening in openings]
+            for first in range(0, len(new), _TOGETHER):
+                progress(turn * len(OPENINGS) + first, rounds * len(OPENINGS))
+                texts += _continue(runner, new[first : first + _TOGETHER], rng)
+            prompts += new
+            openings = _picked_up(tokenizer, texts[-len(new) :], new, rng)
         return _padded(texts, prompts)
     finally:
         runner.close()
@@ -104,6 +109,20 @@ def _padded(texts: list[list[int]], prompts: list[list[int]]) -> Calibration:
         tokens[row, : len(text)] = text
         kinds[row, : len(prompt)], kinds[row, len(prompt) : len(text)] = GIVEN, COUNTS
     return Calibration(tokens, kinds)
+
+
+def _picked_up(
+    tokenizer: TextTokenizer, texts: list[list[int]], prompts: list[list[int]], rng: np.random.Generator
+) -> list[str]:
+    """An opening from each answer: some words of it, so that the next round is about what the model knows."""
+    openings = []
+    for at, (text, prompt) in enumerate(zip(texts, prompts, strict=True)):
+        raw = b"".join(tokenizer.token_bytes(token) for token in text[len(prompt) :])
+        words = raw.decode("utf-8", "ignore").split()
+        count = int(rng.integers(3, 10))
+        first = int(rng.integers(0, max(len(words) - count, 0) + 1))
+        openings.append(" ".join(words[first : first + count]) or OPENINGS[at % len(OPENINGS)])
+    return openings
 
 
 def _prompt(tokenizer: TextTokenizer, opening: str) -> list[int]:
