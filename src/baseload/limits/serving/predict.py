@@ -114,7 +114,8 @@ class Predictor:
         """Variance of the log error besides the residual's: of groups never calibrated, of workers nobody counted."""
         fresh = [UNMEASURED if not self._known[(p.system, p.engine, p.mode)] else 0.0 for p in points]
         hidden = [UNCOUNTED if p.prefill and not p.decode.workers_known else 0.0 for p in points]
-        return np.array(fresh) + np.array(hidden)
+        doubt: Floats = np.array(fresh) + np.array(hidden)
+        return doubt
 
     def _named(self, point: Point) -> Point:
         """With the catalogue's own word for the accelerator, which traits are known by."""
