@@ -16,7 +16,7 @@ from baseload.domain.errors import DataError, ModelError, SettingsError
 from baseload.files import write_whole
 
 if TYPE_CHECKING:
-    from baseload.policy.plan.answer import Check, Choice, ModelAnswer, PlanReport
+    from baseload.policy.plan.answer import Check, Choice, ModelAnswer, PlanReport, Totals
     from baseload.policy.plan.spec import PlanSpec, Traffic
 
 INFEASIBLE = 3
@@ -209,9 +209,9 @@ def show(result: "PlanReport") -> None:
         return
     totals = result.totals
     assert totals is not None
-    carbon = f", {totals.tonnes_co2_per_month:,.1f} t CO2" if totals.tonnes_co2_per_month is not None else ""
+    carbon = f", {totals.tonnes_co2_per_month:,.1f} t CO2 a month" if totals.tonnes_co2_per_month is not None else ""
     say(
-        f"{result.name}: ${totals.usd_per_month:,.0f} a month, {_many(totals.accelerators, 'accelerator')}, "
+        f"{result.name}: {money(totals)}, {_many(totals.accelerators, 'accelerator')}, "
         f"{_power(totals.peak_mw)} at the peak{carbon}. Ranked by {result.objective}.",
         style="bold",
     )
@@ -236,6 +236,13 @@ def show(result: "PlanReport") -> None:
         say(f"  {gain.what} {gain.by}: {gain.effect}")
     _show_left_out(result)
     say(f"{result.seconds:.1f} s.", style="dim")
+
+
+def money(totals: "Totals") -> str:
+    """What serving costs a month, and training once."""
+    parts = [f"${totals.usd_per_month:,.0f} a month"] if totals.usd_per_month else []
+    parts += [f"${totals.training_usd:,.0f} to train"] if totals.training_usd else []
+    return " and ".join(parts)
 
 
 def _show_answer(one: "ModelAnswer") -> None:

@@ -35,7 +35,8 @@ def page(result: PlanReport) -> str:
         t = result.totals
         carbon = f", {t.tonnes_co2_per_month:,.1f} t CO2 a month" if t.tonnes_co2_per_month is not None else ""
         body.append(
-            f'<p class="big">${t.usd_per_month:,.0f} a month · {t.accelerators:,} accelerators · '
+            f'<p class="big">${t.usd_per_month:,.0f} a month to serve, ${t.training_usd:,.0f} to train · '
+            f"{t.accelerators:,} accelerators · "
             f"{t.peak_mw:,.3f} MW at the peak, {t.mean_mw:,.3f} MW on average{carbon}</p>"
             f'<p class="dim">Ranked by {escape(result.objective)}. Modelled figures; each says what it rests on.</p>'
         )

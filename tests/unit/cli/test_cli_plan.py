@@ -77,6 +77,38 @@ def test_a_trace_fills_the_traffic_and_a_config_the_shape(tmp_path: Path) -> Non
     assert tokens == pytest.approx(10 * (499.5 + 74.5), rel=0.03)
 
 
+def test_a_job_is_paid_for_once_and_a_deadline_is_a_limit(tmp_path: Path) -> None:
+    spec = tmp_path / "tune.toml"
+    job = """
+[[training]]
+name = "tune"
+model = "meta-llama/Meta-Llama-3.1-8B"
+tokens = 2e9
+batch_tokens = 262144
+sequence_tokens = 4096
+method = "lora"
+deadline_days = 2
+[[sites]]
+name = "cloud"
+accelerators = ["h100_sxm", "a100_sxm"]
+"""
+    spec.write_text(job)
+    report = answer(spec)
+    assert report.totals is not None
+    assert report.totals.usd_per_month == 0
+    job_answer = report.training[0]
+    assert report.totals.training_usd == job_answer.usd > 0
+    assert job_answer.days <= 2
+    assert job_answer.usd == pytest.approx(job_answer.usd_per_hour * 24 * job_answer.days)
+    assert 0 < job_answer.goodput <= 1
+    assert job_answer.checkpoint_interval_s > 0
+    assert [a.usd for a in job_answer.ranked] == sorted(a.usd for a in job_answer.ranked)
+    spec.write_text(job.replace("deadline_days = 2", "deadline_days = 1e-6"))
+    late = answer(spec)
+    assert late.conflict is not None
+    assert late.conflict.limits[0].startswith("deadline of tune")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

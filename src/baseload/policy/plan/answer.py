@@ -150,10 +150,11 @@ class Conflict(Struct, frozen=True):
 
 
 class Totals(Struct, frozen=True):
-    """The whole plan."""
+    """The whole plan. Dollars an hour and a month are serving's, `training_usd` all jobs', once."""
 
     usd_per_hour: float
     usd_per_month: float
+    training_usd: float
     accelerators: int
     mean_mw: float
     peak_mw: float

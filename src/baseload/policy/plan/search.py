@@ -117,18 +117,22 @@ def choice_of(candidate: Candidate, predictor: Predictor) -> Choice:
 
 
 def totals_of(spec: PlanSpec, solved: Solved) -> Totals:
-    """Sums over all models and jobs."""
+    """Sums over all models and jobs. Dollars an hour and a month are serving's; a job is paid for once."""
     everyone = [c for many in solved.chosen.values() for c in many]
-    carbon = [c.kg_co2_per_month for c in everyone]
-    known = [kg for kg in carbon if kg is not None]
-    jobs = sum(j.column.kg_per_hour for j in solved.jobs.values()) * HOURS_PER_MONTH
+    jobs = list(solved.jobs.values())
+    known = {site.name: site.gco2_per_kwh is not None for site in spec.sites}
+    told = all(known[c.place.site.name] for c in everyone) and all(known[j.column.site] for j in jobs)
+    carbon = sum(c.kg_co2_per_month or 0.0 for c in everyone)
+    carbon += sum(j.column.kg_per_hour for j in jobs) * HOURS_PER_MONTH
+    serving = sum(c.usd_per_hour for c in everyone)
     return Totals(
-        usd_per_hour=solved.usd_per_hour,
-        usd_per_month=solved.usd_per_hour * HOURS_PER_MONTH,
-        accelerators=sum(c.accelerators for c in everyone) + sum(j.column.gpus for j in solved.jobs.values()),
+        usd_per_hour=serving,
+        usd_per_month=serving * HOURS_PER_MONTH,
+        training_usd=sum(j.answer.usd for j in jobs if isinstance(j.answer, TrainingAnswer)),
+        accelerators=sum(c.accelerators for c in everyone) + sum(j.column.gpus for j in jobs),
         mean_mw=solved.mean_w / 1e6,
         peak_mw=solved.peak_w / 1e6,
-        tonnes_co2_per_month=(sum(known) + jobs) / 1e3 if len(known) == len(carbon) else None,
+        tonnes_co2_per_month=carbon / 1e3 if told else None,
         tokens_per_s=sum(c.tokens_per_s for c in everyone),
     )
 
@@ -246,7 +250,7 @@ def _with_ranked(chosen: TrainingAnswer, others: list[TrainingAnswer]) -> Traini
 
 def _sensitivity(spec: PlanSpec, solved: Solved, problem: Problem) -> list[Sensitivity]:
     found = []
-    for factor in (0.8, 1.2):
+    for factor in (0.8, 1.2) if spec.models else ():
         again = problem.solve(scaled_traffic(spec, factor))
         found.append(_compared(f"traffic {factor - 1:+.0%}", solved, again))
     used = {c.place.accelerator: None for many in solved.chosen.values() for c in many}
