@@ -11,6 +11,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include "matmul/kernels.h"
 
 namespace baseload {
@@ -66,12 +70,59 @@ BL_INLINE float max_lanes(F16 v) {
   return fold_lanes(v, [](float a, float b) { return a > b ? a : b; });
 }
 
+// a > b ? a : b and a < b ? a : b, lane by lane (b where one is NaN); `nan` where x is NaN, else `other`; and the low
+// parts of lanes. With AVX2 by hand: GCC 12 takes 64-byte selections and narrowing apart into single lanes there
+// (measured: 3.5 µs for a row of 1,024, not 0.6).
+#if defined(__AVX2__) && !defined(__AVX512F__)
+
+template <class F>
+BL_INLINE F16 by_halves(F16 a, F16 b, const F& f) {
+  __m256 x[2], y[2];
+  std::memcpy(x, &a, 64);
+  std::memcpy(y, &b, 64);
+  const __m256 z[2] = {f(x[0], y[0]), f(x[1], y[1])};
+  return load_as<F16>(z);
+}
+BL_INLINE F16 larger(F16 a, F16 b) {
+  return by_halves(a, b, [](__m256 x, __m256 y) { return _mm256_max_ps(x, y); });
+}
+BL_INLINE F16 smaller(F16 a, F16 b) {
+  return by_halves(a, b, [](__m256 x, __m256 y) { return _mm256_min_ps(x, y); });
+}
+BL_INLINE U16 unless_nan(F16 x, U16 other, uint32_t nan) {
+  const __m256 value = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int32_t>(nan)));
+  return reinterpret_cast<U16>(by_halves(x, reinterpret_cast<F16>(other), [&](__m256 v, __m256 o) {
+    return _mm256_blendv_ps(o, value, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+  }));
+}
+BL_INLINE H16 narrow16(U16 x) {
+  __m256i half[2];
+  std::memcpy(half, &x, 64);
+  const __m256i mixed = _mm256_packus_epi32(half[0], half[1]);
+  return reinterpret_cast<H16>(_mm256_permute4x64_epi64(mixed, 0xd8));
+}
+BL_INLINE B16 narrow8(I16 x) {
+  __m256i half[2];
+  std::memcpy(half, &x, 64);
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(half[0], half[1]), 0xd8);
+  return reinterpret_cast<B16>(_mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+
+#else
+
+BL_INLINE F16 larger(F16 a, F16 b) { return a > b ? a : b; }
+BL_INLINE F16 smaller(F16 a, F16 b) { return a < b ? a : b; }
+BL_INLINE U16 unless_nan(F16 x, U16 other, uint32_t nan) { return x != x ? U16{} + nan : other; }
+BL_INLINE H16 narrow16(U16 x) { return __builtin_convertvector(x, H16); }
+BL_INLINE B16 narrow8(I16 x) { return __builtin_convertvector(x, B16); }
+
+#endif
+
 BL_INLINE F16 magnitude(F16 x) { return reinterpret_cast<F16>(reinterpret_cast<I16>(x) & splat(0x7fffffff)); }
 
 // exp(x) for x in [-87, 88]: 2^n · e^r, r within ln 2 / 2, by a polynomial of degree 6 (relative error below 3e-7).
 BL_INLINE F16 exp_of(F16 x) {
-  x = x < splat(-87.0f) ? splat(-87.0f) : x;
-  x = x > splat(88.0f) ? splat(88.0f) : x;
+  x = smaller(splat(88.0f), larger(splat(-87.0f), x));
   const F16 shift = splat(12582912.0f);  // adding it rounds to an integer, kept in the low bits
   const F16 shifted = x * splat(1.44269504f) + shift;
   const F16 n = shifted - shift;
@@ -144,25 +195,108 @@ BL_INLINE void round_bf16(const float* x, const float* norm, float eps, int64_t 
   for (int64_t at = 0; at < a.kp; at += 16) {
     const F16 v = at < k ? row_vector(x, norm, r, at, k) : splat(0.0f);
     const U16 bits = reinterpret_cast<U16>(v);
-    U16 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    rounded = v != v ? (U16{} + 0x7fc0u) : rounded;
+    const U16 rounded = unless_nan(v, (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, 0x7fc0u);
     if (kFloats) {
       store_as(a.floats + row * a.kp + at, rounded << 16);
     } else {
-      store_as(a.bf16 + row * a.kp + at, __builtin_convertvector(rounded, H16));
+      store_as(a.bf16 + row * a.kp + at, narrow16(rounded));
     }
+  }
+}
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+
+// The same as below for K that needs no padding, in 256-bit registers by hand: GCC 12 takes 64-byte vectors through
+// memory (measured: 3.7 µs for a row of 1,024 values).
+BL_INLINE void quantize_whole(const float* x, const float* norm, float eps, int64_t k, bool blocks,
+                              const Activations& a, int64_t row) {
+  float inverse_rms = 1.0f;
+  alignas(32) float lane[8];
+  const auto sum_of = [&](__m256 v) {
+    _mm256_store_ps(lane, v);
+    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+  };
+  if (eps >= 0.0f) {
+    __m256 low = _mm256_setzero_ps(), high = _mm256_setzero_ps();
+    for (int64_t at = 0; at < k; at += 16) {
+      const __m256 u = _mm256_loadu_ps(x + at), v = _mm256_loadu_ps(x + at + 8);
+      low = _mm256_fmadd_ps(u, u, low);
+      high = _mm256_fmadd_ps(v, v, high);
+    }
+    inverse_rms = 1.0f / std::sqrt(sum_of(_mm256_add_ps(low, high)) / static_cast<float>(k) + eps);
+  }
+  const __m256 scale = _mm256_set1_ps(inverse_rms), zero = _mm256_setzero_ps();
+  const __m256 unsigned_bits = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  const auto value = [&](int64_t at) __attribute__((always_inline)) {
+    const __m256 v = _mm256_mul_ps(_mm256_loadu_ps(x + at), scale);
+    return eps >= 0.0f && norm ? _mm256_mul_ps(v, _mm256_loadu_ps(norm + at)) : v;
+  };
+  __m256 most = zero, finite = zero;
+  for (int64_t at = 0; at < k; at += 8) {
+    const __m256 v = value(at);
+    most = _mm256_max_ps(_mm256_and_ps(v, unsigned_bits), most);
+    finite = _mm256_add_ps(finite, _mm256_mul_ps(v, zero));
+  }
+  const bool broken = sum_of(finite) != 0.0f;
+  _mm256_store_ps(lane, most);
+  float top = 0.0f;
+  for (const float one : lane) top = one > top ? one : top;
+  const bool none = !(top >= kTiny);
+  a.scale[row] = broken ? std::nanf("") : none ? 0.0f : top / 127.0f;
+  const __m256 inverse = _mm256_set1_ps(broken || none ? 0.0f : 127.0f / top);
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  int8_t* out = a.codes + row * a.kp;
+  int32_t total = 0;
+  for (int64_t at = 0; at < k; at += kBlock4) {
+    __m256i part[4];
+    for (int i = 0; i < 4; ++i) {
+      const __m256 v = broken ? zero : value(at + 8 * i);
+      part[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v, inverse));  // to nearest even, as always
+    }
+    const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(part[0], part[1]), _mm256_packs_epi32(part[2], part[3]));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + at), _mm256_permutevar8x32_epi32(bytes, order));
+    const __m256i four = _mm256_add_epi32(_mm256_add_epi32(part[0], part[1]), _mm256_add_epi32(part[2], part[3]));
+    __m128i two = _mm_add_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
+    two = _mm_add_epi32(two, _mm_shuffle_epi32(two, 0x4e));
+    const int32_t sum = _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+    total += sum;
+    if (blocks) {
+      int32_t* sums = a.sums + 2 * (row * (a.kp / kBlock4) + at / kBlock4);
+      sums[0] = sum;
+      sums[1] = -8 * sum;
+    }
+  }
+  a.sum[row] = total;
+}
+
+#endif
+
+BL_INLINE void widen_row(const Activations& a, int64_t row) {  // of four codes 0 1 2 3: 0 2 1 3, as 16-bit numbers
+  const int8_t* from = a.codes + row * a.kp;
+  int16_t* wide = a.wide + row * a.kp;
+  for (int64_t at = 0; at < a.kp; at += 4) {
+    wide[at] = from[at];
+    wide[at + 1] = from[at + 2];
+    wide[at + 2] = from[at + 1];
+    wide[at + 3] = from[at + 3];
   }
 }
 
 template <bool kWide>
 BL_INLINE void quantize(const float* x, const float* norm, float eps, int64_t k, bool blocks, const Activations& a,
                         int64_t row) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if (k == a.kp) {
+    quantize_whole(x, norm, eps, k, blocks, a, row);
+    if (kWide) widen_row(a, row);
+    return;
+  }
+#endif
   const RowScale r = row_scale(x, eps, k);
   F16 most = splat(0.0f), finite = splat(0.0f);
   for (int64_t at = 0; at < k; at += 16) {
     const F16 v = row_vector(x, norm, r, at, k);
-    const F16 size = magnitude(v);
-    most = size > most ? size : most;
+    most = larger(magnitude(v), most);
     finite = finite + v * splat(0.0f);  // NaN as soon as one value is NaN or infinite
   }
   const float top = max_lanes(most), check = sum_lanes(finite);
@@ -178,7 +312,7 @@ BL_INLINE void quantize(const float* x, const float* norm, float eps, int64_t k,
       F16 v = splat(0.0f);
       if (!broken && part < k) v = row_vector(x, norm, r, part, k);
       const I16 code = reinterpret_cast<I16>(v * inverse + shift) - splat(0x4b400000);
-      store_as(out + part, __builtin_convertvector(code, B16));
+      store_as(out + part, narrow8(code));
       both = both + code;
     }
     total = total + both;
@@ -189,15 +323,7 @@ BL_INLINE void quantize(const float* x, const float* norm, float eps, int64_t k,
     }
   }
   a.sum[row] = sum_lanes(total);
-  if (kWide) {  // of four codes 0 1 2 3: 0 2 1 3, as 16-bit numbers
-    int16_t* wide = a.wide + row * a.kp;
-    for (int64_t at = 0; at < a.kp; at += 4) {
-      wide[at] = out[at];
-      wide[at + 1] = out[at + 2];
-      wide[at + 2] = out[at + 1];
-      wide[at + 3] = out[at + 3];
-    }
-  }
+  if (kWide) widen_row(a, row);
 }
 
 // ---- results
