@@ -48,7 +48,8 @@ def simulate(
         disable=as_json,
     )  # fmt: skip
     with bar:
-        task = bar.add_task("seeds" if config.seeds else "run", total=config.seeds or 1)
+        parts = "seeds" if config.seeds else "cells" if config.cells > 1 else "run"
+        task = bar.add_task(parts, total=config.seeds or config.cells)
         run = run_or_hunt(config, progress=lambda done, _: bar.update(task, completed=done))
     failures = _failures_of(run)
     if report is not None or output is not None:
