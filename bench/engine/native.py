@@ -2,8 +2,9 @@
 
     .venv/bin/python bench/engine/native.py PACKED_DIR [--kv int8] [--kernels avx2] [--threads 1] [--json FILE]
 
-Decoding 1, 8 and 32 sequences at context 128 and 600 (their caches filled first) and prefill of 512 tokens; beside each
-the bytes of weights and cache it reads per second of processor time, and what share that is of what one thread reads.
+Decoding 1, 8 and 32 sequences at context 128 and 600 (their caches filled first) and prefill of 512 tokens; beside
+each the bytes of weights and cache it reads per second of processor time, and what share that is of what one thread
+reads.
 With --threads above 1 wall time is measured instead: only on a quiet machine.
 """
 
