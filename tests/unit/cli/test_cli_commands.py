@@ -53,6 +53,7 @@ def test_the_printed_settings_are_a_settings_file(cli: CliRunner, tmp_path: Path
     assert tomllib.loads(printed.stdout) == {
         "gateway": {},
         "journal": {},
+        "limits": {},
         "defaults": tomllib.loads(printed.stdout)["defaults"],
     }
     (tmp_path / "baseload.toml").write_text(printed.stdout)

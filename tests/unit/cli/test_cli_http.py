@@ -117,7 +117,7 @@ def test_a_stream_gives_chunks_and_raises_what_breaks_it(server: str) -> None:
 
 
 async def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="is not a folder"):
+    with pytest.raises(ModelError, match="is neither a folder nor a GGUF file"):
         await check_model(ModelSpec("a", str(tmp_path / "nothing")))
     (tmp_path / "config.json").write_text('{"architectures": ["MambaForCausalLM"]}')
     with pytest.raises(ModelError, match="MambaForCausalLM"):
