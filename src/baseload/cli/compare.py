@@ -11,8 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from baseload.cli.flags import AsJson
 from baseload.cli.plan import as_usage
-from baseload.cli.screen import err, print_json, print_table, say
-from baseload.files import write_whole
+from baseload.cli.screen import check_writable, err, print_json, print_table, say, write_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +38,7 @@ def compare(
     from baseload.twin.compare import compare as run  # noqa: PLC0415
     from baseload.twin.spec import load  # noqa: PLC0415
 
+    check_writable(report)
     a, b, notes = common(load(first), load(second), trace=trace, requests=requests)
     names = (first.stem, second.stem) if first.stem != second.stem else (f"{first.stem} (A)", f"{second.stem} (B)")
     bar = Progress(
@@ -49,7 +49,7 @@ def compare(
         result = run(a, b, names=names, seeds=seeds, warmup_s=warmup, progress=lambda: bar.advance(task))
     result = msgspec.structs.replace(result, notes=(*notes, *result.notes))
     if report is not None:
-        write_whole(report, [page(result).encode()])
+        write_file(report, page(result).encode())
     if as_json:
         print_json(_finite(msgspec.to_builtins(result)))
         return

@@ -11,9 +11,8 @@ import msgspec
 import typer
 
 from baseload.cli.flags import AsJson
-from baseload.cli.screen import err, print_json, print_table, say
+from baseload.cli.screen import check_writable, err, print_json, print_table, say, write_file
 from baseload.domain.errors import DataError, ModelError, SettingsError
-from baseload.files import write_whole
 
 if TYPE_CHECKING:
     from baseload.policy.plan.answer import Check, Choice, ModelAnswer, PlanReport, Totals
@@ -39,6 +38,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Plan: ranked answers, what binds them, what would relax it, and a twin run beside each formula."""
+    check_writable(report)
     began = time.perf_counter()
     with err().status("reading", spinner="dots") as status, as_usage():
         result = answer(spec, objective=objective, check=not no_check, progress=status.update)
@@ -47,7 +47,7 @@ def plan(
         # Pages are drawn only where one is asked for.
         from baseload.cli.plan_page import page  # noqa: PLC0415
 
-        write_whole(report, [page(result).encode()])
+        write_file(report, page(result).encode())
     if as_json:
         print_json(result)
     else:

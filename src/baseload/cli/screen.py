@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
 from rich.box import SIMPLE_HEAD
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from baseload.domain.errors import BaseloadError, ControlError, DataError, SettingsError
 from baseload.domain.units import NS_PER_S, NUSD_PER_USD, UJ_PER_J
+from baseload.files import write_whole
 
 OK, FAILURE, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 PIPE_COLUMNS = 200  # where no terminal says how wide it is
@@ -95,3 +97,19 @@ def joules(energy_uj: int) -> str:
     """Microjoules as joules."""
     value = energy_uj / UJ_PER_J
     return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def check_writable(*paths: Path | None) -> None:
+    """SettingsError, before any long work, where a file that is to be written has no folder or is one."""
+    for path in paths:
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            why = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+            raise SettingsError(f"{path}: cannot be written: {why}.", hint="Name another file.")
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """`content` in `path`, whole or not at all; SettingsError where it cannot be written."""
+    try:
+        write_whole(path, [content])
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be written: {error.strerror}.", hint="Name another file.") from None

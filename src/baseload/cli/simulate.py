@@ -8,9 +8,8 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from baseload.cli.flags import AsJson
-from baseload.cli.screen import FAILURE, err, print_json, print_table, say
-from baseload.domain.errors import DataError, SettingsError
-from baseload.files import write_whole
+from baseload.cli.screen import FAILURE, check_writable, err, print_json, print_table, say, write_file
+from baseload.domain.errors import DataError
 
 if TYPE_CHECKING:
     from baseload.twin.cluster.report import ClusterReport
@@ -41,6 +40,7 @@ def simulate(
     from baseload.twin.run import describe_failures  # noqa: PLC0415
     from baseload.twin.spec import SimulateConfig, load  # noqa: PLC0415
 
+    check_writable(report, output)
     config = load(spec) if spec is not None else SimulateConfig()
     config = _changed(config, seed=seed, seeds=seeds, trace=trace, requests=requests, rate=rate, exact=exact)
     bar = Progress(
@@ -75,12 +75,13 @@ def diff(
     """Two runs side by side: what differs, and by how much."""
     from baseload.twin.page import compare_html, compare_rows  # noqa: PLC0415  # as above
 
+    check_writable(report)
     a, b = _read(first), _read(second)
     if type(a) is not type(b):
         raise DataError("One run is of a fleet of jobs, the other of requests.", hint="Compare two of one kind.")
     rows = compare_rows(a, b)
     if report is not None:
-        write_whole(report, [compare_html(a, b, names=(first.stem, second.stem)).encode()])
+        write_file(report, compare_html(a, b, names=(first.stem, second.stem)).encode())
     if as_json:
         print_json([dict(zip(("name", "unit", "a", "b", "difference"), row, strict=True)) for row in rows])
         return
@@ -100,13 +101,10 @@ def _failures_of(run: "Report") -> "list[Failure]":
 def _write(run: "Report", report: Path | None, output: Path | None) -> None:
     from baseload.twin.page import report_html  # noqa: PLC0415  # as above
 
-    try:
-        if report is not None:
-            write_whole(report, [report_html(run).encode()])
-        if output is not None:
-            write_whole(output, [msgspec.json.encode(run)])
-    except OSError as error:
-        raise SettingsError(f"{error.filename}: cannot be written: {error.strerror}.") from None
+    if report is not None:
+        write_file(report, report_html(run).encode())
+    if output is not None:
+        write_file(output, msgspec.json.encode(run))
 
 
 def _read(path: Path) -> "Report":
