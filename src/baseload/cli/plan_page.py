@@ -36,7 +36,7 @@ def page(result: PlanReport) -> str:
         carbon = f", {t.tonnes_co2_per_month:,.1f} t CO2 a month" if t.tonnes_co2_per_month is not None else ""
         body.append(
             f'<p class="big">${t.usd_per_month:,.0f} a month to serve, ${t.training_usd:,.0f} to train · '
-            f"{t.accelerators:,} accelerators · "
+            f"{t.accelerators:,} accelerator{'' if t.accelerators == 1 else 's'} · "
             f"{t.peak_mw:,.3f} MW at the peak, {t.mean_mw:,.3f} MW on average{carbon}</p>"
             f'<p class="dim">Ranked by {escape(result.objective)}. Modelled figures; each says what it rests on.</p>'
         )
@@ -105,9 +105,10 @@ def _check(check: Check) -> str:
     ]
     verdict = '<b class="good">keeps the levels</b>' if check.holds else '<b class="bad">does not keep the levels</b>'
     raised = f", {check.raised} replicas added because the twin asked for them" if check.raised else ""
+    replicas = "1 replica" if check.replicas == 1 else f"{check.replicas:,} replicas"
     return (
-        f"<p>Twin run of {check.requests:,} requests on {check.replicas} replicas: {check.attainment:.1%} of "
-        f"requests within the levels, {verdict}{raised}. {escape(check.note)}</p>"
+        f"<p>Twin run of {check.requests:,} requests on {replicas}: {check.attainment:.1%} of requests "
+        f"within the levels, {verdict}{raised}. {escape(check.note)}</p>"
         + table(("", "formula", "twin", "gap"), rows)
     )
 
@@ -167,7 +168,7 @@ def _list(lines: Sequence[str]) -> str:
 
 
 def pareto_svg(one: ModelAnswer) -> str:
-    """Dollars per million tokens against milliseconds of an answer, both logarithmic; the front is joined."""
+    """Dollars per million tokens against milliseconds of an answer, both logarithmic; the best are joined."""
     points = [(usd, ms, name) for usd, ms, name in one.cloud if usd > 0 and ms > 0]
     front = sorted((c.usd_per_mtok, c.answer_ms, c.accelerator) for c in one.pareto)
     if not points:
@@ -184,7 +185,13 @@ def pareto_svg(one: ModelAnswer) -> str:
         x, y = at(usd, ms)
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#8c959f"/>')
         parts.append(f'<text x="{x + 6:.1f}" y="{y + 4:.1f}" font-size="10" opacity=".75">{escape(name)}</text>')
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(usd, ms) for usd, ms, _ in front))
+    # The front is one of three measures (tokens per joule too): only what nothing drawn beats is joined.
+    joined = [
+        (usd, ms)
+        for usd, ms, _ in front
+        if not any(u <= usd and m <= ms and (u, m) != (usd, ms) for u, m, _ in front)
+    ]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(usd, ms) for usd, ms in joined))
     parts.append(f'<polyline points="{path}" fill="none" stroke="#0969da" stroke-width="1.5"/>')
     for usd, ms, name in front:
         x, y = at(usd, ms)

@@ -139,6 +139,7 @@ def _show(of: "Agreement") -> None:
         ("time to first token", f"{of.ttft:+.1%}", f"{of.ttft_each:.1%}"),
         ("end to end, 99th percentile", f"{of.e2e_p99:+.1%}", ""),
     ]
+    rows = [row for row in rows if row[2] != "0.0%"]  # that was not measured
     columns = ("against the recording", "mean", "each request, mean error")
     print_table(columns, rows, right=columns[1:])
 

@@ -116,8 +116,8 @@ def _request(row: Mapping[str, Any], where: str, line: int) -> tuple[float, Reco
 
 def _count(row: Mapping[str, Any], names: tuple[str, ...], where: str) -> int:
     value = _number(row, names)
-    if value is None or value < 1 or value != int(value):
-        raise DataError(f"{where}: `{names[0]}` must be a whole number of at least 1.", hint=_HINT)
+    if value is None or not 1 <= value <= 1e12 or value != int(value):
+        raise DataError(f"{where}: `{names[0]}` must be a whole number from 1 to 1e12.", hint=_HINT)
     return int(value)
 
 

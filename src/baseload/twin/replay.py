@@ -142,9 +142,10 @@ def agreement(requests: Sequence[Recorded], replayed: Sequence[Replayed]) -> Agr
     both = [(r, p) for r, p in zip(requests, replayed, strict=True) if r.measured and not p.refused]
     if not both:
         return None
-    ttft = [((p.first_ns - p.queued_ns) / 1e6, r.ttft_ms) for r, p in both]
+    # A recording may have times of one kind only: what was not measured is not compared.
+    ttft = [((p.first_ns - p.queued_ns) / 1e6, r.ttft_ms) for r, p in both if r.ttft_ms > 0]
     e2e = [((p.last_ns - p.queued_ns) / 1e6, r.e2e_ms) for r, p in both]
-    tpot = [(tpot_ms(r, p), r.tpot_ms) for r, p in both if r.output_tokens > 1]
+    tpot = [(tpot_ms(r, p), r.tpot_ms) for r, p in both if r.output_tokens > 1 and r.tpot_ms > 0]
     return Agreement(
         requests=len(both),
         tpot=_of_means(tpot),

@@ -110,3 +110,19 @@ def test_validate_prints_goals_and_what_is_missing(tmp_path: Path) -> None:
     assert rows["known groups, disaggregated: TPOT mean"]["reached"] is None
     assert rows["known groups, aggregated: TPOT median"]["reached"] > 0
     assert rows["known groups, aggregated: TPOT median"]["goal"] == 0.06
+
+
+@pytest.mark.parametrize("kind", ["serving", "power", "training", "throughput"])
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [(b"", "empty"), (b"\xaa\xbb\n", "UTF-8"), (b'a,b\n"' + b"x" * 200_000, "not CSV")],
+)
+def test_what_is_no_table_is_refused_before_anything_is_written(
+    tmp_path: Path, kind: str, content: bytes, what: str
+) -> None:
+    points, output = tmp_path / "points.csv", tmp_path / "out.csv"
+    points.write_bytes(content)
+    found = CliRunner().invoke(app, ["predict", kind, str(points), "-o", str(output)])
+    assert isinstance(found.exception, DataError)
+    assert what in found.exception.message
+    assert not output.exists()

@@ -166,3 +166,13 @@ def test_the_command_writes_a_row_a_request(tmp_path: Path) -> None:
     bad = CliRunner().invoke(app, [*args[:2], str(tmp_path / "none.jsonl"), *args[3:]])
     assert bad.exit_code != 0
     assert isinstance(bad.exception, DataError)
+
+
+def test_a_recording_with_times_of_one_kind_is_compared_in_that_one() -> None:
+    asked = requests(5)
+    replayed = run_of(EngineSettings(), asked)
+    whole = [msgspec.structs.replace(r, ttft_ms=0.0, tpot_ms=0.0) for r in recorded(asked, replayed)]
+    found = agreement(whole, replayed)
+    assert found is not None
+    assert found.e2e_each == pytest.approx(0.0, abs=1e-9)
+    assert found.ttft_each == found.tpot_each == 0.0

@@ -6,15 +6,12 @@ scored. For an accelerator (or model) never calibrated, values are fitted anew o
 and the held-out half's points of that one are scored.
 """
 
-import csv
-import io
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from msgspec import Struct
 
-from baseload.domain.errors import DataError
 from baseload.limits.catalogue.accelerators import Catalogue
 from baseload.limits.catalogue.models import Models
 from baseload.limits.serving.features import features_of
@@ -24,6 +21,7 @@ from baseload.limits.serving.points import Point, parse_points
 from baseload.limits.serving.predict import Prediction, Predictor
 from baseload.limits.serving.stand_in import StandIns
 from baseload.limits.serving.traits import traits_of
+from baseload.limits.tables import read_table
 
 
 class Figures(Struct, frozen=True):
@@ -56,13 +54,8 @@ class Scored(Struct, frozen=True):
 
 def read_points(data: bytes, *, name: str) -> list[Point]:
     """Points of a CSV file; DataError names file and line."""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name}: not UTF-8 text: {error}.", hint="Save the table as CSV in UTF-8.") from None
-    reader = csv.DictReader(io.StringIO(text))
-    rows: list[dict[str, str | None]] = [dict(row) for row in reader]
-    return parse_points(rows, name=name)
+    _, rows = read_table(data, name=name, hint="The columns are those of docs/limits.md, section Points.")
+    return parse_points([row for _, row in rows], name=name)
 
 
 def known_groups(points: Sequence[Point], predictor: Predictor, *, seed: int = 1) -> Scored:

@@ -158,7 +158,7 @@ class _Cells:
             number = float("nan")
         if not floor <= number < 1e12:
             raise DataError(
-                f"{self.where}: `{column}` must be a number of at least {floor:g}, not {value!r}.", hint=_HINT
+                f"{self.where}: `{column}` must be a number from {floor:g} to 1e12, not {value!r}.", hint=_HINT
             )
         return number
 

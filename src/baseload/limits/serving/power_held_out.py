@@ -4,8 +4,6 @@ A row whose average is far below the power its own peak and token time imply (be
 measure decoding: it is an anomaly, by this rule.
 """
 
-import csv
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +11,7 @@ import numpy as np
 from baseload.limits.goals import Row as Figure
 from baseload.limits.serving.power import Draw, Floats
 from baseload.limits.serving.power_points import PowerPoint, PowerPredictor, parse_power
+from baseload.limits.tables import read_table
 
 FILE = "splitwise_perf/perf_model.csv"
 ODD = 0.4
@@ -21,8 +20,8 @@ UNFITTED = Draw(gain=0.8, bend=0.6, prompt_weight=1.5, decode_weight=1.5)  # the
 
 def read_power(data: bytes, *, name: str) -> list[PowerPoint]:
     """Points of a CSV file; DataError names file and line."""
-    reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
-    return [parse_power(row, line=i + 2, name=name) for i, row in enumerate(reader)]
+    _, rows = read_table(data, name=name, hint="The columns are those of docs/limits.md, section Power.")
+    return [parse_power(row, line=line, name=name) for line, row in rows]
 
 
 def score(table: bytes, *, name: str = FILE, predictor: PowerPredictor | None = None) -> list[Figure]:

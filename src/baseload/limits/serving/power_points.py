@@ -77,7 +77,7 @@ def parse_power(row: Mapping[str, str | None], *, line: int, name: str) -> Power
         except ValueError:
             found = -1.0
         if not 0 <= found < 1e12:
-            raise DataError(f"{where}: `{names[0]}` must be a number, not {value!r}.", hint=_HINT)
+            raise DataError(f"{where}: `{names[0]}` must be a number from 0 to 1e12, not {value!r}.", hint=_HINT)
         return found
 
     model, system = text("model", "model_path"), text("hardware", "system", "accelerator")

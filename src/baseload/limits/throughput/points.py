@@ -6,8 +6,6 @@ Needed: `model`, `accelerator`, `accelerators_total` (or `nodes` and `accelerato
 watts at the wall). A cell that is no number is an error that names its line.
 """
 
-import csv
-import io
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 
 from baseload.domain.errors import DataError
+from baseload.limits.tables import read_table
 
 NEEDED = ("model", "accelerator")
 _ENGINE = re.compile(r"(tensorrt[- ]?llm|tensorrt|vllm|sglang|llmboost|openvino|pytorch|cuda)", re.I)
@@ -64,16 +63,12 @@ class Row(Struct, frozen=True, kw_only=True):
 
 def read_rows(data: bytes, *, name: str) -> list[Row]:
     """Rows of a CSV file; DataError names file, line and column."""
-    try:
-        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name}: not UTF-8 text: {error}.", hint="Save the table as CSV in UTF-8.") from None
-    absent = [column for column in NEEDED if column not in (reader.fieldnames or ())]
+    hint = f"It needs {', '.join(NEEDED)}; see docs/limits-training.md."
+    columns, rows = read_table(data, name=name, hint=hint)
+    absent = [column for column in NEEDED if column not in columns]
     if absent:
-        raise DataError(
-            f"{name}: no column `{absent[0]}`.", hint=f"It needs {', '.join(NEEDED)}; see docs/limits-training.md."
-        )
-    return [_row(cells, f"{name}, line {reader.line_num}", reader.line_num) for cells in reader]
+        raise DataError(f"{name}: no column `{absent[0]}`.", hint=hint)
+    return [_row(cells, f"{name}, line {line}", line) for line, cells in rows]
 
 
 def distinct(rows: Sequence[Row]) -> list[int]:
@@ -112,7 +107,9 @@ def _row(cells: Mapping[str, str | None], where: str, line: int) -> Row:
                 f"{where}: `{column}` is {text(column)!r}, not a number.", hint="Leave blank what is not known."
             ) from None
         if not 0 <= value < 1e18:
-            raise DataError(f"{where}: `{column}` must be a number of at least 0.", hint="Mend the cell.")
+            raise DataError(
+                f"{where}: `{column}` must be a number from 0 to 1e18, not {text(column)!r}.", hint="Mend the cell."
+            )
         return value
 
     nodes = int(number("nodes")) or 1

@@ -6,8 +6,6 @@ Needed: `accelerator`, `accelerators_total`, `benchmark`, `global_batch_size`. U
 `context_parallel`. A cell that is no number is an error that names its line.
 """
 
-import csv
-import io
 import re
 import statistics
 from collections import defaultdict
@@ -17,6 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from baseload.domain.errors import DataError
+from baseload.limits.tables import read_table
 
 NEEDED = ("accelerator", "accelerators_total", "benchmark", "global_batch_size")
 _RELEASE = re.compile(r"(?<![\d.])(2\d\.\d\d)(?![\d])")
@@ -52,16 +51,12 @@ class Row(Struct, frozen=True, kw_only=True):
 
 def read_rows(data: bytes, *, name: str) -> list[Row]:
     """Rows of a CSV file; DataError names file, line and column."""
-    try:
-        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name}: not UTF-8 text: {error}.", hint="Save the table as CSV in UTF-8.") from None
-    absent = [column for column in NEEDED if column not in (reader.fieldnames or ())]
+    hint = f"It needs {', '.join(NEEDED)}; see docs/limits-training.md."
+    columns, rows = read_table(data, name=name, hint=hint)
+    absent = [column for column in NEEDED if column not in columns]
     if absent:
-        raise DataError(
-            f"{name}: no column `{absent[0]}`.", hint=f"It needs {', '.join(NEEDED)}; see docs/limits-training.md."
-        )
-    return [_row(cells, f"{name}, line {reader.line_num}", reader.line_num) for cells in reader]
+        raise DataError(f"{name}: no column `{absent[0]}`.", hint=hint)
+    return [_row(cells, f"{name}, line {line}", line) for line, cells in rows]
 
 
 def whole_system(rows: Sequence[Row]) -> list[Row]:
@@ -100,7 +95,10 @@ def _row(cells: Mapping[str, str | None], where: str, line: int) -> Row:
                         hint="Leave blank what is not known.",
                     ) from None
                 if not 0 <= value < 1e15:
-                    raise DataError(f"{where}: `{column}` must be a number of at least 0.", hint="Mend the cell.")
+                    raise DataError(
+                        f"{where}: `{column}` must be a number from 0 to 1e15, not {text(column)!r}.",
+                        hint="Mend the cell.",
+                    )
                 return value
         return 0.0
 
