@@ -1,5 +1,6 @@
 """What to simulate, as frozen values read from TOML; unknown settings are refused."""
 
+import math
 from pathlib import Path
 
 import msgspec
@@ -206,8 +207,34 @@ def load(path: Path) -> SimulateConfig:
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}.") from None
     config = parse_toml(data, SimulateConfig, name=str(path), hint="See docs/simulate.md for the settings.")
+    for section in ("workload", "physics", "faults", "slo", "policies", "hardware"):
+        wrong = _out_of_range(msgspec.to_builtins(getattr(config, section)), section)
+        if wrong:
+            raise SettingsError(f"{path}: {wrong}.", hint="See docs/simulate.md for the settings.")
+    if not all(map(math.isfinite, (config.energy.pue, *config.energy.usd_per_kwh, *config.energy.carbon_g_per_kwh))):
+        raise SettingsError(f"{path}: `energy` has a figure that is not a number.", hint="Mend it.")
     return msgspec.structs.replace(config, spec_path=str(path))
 
+
+def _out_of_range(value: object, at: str) -> str:
+    """Which number within `value` cannot be one of its setting, and why; "" where none."""
+    if isinstance(value, dict):
+        return next(filter(None, (_out_of_range(of, f"{at}.{key}") for key, of in value.items())), "")
+    if isinstance(value, list | tuple):
+        return next(filter(None, (_out_of_range(of, at) for of in value)), "")
+    if isinstance(value, int | float) and not 0 <= value < math.inf:
+        return f"`{at}` must be a number of at least 0, not {value}"
+    if at in SHARES and isinstance(value, int | float) and value > 1:
+        return f"`{at}` is a share, at most 1, not {value}"
+    return ""
+
+
+SHARES = frozenset(
+    {"workload.stream", "workload.shared_prefix", "workload.sources.stream", "workload.sources.shared_prefix"}
+    | {f"faults.{name}" for name in ("crash_after_answer", "start_fails", "start_loop", "slow_starts", "start_hangs")}
+    | {f"faults.{name}" for name in ("stalls", "worker_errors", "disconnects", "lost_dispatches", "slow_dispatches")}
+    | {"faults.lost_reports", "faults.slow_reports"}
+)
 
 DEFAULT_MODEL = ModelSpec(
     name="guide",

@@ -41,7 +41,8 @@ def read_trace(path: Path, *, columns: Mapping[str, str] | None = None) -> list[
             with path.open(newline="", encoding="utf-8-sig") as file:
                 rows = list(_parse(file, str(path), columns or {}))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read: {error}.") from None
+        why = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be read: {why}.", hint="Name a CSV, or Mooncake's .jsonl.") from None
     if not rows:
         raise DataError(f"{path}: no rows after the header.")
     rows.sort(key=lambda row: row.at_ns)

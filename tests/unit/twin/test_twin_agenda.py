@@ -54,6 +54,11 @@ def test_a_specification_is_read_and_remembers_its_path(tmp_path: Path) -> None:
         ('[[models]]\nname = "a"\nsource = "x"\n[models.scaling]\nmax = 2', "max"),
         ("seed = ", "not valid TOML"),
         ('seed = "one"', "seed"),
+        ("[workload]\nrequests = -4", "workload.requests"),
+        ("[workload]\nrate_per_s = nan", "workload.rate_per_s"),
+        ("[[workload.sources]]\nstream = 1.5", "workload.sources.stream"),
+        ("[faults]\ndisconnects = 4.0", "faults.disconnects"),
+        ("[energy]\npue = inf", "energy"),
     ],
 )
 def test_unknown_and_wrong_settings_are_refused_by_name(tmp_path: Path, text: str, said: str) -> None:

@@ -106,5 +106,6 @@ def _traced(stream: JobStream, base: Path | None) -> Iterator[tuple[int, int, in
                         f"{path}, line {line}: {error!r}.", hint="Columns: submitted_s, accelerators, duration_s."
                     ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}.") from None
+        why = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: cannot be read: {why}.", hint="Name a CSV of jobs.") from None
     yield from sorted(rows)
