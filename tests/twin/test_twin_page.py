@@ -1,5 +1,6 @@
 """The page is whole and self-contained, says what the run says, and compares two; every shipped example runs."""
 
+import multiprocessing
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 
 from baseload.cli.main import app
 from baseload.domain.model import ModelSpec, Scaling
-from baseload.twin.cells import cell_of, simulate_cells
+from baseload.twin.cells import _run_all, cell_of, simulate_cells
 from baseload.twin.charts import Line, Mark, line_chart, number, strip, time_words
 from baseload.twin.cluster.run import simulate_cluster
 from baseload.twin.page import compare_html, compare_rows, report_html
@@ -150,6 +151,19 @@ def test_cells_are_parts_of_the_whole() -> None:
     assert report.cold_starts == sum(part.cold_starts for part in parts) == 4
     assert report.requests == pytest.approx(120, rel=0.3)
     assert max(sample.ready for sample in report.timeline) == 4
+
+
+def test_cells_that_run_end_with_who_asked_for_them() -> None:
+    model = msgspec.structs.replace(MODEL, scaling=Scaling(min_replicas=4, max_replicas=4))
+    config = msgspec.structs.replace(CONFIG, models=(model,), cells=4, lean=True, faults=Faults())
+    runs = _run_all(config, 2)
+    next(runs)
+    children = multiprocessing.active_children()
+    assert children
+    runs.close()
+    for child in children:
+        child.join(timeout=10.0)
+        assert child.exitcode is not None
 
 
 def test_the_command_writes_page_and_json_and_compares(tmp_path: Path) -> None:

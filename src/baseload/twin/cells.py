@@ -6,8 +6,11 @@ Cells are simulated one after the other on each process, so memory holds as many
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 
 import msgspec
 
@@ -104,16 +107,36 @@ class _Ended(msgspec.Struct):
     failure: Failure | None
 
 
-def _run_all(config: SimulateConfig, processes: int) -> Iterator[_Ended]:
+def _run_all(config: SimulateConfig, processes: int) -> Generator[_Ended, None, None]:
     if processes == 1:
         for cell in range(config.cells):
             yield _run_cell(config, cell)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        futures: list[Future[_Ended]] = [pool.submit(_run_cell, config, cell) for cell in range(config.cells)]
-        for future in as_completed(futures):
-            yield future.result()
+        try:
+            with _deaf():
+                futures: list[Future[_Ended]] = [pool.submit(_run_cell, config, cell) for cell in range(config.cells)]
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:  # Ctrl-C above all: cells that run would be waited for otherwise
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes started here ignore Ctrl-C: it is their parent's to end them, without a word of theirs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _run_cell(config: SimulateConfig, cell: int) -> _Ended:

@@ -53,6 +53,7 @@ def test_guide_by_name_gives_a_folder_that_is_whole(text: Path, tmp_path: Path) 
         (("quantize", "guide", "--scheme", "w4a8", "--group", "40"), 2, "32, 64, 128"),
         (("quantize", "guide", "--scheme", "w8a8", "--calibrate", "absent.txt"), 2, "absent.txt"),
         (("quantize", ".", "--scheme", "w8a8", "--out", "o"), 1, "config.json"),
+        (("quantize", "guide", "--scheme", "bf16", "--out", "/dev/null/q"), 2, "cannot be written"),
         (("quantize", "guide"), 2, "--scheme"),
         (("models", "check", "nobody"), 2, "no model nobody"),
     ],

@@ -72,9 +72,12 @@ def quantize(request: Request, *, show: Show) -> Outcome:
     if packed.is_packed(request.source):
         raise ModelError(f"{request.source} is quantized already.", hint="Give the model it was made from.")
     source = open_source(request.source)
-    out.parent.mkdir(parents=True, exist_ok=True)
     workshop = packed.partial_of(out)
-    workshop.mkdir()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        workshop.mkdir()
+    except OSError as error:
+        raise SettingsError(f"{out}: cannot be written: {error.strerror}.", hint="Give another --out.") from None
     try:
         with _folder_of(request.source, workshop) as folder:
             tokens, said = _calibration(request, folder, source.config, show)
