@@ -109,7 +109,24 @@ def read_spec(path: Path) -> "PlanSpec":
     from baseload.policy.plan.spec import PlanSpec  # noqa: PLC0415  # as above
     from baseload.wire.toml import parse_toml  # noqa: PLC0415
 
-    return parse_toml(_read(path), PlanSpec, name=str(path), hint="See docs/plan.md for the settings.")
+    hint = "See docs/plan.md for the settings."
+    spec = parse_toml(_read(path), PlanSpec, name=str(path), hint=hint)
+    wrong = _out_of_range(msgspec.to_builtins(spec), "")
+    if wrong:
+        raise SettingsError(f"{path}: {wrong}.", hint=hint)
+    return spec
+
+
+def _out_of_range(value: object, at: str) -> str:
+    """Which number of `value` is none, or below zero (a price of electricity may be); "" where all are well."""
+    if isinstance(value, dict):
+        return next(filter(None, (_out_of_range(of, f"{at}.{key}".strip(".")) for key, of in value.items())), "")
+    if isinstance(value, list | tuple):
+        return next(filter(None, (_out_of_range(of, at) for of in value)), "")
+    least = -math.inf if at.endswith("usd_per_kwh") else 0
+    if isinstance(value, int | float) and not (least <= value < math.inf and value > -math.inf):
+        return f"`{at}` must be a number of at least 0, not {value}"
+    return ""
 
 
 def with_traces(spec: "PlanSpec", base: Path) -> tuple["PlanSpec", dict[str, list[tuple[int, int]]]]:

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from baseload.cli import simulate as runs
 from baseload.cli.flags import AsJson
 from baseload.cli.screen import print_json, print_table, say
-from baseload.domain.errors import DataError
+from baseload.domain.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from baseload.limits.catalogue.models import Models
@@ -118,7 +118,10 @@ def _shape(config: Path | None, name: str, models: "Models") -> "ModelShape":
     except msgspec.DecodeError as error:
         raise DataError(f"{config}: not a JSON object: {error}.", hint="Give the model's own config.json.") from None
     if "hidden_size" in of or "text_config" in of:
-        return shape_of(of, name=name or config.parent.name)
+        try:
+            return shape_of(of, name=name or config.parent.name)
+        except ModelError as error:
+            raise DataError(f"{config}: {error.message}", hint=error.hint) from None
     named = str(of.get("model_name") or of.get("_name_or_path") or name)  # a deployment's file: the model by name
     if not named:
         raise DataError(f"{config}: `hidden_size` is missing.", hint="Give the model's own config.json.")

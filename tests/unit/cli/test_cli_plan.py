@@ -117,6 +117,8 @@ accelerators = ["h100_sxm", "a100_sxm"]
         (("meta-llama/Meta-Llama-3.1-8B", "missing.json"), "cannot be read"),
         (("h100_sxm", "h1000"), "h1000"),
         (("requests_per_s = 10", "requests_per_s = 0"), "above 0"),
+        (("requests_per_s = 10", "requests_per_s = -10"), "models.traffic.requests_per_s"),
+        (("ttft_ms = 1500", "ttft_ms = nan"), "models.levels.ttft_ms"),
     ],
 )
 def test_bad_input_is_one_clear_line(tmp_path: Path, change: tuple[str, str], said: str) -> None:
