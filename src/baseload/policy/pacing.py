@@ -17,7 +17,8 @@ from baseload.domain.work import Tier
 Predict = Callable[[int, int, int], int]  # (tokens, positions decodes attend to, those prompts do) -> ns
 
 UNHURRIED_NS = 60 * NS_PER_S  # a request without a target for its first token is due after so long
-PIECE_TOKENS = 32  # the least of a prompt that a step computes, and the grain of the search
+PIECE_TOKENS = 16  # the least of a prompt that a step computes
+GRAIN_TOKENS = 8  # of the search for more
 MARGIN = 0.94  # of the target: what steps take varies (repeats differ by 3–5 %)
 LEAST_SLACK = 0.5  # an answer behind its pace catches up with steps of half its target, where decodes allow it
 MOST_SLACK = 6.0  # a step lasts at most so many times the target, however far ahead everybody is
@@ -66,15 +67,15 @@ def prefill_tokens(*, budget: int, rows: int, pairs: int, start: int, allowed: i
     """
     if not allowed or budget <= PIECE_TOKENS:
         return budget
-    low, high = 1, -(-budget // PIECE_TOKENS)
+    low, high = PIECE_TOKENS // GRAIN_TOKENS, -(-budget // GRAIN_TOKENS)
     while low < high:
         middle = (low + high + 1) // 2
-        tokens = min(budget, middle * PIECE_TOKENS)
+        tokens = min(budget, middle * GRAIN_TOKENS)
         if predict(rows + tokens, pairs, tokens * start + tokens * tokens // 2) <= allowed:
             low = middle
         else:
             high = middle - 1
-    return min(budget, low * PIECE_TOKENS)
+    return min(budget, low * GRAIN_TOKENS)
 
 
 def has_room(*, rows: int, pairs: int, context: int, tpot_ns: int, predict: Predict) -> bool:

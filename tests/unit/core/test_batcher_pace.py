@@ -93,9 +93,9 @@ def test_prefill_takes_what_the_step_leaves() -> None:
     ask = {"rows": 4, "pairs": 50, "start": 0, "predict": predict}
     assert prefill_tokens(budget=500, allowed=0, **ask) == 500  # type: ignore[arg-type]
     assert prefill_tokens(budget=500, allowed=10_000, **ask) == 500  # type: ignore[arg-type]
-    assert prefill_tokens(budget=500, allowed=10, **ask) == 32  # type: ignore[arg-type]
+    assert prefill_tokens(budget=500, allowed=10, **ask) == 16  # type: ignore[arg-type]
     most = prefill_tokens(budget=500, allowed=400, **ask)  # type: ignore[arg-type]
-    assert predict(4 + most, 50, most * most // 2) <= 400 < predict(4 + most + 32, 50, (most + 32) ** 2 // 2)
+    assert predict(4 + most, 50, most * most // 2) <= 400 < predict(4 + most + 8, 50, (most + 8) ** 2 // 2)
     assert has_room(rows=1, pairs=50, context=10, tpot_ns=200, predict=predict)
     assert not has_room(rows=1, pairs=50, context=100, tpot_ns=200, predict=predict)
     assert has_room(rows=0, pairs=0, context=10**6, tpot_ns=1, predict=predict)
