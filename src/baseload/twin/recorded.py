@@ -28,6 +28,7 @@ _HINT = "One JSON object a line: arrival_time (seconds), input_toks, output_toks
 _ENGINE_HINT = "Give the engine's settings as JSON, with vLLM's names (docs/limits.md, section Replay)."
 _NS = 1_000_000_000
 BLOCK_TOKENS = 16
+_MOST = 1 << 30
 
 
 class Recorded(Struct, frozen=True):
@@ -147,13 +148,22 @@ def parse_engine(data: bytes, *, name: str, memory_gb: float) -> EngineSettings:
             value = found.get(key)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 continue
-            if value >= 1:
+            if not -1 <= value <= _MOST:
+                raise DataError(f"{name}: `{key}` is {value}; it must be from 1 to {_MOST}.", hint=_ENGINE_HINT)
+            if value >= 1:  # 0 and -1 leave it to the engine
                 return int(value)
         return default
 
     def share(*names: str, default: float) -> float:
-        values = [found[key] for key in names if isinstance(found.get(key), float)]
-        return float(values[0]) if values and 0 < values[0] <= 1 else default
+        for key in names:
+            value = found.get(key)
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                if not 0 < value <= 1:
+                    raise DataError(
+                        f"{name}: `{key}` is {value}; it must be above 0 and at most 1.", hint=_ENGINE_HINT
+                    )
+                return float(value)
+        return default
 
     tp = count("tensor_parallel_size", "tp_size", "tp", default=1)
     dp = count("data_parallel_size", "dp_size", "dp", default=1)

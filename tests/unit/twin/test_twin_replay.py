@@ -176,3 +176,18 @@ def test_a_recording_with_times_of_one_kind_is_compared_in_that_one() -> None:
     assert found is not None
     assert found.e2e_each == pytest.approx(0.0, abs=1e-9)
     assert found.ttft_each == found.tpot_each == 0.0
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        '"max_num_seqs": -5',
+        '"tensor_parallel_size": 1e30',
+        '"gpu_memory_utilization": 7',
+        '"gpu_memory_utilization": 0',
+    ],
+)
+def test_settings_that_no_engine_takes_are_refused_by_name(setting: str) -> None:
+    with pytest.raises(DataError, match=setting.split('"')[1]):
+        parse_engine(f'{{"engine_kwargs": {{{setting}}}}}'.encode(), name="meta.json", memory_gb=80.0)
+    assert parse_engine(b'{"max_num_seqs": -1}', name="meta.json", memory_gb=80.0).max_seqs == 1024
