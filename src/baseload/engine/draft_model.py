@@ -71,7 +71,7 @@ class DraftModel:
 
     @property
     def guess_ns(self) -> int:
-        """The mean time of one step of the draft model."""
+        """The mean time of one guess for all sequences, catching up with them included."""
         return int(self._guess_ns)
 
     @property
@@ -94,21 +94,23 @@ class DraftModel:
 
     def guess(self, asked: Mapping[str, int]) -> Mapping[str, Sequence[int]]:
         """What the draft model would say next. A sequence for which its cache has no room gets no guess."""
+        began = time.monotonic_ns()
         active = {seq_id: most for seq_id, most in asked.items() if self._has_room(seq_id, most)}
         for seq_id in active:
             draft = self._drafts[seq_id]
             draft.ahead = []
             draft.computed = min(draft.computed, len(draft.tokens) - 1)
         self._catch_up(list(active))
-        for made in range(max(active.values(), default=0)):
+        longest = max(active.values(), default=0)
+        for made in range(longest):
             rows = [seq_id for seq_id, most in active.items() if most > made]
-            began = time.monotonic_ns()
             logits = self._runner.run([self._span(self._drafts[seq_id], wants=True) for seq_id in rows])
             for seq_id, row in zip(rows, logits, strict=True):
                 draft = self._drafts[seq_id]
                 draft.computed = len(draft.tokens) + made
                 draft.ahead.append(draft.sampler.foresee(row, made))
-            took = time.monotonic_ns() - began
+        if longest:
+            took = (time.monotonic_ns() - began) / longest
             self._guess_ns += (_WEIGHT if self._guess_ns else 1.0) * (took - self._guess_ns)
         return {seq_id: list(self._drafts[seq_id].ahead) for seq_id in active}
 

@@ -10,7 +10,7 @@ from baseload.core.batcher import Batcher
 from baseload.core.step_times import StepTimes
 from baseload.engine.drafting import PromptLookup
 from baseload.engine.sampling import RowSampler
-from baseload.policy.speculation import FIRST_BELIEF, PROBE_EVERY, believed, guesses, step_costs
+from baseload.policy.speculation import FIRST_BELIEF, believed, guesses, probe_after, step_costs
 
 
 class GuessSource(Protocol):
@@ -101,10 +101,10 @@ class GuessAhead:
             predict=times.predict,
             guess_ns=self._source.guess_ns,
         )
-        asked = {}
+        asked, patience = {}, probe_after(costs)
         for seq_id in contexts:
             count = guesses(belief=self._belief[seq_id], costs_ns=costs)
-            if not count and self._unguessed[seq_id] >= PROBE_EVERY:
+            if not count and self._unguessed[seq_id] >= patience:
                 count = 1
             self._unguessed[seq_id] += 1
             if count:

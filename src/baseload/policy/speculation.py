@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from baseload.policy.pacing import Predict
 
 PROBE_EVERY = 32  # steps of a sequence between tries while guessing does not pay
+PROBE_COSTLY_EVERY = 256  # where even right guesses would not pay: only what a guess costs may have changed
 FIRST_BELIEF = 0.6
 _WEIGHT = 0.12  # of the newest try
 _LEAST_GAIN = 1.03  # a smaller one is noise
@@ -40,6 +41,11 @@ def guesses(*, belief: float, costs_ns: Sequence[int]) -> int:
         if now > rate:
             best, rate = count, now
     return best
+
+
+def probe_after(costs_ns: Sequence[int]) -> int:
+    """Steps without a guess after which one is tried all the same."""
+    return PROBE_EVERY if guesses(belief=1.0, costs_ns=costs_ns) else PROBE_COSTLY_EVERY
 
 
 def step_costs(*, most: int, rows: int, pairs: int, predict: Predict, guess_ns: int = 0) -> list[int]:

@@ -1,6 +1,6 @@
 """Guesses are made where they pay, by belief and by cost."""
 
-from baseload.policy.speculation import believed, guesses, step_costs
+from baseload.policy.speculation import believed, guesses, probe_after, step_costs
 
 
 def flat(tokens: int, decode_pairs: int, prefill_pairs: int) -> int:
@@ -28,6 +28,10 @@ def test_no_guess_where_it_does_not_pay() -> None:
 def test_one_guess_finds_out_what_is_not_known() -> None:
     assert guesses(belief=0.6, costs_ns=[0] * 7) == 1
     assert guesses(belief=0.6, costs_ns=[0]) == 0
+
+
+def test_a_guess_is_tried_more_rarely_where_even_a_right_one_would_not_pay() -> None:
+    assert probe_after([100, 110, 120]) < probe_after([100, 900, 1700])
 
 
 def test_belief_follows_what_was_tried() -> None:
