@@ -164,6 +164,15 @@ class CountedBatcher(Batcher):
         self._totals[4] += steps
         return self._end_all(ended, now_ns)
 
+    def usage_after(self, steps: int) -> float:
+        """Share of the blocks held once `steps` quiet steps are performed and the step after them has begun."""
+        size, due = self.pool.block_tokens, 0
+        for seq in self._running:
+            left = seq.total + steps - len(seq.blocks) * size
+            if left > 0:
+                due += -(-left // size)
+        return 1.0 - (self.pool.available - due) / self.pool.num_blocks
+
     def _take_and_publish(self, takes: list[int], steps: int) -> None:
         """Block by block in order of time: what one row publishes, another of the same text does not."""
         running, size, rows = self._running, self.pool.block_tokens, len(self._running)

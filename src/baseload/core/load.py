@@ -54,20 +54,24 @@ def count_wanted(crew: Crew) -> int:
     """How many replicas serve or will, without the one that is on its way to replace an outdated one."""
     wanted = crew.wanted
     old = sum(needs_restart(replica.spec, crew.spec) for replica in wanted)
+    if not old:
+        return len(wanted)
     fresh = [replica for replica in wanted if not needs_restart(replica.spec, crew.spec)]
     return len(wanted) - (old > 0 and any(replica.state is not READY for replica in fresh))
 
 
 def watch_load(crew: Crew, lane: Lane, seats: dict[str, Seat], now_ns: int) -> None:
     """Note since when the ready replicas have been pressed, or one too many."""
-    ready = [replica for replica in crew.replicas if replica.state is READY and replica.replica_id in seats]
-    scaling, kv_usage, all_wait = crew.spec.scaling, 0.0, False
-    if ready:
-        kv_usage = sum(replica.sample.kv_usage for replica in ready) / len(ready)
-        all_wait = all(replica.sample.waiting > 0 for replica in ready)
+    ready, total, all_wait = 0, 0.0, True
+    for replica in crew.replicas:  # at each report of each replica: one plain loop
+        if replica.state is READY and replica.replica_id in seats:
+            ready += 1
+            total += replica.sample.kv_usage
+            all_wait = all_wait and replica.sample.waiting > 0
+    scaling, kv_usage, all_wait = crew.spec.scaling, total / ready if ready else 0.0, all_wait and ready > 0
     pressed = is_pressed(kv_usage=kv_usage, target_kv_usage=scaling.target_kv_usage, all_have_waiting=all_wait)
     slack = not pressed and has_slack(
-        replicas=len(ready),
+        replicas=ready,
         load=lane.in_flight,
         capacity=crew.spec.admission.max_concurrency_per_replica,
         kv_usage=kv_usage,
@@ -109,6 +113,8 @@ def by_worth(replicas: list[Replica], spec: ModelSpec, seats: dict[str, Seat]) -
 
 def needs_restart(old: ModelSpec, new: ModelSpec) -> bool:
     """Whether a replica of `old` cannot serve `new` as it is."""
+    if old is new:
+        return False
     return old.source != new.source or old.engine != new.engine or old.context_tokens != new.context_tokens
 
 

@@ -134,13 +134,16 @@ class Stepper:
         return self._computed_ns + window.line.total_ns(window.so_far(self._clock.now_ns)[0] + 1)
 
     def figures(self) -> WorkerSample:
-        """What the worker would tell a poll now."""
-        self._catch_up()
+        """What the worker would tell a poll now. What a window has done so far is counted, not performed."""
         batcher = self.batcher
-        totals = batcher.totals
-        return WorkerSample(
-            batcher.running, batcher.waiting, batcher.kv_usage, totals.prompt_tokens, totals.generated_tokens
-        )
+        totals, window = batcher.totals, self._window
+        if window is None:
+            return WorkerSample(
+                batcher.running, batcher.waiting, batcher.kv_usage, totals.prompt_tokens, totals.generated_tokens
+            )
+        steps = window.so_far(self._clock.now_ns)[0]
+        made = totals.generated_tokens + steps * batcher.running
+        return WorkerSample(batcher.running, batcher.waiting, batcher.usage_after(steps), totals.prompt_tokens, made)
 
     # -- steps --------------------------------------------------------------------------------------------------
 
@@ -212,20 +215,6 @@ class Stepper:
         if steps:
             self.batcher.fast_forward(at_ns, steps)
         self._begin(at_ns, self.batcher.plan_counted(at_ns))
-
-    def _catch_up(self) -> None:
-        """Somebody looks: perform what has ended; the window goes on with the rest."""
-        window = self._window
-        if window is None:
-            return
-        steps, took_ns = window.so_far(self._clock.now_ns)
-        line = window.line
-        self.batcher.fast_forward(window.start_ns + took_ns, steps, grown=True)
-        self.steps += steps
-        self._computed_ns += took_ns
-        window.start_ns += took_ns
-        window.steps -= steps
-        window.line = Line(line.first + line.rise * steps, line.rise, line.unit, line.steps - steps)
 
     # -- one by one, as the live engine -------------------------------------------------------------------------
 
