@@ -33,6 +33,7 @@ async def check_model(spec: ModelSpec, *, whole: bool = False) -> ModelSpec:
         return spec
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "baseload.cli.model_check", spec.source, *(["--whole"] if whole else []),
+        *(["--draft", spec.engine.draft] if spec.engine.draft else []),
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
@@ -56,12 +57,27 @@ async def check_model(spec: ModelSpec, *, whole: bool = False) -> ModelSpec:
     return msgspec.structs.replace(spec, context_tokens=context)
 
 
-def look(folder: Path, *, whole: bool = False) -> Verdict:
-    """Look into a Hugging Face folder, a quantized one or a GGUF file."""
+def look(folder: Path, *, whole: bool = False, draft: Path | None = None) -> Verdict:
+    """Look into a Hugging Face folder, a quantized one or a GGUF file; and into that of its draft model."""
     try:
-        return Verdict(context_tokens=_context_of(folder, whole))
+        context = _context_of(folder, whole)
+        if draft is not None:
+            _check_draft(draft, folder)
     except ModelError as error:
         return Verdict(error=error.message, hint=error.hint)
+    return Verdict(context_tokens=context)
+
+
+def _check_draft(draft: Path, folder: Path) -> None:
+    # Imported only in the process that was started for this look.
+    from baseload.worker.guesses import check_tokens, unfit  # noqa: PLC0415
+
+    try:
+        _context_of(draft, False)
+    except ModelError as error:
+        raise unfit(error) from error
+    if draft.is_dir() and folder.is_dir():  # of a GGUF file the worker sees the tokens once it is unpacked
+        check_tokens(draft, folder)
 
 
 def _context_of(folder: Path, whole: bool) -> int:
@@ -91,5 +107,10 @@ def _context_of(folder: Path, whole: bool) -> int:
     return config.max_context
 
 
+def _main(source: str, *flags: str) -> None:
+    draft = Path(flags[flags.index("--draft") + 1]) if "--draft" in flags else None
+    sys.stdout.buffer.write(msgspec.json.encode(look(Path(source), whole="--whole" in flags, draft=draft)))
+
+
 if __name__ == "__main__":
-    sys.stdout.buffer.write(msgspec.json.encode(look(Path(sys.argv[1]), whole="--whole" in sys.argv[2:])))
+    _main(*sys.argv[1:])

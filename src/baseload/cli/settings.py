@@ -8,11 +8,12 @@ import msgspec
 from msgspec import Struct
 
 from baseload.domain.errors import SettingsError
-from baseload.domain.model import ModelSpec
+from baseload.domain.model import GUESS_WORDS, ModelSpec
 from baseload.wire.settings import OPTIONS, Settings, Value, Written, assigned, build, read_toml, unknown_option
 
 FILE_NAME = "baseload.toml"
 PREFIX = "BASELOAD_"
+_DEFAULT_GUESS = "defaults.engine.guess"
 
 
 class Surroundings(Struct, frozen=True):
@@ -46,8 +47,9 @@ def load(
     from_flags = _flags(flags or {}, assignments)
     path = _find_file(settings_file or surroundings(environ).settings_file, {**from_environment, **from_flags})
     written = _read(path) if path else Written({})
-    settings = build([written.values, from_environment, from_flags], models=written.models)
     folder = path.parent if path else Path()
+    layers = [_placed(written.values, folder), _placed(from_environment, Path()), _placed(from_flags, Path())]
+    settings = build(layers, models=written.models)
     if "data_dir" in written.values and "data_dir" not in {**from_environment, **from_flags}:
         settings = msgspec.structs.replace(settings, data_dir=str(folder / Path(settings.data_dir).expanduser()))
     if "limits.catalogue" in written.values and "limits.catalogue" not in {**from_environment, **from_flags}:
@@ -110,7 +112,21 @@ def _read(path: Path) -> Written:
 
 
 def anchored(spec: ModelSpec, folder: Path) -> ModelSpec:
-    """A relative source is meant relative to the file that names it."""
+    """Relative paths (the source, a draft model) are meant relative to the file that names them."""
     if spec.is_remote:
         return spec
-    return msgspec.structs.replace(spec, source=str((folder / Path(spec.source).expanduser()).absolute()))
+    engine = msgspec.structs.replace(spec.engine, guess=_anchored_guess(spec.engine.guess, folder))
+    source = str((folder / Path(spec.source).expanduser()).absolute())
+    return msgspec.structs.replace(spec, source=source, engine=engine)
+
+
+def _placed(values: Mapping[str, Value], folder: Path) -> Mapping[str, Value]:
+    """With the default draft model, where it is a path, relative to `folder`: each layer has its own."""
+    found = values.get(_DEFAULT_GUESS)
+    if found is None or not isinstance(found.raw, str):
+        return values
+    return {**values, _DEFAULT_GUESS: msgspec.structs.replace(found, raw=_anchored_guess(found.raw, folder))}
+
+
+def _anchored_guess(guess: str, folder: Path) -> str:
+    return str((folder / Path(guess).expanduser()).absolute()) if guess and guess not in GUESS_WORDS else guess

@@ -29,6 +29,9 @@ class Admission(Struct, frozen=True, forbid_unknown_fields=True):
     max_attempts: int = 3  # dispatches of one request; only before its first byte was sent
 
 
+GUESS_WORDS = ("off", "prompt")  # what `EngineSpec.guess` may say besides the path of a draft model
+
+
 class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True):
     """Settings of our own engine for one model. 0 means: choose from the machine and the model."""
 
@@ -52,6 +55,11 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True):
     priority_tpot_target_ns: int = 0
     guess: str = "off"  # "off" | "prompt" | directory of a draft model with the same vocabulary
     guess_tokens: int = 4  # guessed ahead at most; fewer or none where they do not pay
+
+    @property
+    def draft(self) -> str:
+        """The path of the draft model; empty where there is none."""
+        return "" if self.guess in GUESS_WORDS or not self.guess_tokens else self.guess
 
 
 class Price(Struct, frozen=True, forbid_unknown_fields=True):

@@ -60,11 +60,15 @@ class _Draft:
 
 
 class DraftModel:
-    """A guess source (engine/guessing.py) over a runner of its own. `most_tokens` bounds one step's prefill."""
+    """A guess source (engine/guessing.py) over a runner of its own. `most_tokens` bounds one step's prefill.
 
-    def __init__(self, runner: DraftRunner, *, most_tokens: int) -> None:
+    `vocab_size` counts the tokens that both models have (families pad theirs to different sizes); 0: all.
+    """
+
+    def __init__(self, runner: DraftRunner, *, most_tokens: int, vocab_size: int = 0) -> None:
         self._runner = runner
         self._most_tokens = most_tokens
+        self._vocab_size = vocab_size
         self._pool = BlockPool(runner.num_blocks, block_tokens=runner.block_tokens)
         self._drafts: dict[str, _Draft] = {}
         self._guess_ns = 0.0
@@ -108,7 +112,7 @@ class DraftModel:
             for seq_id, row in zip(rows, logits, strict=True):
                 draft = self._drafts[seq_id]
                 draft.computed = len(draft.tokens) + made
-                draft.ahead.append(draft.sampler.foresee(row, made))
+                draft.ahead.append(draft.sampler.foresee(row[: self._vocab_size or None], made))
         if longest:
             took = (time.monotonic_ns() - began) / longest
             self._guess_ns += (_WEIGHT if self._guess_ns else 1.0) * (took - self._guess_ns)
@@ -134,5 +138,7 @@ class DraftModel:
                 draft.computed += count
 
     def _span(self, draft: _Draft, *, wants: bool, end: int | None = None) -> Span:
-        known = (draft.tokens + draft.ahead)[draft.computed : end]
-        return Span(np.array(known, np.int32), draft.computed, np.array(draft.blocks, np.int32), wants)
+        known = np.array((draft.tokens + draft.ahead)[draft.computed : end], np.int32)
+        if self._vocab_size:
+            known = np.minimum(known, self._vocab_size - 1)  # what the draft does not know, it takes for another
+        return Span(known, draft.computed, np.array(draft.blocks, np.int32), wants)

@@ -75,15 +75,19 @@ def count_blocks(config: ModelConfig, spec: EngineSpec, per_block: int) -> int:
     if spec.kv_cache_bytes:
         blocks = spec.kv_cache_bytes // per_block
     else:
-        share = int(psutil.virtual_memory().total * DEFAULT_CACHE_SHARE)
         useful = spec.max_seqs * -(-context // spec.block_tokens)
-        blocks = min(useful, min(share, DEFAULT_CACHE_BYTES) // per_block)
+        blocks = min(useful, default_cache_bytes() // per_block)
     if blocks < 1:
         raise ModelError(
             f"The KV cache has no room for one block of {per_block} bytes.",
             hint="Raise engine.kv_cache_bytes or free some memory.",
         )
     return blocks
+
+
+def default_cache_bytes() -> int:
+    """The most that a worker's cache takes where no size is asked for."""
+    return min(int(psutil.virtual_memory().total * DEFAULT_CACHE_SHARE), DEFAULT_CACHE_BYTES)
 
 
 def write(cache: jax.Array, slots: jax.Array, rows: jax.Array) -> jax.Array:

@@ -39,6 +39,11 @@ class TextTokenizer:
         size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         return size
 
+    def tokens(self) -> dict[str, int]:
+        """Every token's written form and its id."""
+        known: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        return known
+
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Ids of the text; `special` adds what the model wants around a plain prompt (often a begin token)."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids

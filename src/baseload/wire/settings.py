@@ -191,7 +191,7 @@ MODEL_DOCS: Mapping[str, tuple[str, float | None, float | None, tuple[str, ...]]
     "engine.tpot_target_s": ("Pace of an answer's tokens, which prompts may not disturb; 0 for none.", 0, None, ()),
     "engine.priority_ttft_target_s": ('The same for `service_tier` "priority"; 0 as for others.', 0, None, ()),
     "engine.priority_tpot_target_s": ('The same for `service_tier` "priority"; 0 as for others.', 0, None, ()),
-    "engine.guess": ('Guess tokens ahead: "off", "prompt" (look-up), or a draft model\'s directory.', None, None, ()),
+    "engine.guess": ('Guess tokens ahead: "off", "prompt" (look-up), or a draft model\'s directory.', 1, None, ()),
     "engine.guess_tokens": ("Tokens guessed ahead at most; fewer where they do not pay.", 0, 64, ()),
     "price.usd_per_hour": ("Dollars for one replica running one hour.", 0, None, ()),
     "price.busy_w": ("Watts while it works, where no meter can be read.", 0, None, ()),
@@ -343,6 +343,8 @@ def check(option: Option, value: Value) -> object:
         raise SettingsError(f"{value.where}: {option.path} must be {_kind_name(option)}, not {raw!r}.")
     if option.choices and raw not in option.choices:
         raise SettingsError(f"{value.where}: {option.path} must be one of {', '.join(option.choices)}, not {raw!r}.")
+    if isinstance(raw, str) and option.low and not raw:
+        raise SettingsError(f"{value.where}: {option.path} must not be empty.")
     if isinstance(raw, int | float):
         if option.low is not None and not raw >= option.low:
             raise SettingsError(f"{value.where}: {option.path} must be at least {option.low:g}, not {raw!r}.")

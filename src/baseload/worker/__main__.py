@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from baseload.domain.errors import BaseloadError
 from baseload.worker import read_ahead, spare
@@ -18,7 +19,8 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         arguments = given
     options = parse(arguments)
-    read_ahead.begin(options.model_dir)
+    draft = options.spec.draft
+    read_ahead.begin(options.model_dir, *([Path(draft)] if draft else []))
     process = importlib.import_module("baseload.worker.process")  # heavy: after the command line is known to be right
     try:
         code: int = process.run(options)

@@ -17,20 +17,19 @@ import msgspec
 import uvloop
 
 from baseload.domain.errors import ModelError
-from baseload.engine.draft_model import DraftModel
 from baseload.engine.generation import read_defaults
-from baseload.engine.guessing import GuessSource, PromptLookups
+from baseload.engine.guessing import GuessSource
 from baseload.engine.loop import EngineLoop
-from baseload.engine.runner import ModelRunner, open_runner
+from baseload.engine.runner import ModelRunner
 from baseload.engine.structured import GrammarCompiler
 from baseload.engine.tokenizer import TextTokenizer
 from baseload.files import write_whole
 from baseload.net.server import serve
 from baseload.worker.app import WorkerApp
+from baseload.worker.guesses import open_model
 from baseload.worker.options import Options
 from baseload.worker.prepare import Served
 
-DRAFT_STEP_TOKENS = 512
 LEASE_CHECK_S = 5.0
 LEASE_S = 60.0
 _NO_LIMIT_S = 30 * 24 * 3600.0  # a drain is bounded by whoever asked for it
@@ -46,24 +45,27 @@ def run(options: Options) -> int:
     options = _unpacked(options)
     with ThreadPoolExecutor(1) as pool:
         opening = pool.submit(TextTokenizer.open, options.model_dir)
-        runner = open_runner(options.model_dir, spec=options.spec, cache_dir=options.cache_dir)
+        runner, guesser = open_model(options.model_dir, spec=options.spec, cache_dir=options.cache_dir)
         tokenizer = opening.result()
-    guesser = _guess_source(options, runner)
     return uvloop.run(
         _serve(options, runner, tokenizer, guesser)
     )  # the process ends next: nobody waits for the warming thread
 
 
 def _unpacked(options: Options) -> Options:
-    """With the folder that a GGUF file is served from, made in the cache the first time; else as they are."""
-    if not options.model_dir.is_file():
+    """With the folders that GGUF files are served from, made in the cache the first time; else as they are."""
+    spec = options.spec
+    drafts = Path(spec.draft) if spec.draft else None
+    if not options.model_dir.is_file() and not (drafts is not None and drafts.is_file()):
         return options
     if options.cache_dir is None:
         raise ModelError("A GGUF file is unpacked into the cache folder once.", hint="Name one with --cache-dir.")
     # Here, and not above: waking any other model must not wait for it.
     from baseload.engine.gguf.convert import model_folder  # noqa: PLC0415
 
-    return replace(options, model_dir=model_folder(options.model_dir, options.cache_dir))
+    if drafts is not None:
+        spec = msgspec.structs.replace(spec, guess=str(model_folder(drafts, options.cache_dir)))
+    return replace(options, model_dir=model_folder(options.model_dir, options.cache_dir), spec=spec)
 
 
 async def _serve(options: Options, runner: ModelRunner, tokenizer: TextTokenizer, guesser: GuessSource | None) -> int:
@@ -98,24 +100,6 @@ async def _serve(options: Options, runner: ModelRunner, tokenizer: TextTokenizer
     await server.close(_NO_LIMIT_S if code == 0 else 1.0)
     engine.close()
     return code
-
-
-def _guess_source(options: Options, runner: ModelRunner) -> GuessSource | None:
-    """What guesses tokens ahead, as the spec says. Raises ModelError where the draft model does not fit the model."""
-    spec = options.spec
-    if spec.guess == "off" or not spec.guess_tokens:
-        return None
-    if spec.guess == "prompt":
-        return PromptLookups()
-    own = msgspec.structs.replace(spec, max_step_tokens=DRAFT_STEP_TOKENS, kv_cache_bytes=0)
-    draft = open_runner(Path(spec.guess), spec=own, cache_dir=options.cache_dir)
-    if draft.vocab_size != runner.vocab_size:
-        raise ModelError(
-            f"The draft model {spec.guess} has {draft.vocab_size} tokens, the model {runner.vocab_size}.",
-            hint='Set engine.guess to a model with the same tokenizer, to "prompt" or to "off".',
-        )
-    draft.warm()
-    return DraftModel(draft, most_tokens=DRAFT_STEP_TOKENS)
 
 
 def _served(options: Options, runner: ModelRunner, tokenizer: TextTokenizer) -> Served:
