@@ -34,6 +34,8 @@ FROZEN = {
     "scaling.drain_timeout_s": 600.0,
     "scaling.requests_per_s": 0.0,
     "scaling.scale_down_s": 30.0,
+    "scaling.prompt_tokens_per_s": 0.0,
+    "scaling.output_tokens_per_s": 0.0,
     "admission.max_queue": 1024,
     "admission.max_wait_s": 120.0,
     "admission.max_concurrency_per_replica": 64,

@@ -60,6 +60,7 @@ class Lane(Struct):
     outage_until_ns: int = 0
     closed: bool = False  # the model was removed
     requests_total: int = 0
+    asked_tokens_total: int = 0  # prompt tokens (estimated) of those requests
     prompt_tokens_total: int = 0
     completion_tokens_total: int = 0
 

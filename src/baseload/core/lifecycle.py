@@ -72,6 +72,7 @@ class Crew(Struct):
     pressed_since_ns: int = -1  # -1: not pressed
     slack_since_ns: int = -1
     arrived: list[tuple[int, int]] = []  # (when, requests so far) over the last minute, a second apart
+    tokens: list[tuple[int, int, int]] = []  # beside those: prompt tokens asked, output tokens made, answers ended
     needs: list[tuple[int, int]] = []  # (when, replicas the rate needed) over `scale_down_ns`, rising to none after
 
     @property

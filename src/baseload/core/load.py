@@ -5,7 +5,16 @@ from baseload.core.lifecycle import DRAINING, READY, Crew, Replica
 from baseload.domain.model import ModelSpec
 from baseload.domain.units import NS_PER_S
 from baseload.policy.healing import ends_crash_row
-from baseload.policy.scaling import QUICK_NS, WINDOW_NS, ScalingView, has_slack, is_pressed, replicas_needed
+from baseload.policy.scaling import (
+    QUICK_NS,
+    WINDOW_NS,
+    ScalingView,
+    has_slack,
+    is_pressed,
+    knows_capacity,
+    replicas_needed,
+    work_of,
+)
 
 
 def scaling_view(crew: Crew, lane: Lane, *, oldest_wait_ns: int, now_ns: int) -> ScalingView:
@@ -30,24 +39,45 @@ def scaling_view(crew: Crew, lane: Lane, *, oldest_wait_ns: int, now_ns: int) ->
 def watch_demand(crew: Crew, lane: Lane, now_ns: int) -> None:
     """Note how many replicas the requests that come need, where it is known what one carries."""
     scaling = crew.spec.scaling
-    if scaling.requests_per_s <= 0:
-        crew.arrived, crew.needs = [], []
+    if not knows_capacity(scaling):
+        crew.arrived, crew.tokens, crew.needs = [], [], []
         return
-    arrived = crew.arrived
+    arrived, tokens = crew.arrived, crew.tokens
+    seen = (lane.asked_tokens_total, lane.completion_tokens_total, lane.requests_total - lane.in_flight)
+    tokens += [seen] * (len(arrived) - len(tokens))  # a snapshot of before they were counted
     if not arrived or now_ns - arrived[-1][0] >= NS_PER_S:
         arrived.append((now_ns, lane.requests_total))
+        tokens.append(seen)
     while len(arrived) > 1 and arrived[1][0] <= now_ns - WINDOW_NS:
-        del arrived[0]
-    quick = next(entry for entry in arrived if entry[0] >= now_ns - QUICK_NS or entry is arrived[-1])
+        del arrived[0], tokens[0]
+    last = len(arrived) - 1
+    quick = next(i for i, entry in enumerate(arrived) if entry[0] >= now_ns - QUICK_NS or i == last)
+    answer = mean_answer(tokens[0], seen)
+
+    def work(since: int) -> float:
+        return work_of(
+            requests=lane.requests_total - arrived[since][1],
+            prompt_tokens=seen[0] - tokens[since][0],
+            answer_tokens=answer,
+            scaling=scaling,
+        )
+
     needed = replicas_needed(
-        requests=lane.requests_total - arrived[0][1],
+        work=work(0),
         over_ns=now_ns - arrived[0][0],
-        quick_requests=lane.requests_total - quick[1],
-        quick_ns=now_ns - quick[0],
-        per_replica=scaling.requests_per_s,
+        quick_work=work(quick),
+        quick_ns=now_ns - arrived[quick][0],
     )
     needs = [(at_ns, n) for at_ns, n in crew.needs if at_ns > now_ns - scaling.scale_down_ns and n > needed]
     crew.needs = [*needs, (now_ns, needed)]
+
+
+def mean_answer(before: tuple[int, int, int], now: tuple[int, int, int]) -> float:
+    """Output tokens of a request: of those ended since `before`, else of all so far; 0 where none has ended."""
+    made, ended = now[1] - before[1], now[2] - before[2]
+    if ended <= 0:
+        made, ended = now[1], now[2]
+    return made / ended if ended > 0 else 0.0
 
 
 def count_wanted(crew: Crew) -> int:

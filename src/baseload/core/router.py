@@ -86,6 +86,7 @@ class RouterMachine:
         ticket = Ticket(request=request, arrived_ns=now_ns, deadline_ns=deadline_ns, bill=Bill())
         state.tickets[request.request_id] = ticket
         lane.requests_total += 1
+        lane.asked_tokens_total += request.prompt_tokens_estimate
         lane.in_flight += 1
         lane.active_ns = now_ns
         if lane.open and not lane.queue:

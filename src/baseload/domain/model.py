@@ -18,6 +18,8 @@ class Scaling(Struct, frozen=True, forbid_unknown_fields=True):
     drain_timeout_ns: int = 600 * NS_PER_S  # longest a running request is waited for on scale-down
     requests_per_s: float = 0.0  # what one replica carries within its service levels; 0: not known
     scale_down_ns: int = 30 * NS_PER_S  # with that known: fewer replicas once they were enough for so long
+    prompt_tokens_per_s: float = 0.0  # instead: what one replica would carry of prompts alone; 0: not known
+    output_tokens_per_s: float = 0.0  # and of answers alone; 0: answers take nothing that prompts do not
 
 
 class Admission(Struct, frozen=True, forbid_unknown_fields=True):

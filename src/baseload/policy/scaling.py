@@ -1,7 +1,7 @@
 """How many replicas a model should have, and why: pure functions over one view.
 
-Where it is known what one replica carries (`Scaling.requests_per_s`, which `baseload plan` states), replicas follow
-the rate of requests, which congestion does not inflate as it does counts of what is in flight: up at once, by the
+Where it is known what one replica carries (tokens or requests a second: `baseload plan` says), replicas follow the
+work that comes, which congestion does not inflate as it does counts of what is in flight: up at once, by the
 mean over a minute or, nearly, the last seconds; down when fewer were enough for `scale_down_ns`. Queues and memory
 still start more. Else it is by queues, memory and slack alone.
 """
@@ -63,13 +63,13 @@ def desired_replicas(view: ScalingView, scaling: Scaling) -> Choice:
     if busy == 0 and view.wanted > low and view.idle_for_ns >= scaling.idle_ns:
         return Choice(low, "sleep", f"no request for {_words(view.idle_for_ns)}")
     if view.needed > view.wanted and view.wanted < high:
-        why = f"the requests that come need {view.needed} replicas at {scaling.requests_per_s:g}/s each"
+        why = f"the requests that come need {view.needed} replicas at {_carried(scaling)} each"
         return Choice(min(high, view.needed), "scale_up", why)
     why = _why_more(view, scaling)
     if why and view.wanted < high and view.since_scale_up_ns >= scaling.scale_up_cooldown_ns:
         needed = min(-(-busy // view.capacity), 2 * view.wanted)
         return Choice(min(high, max(view.wanted + 1, needed)), "scale_up", why)
-    if scaling.requests_per_s > 0:
+    if knows_capacity(scaling):
         enough = max(low, 1, view.most_needed)
         if enough < view.wanted and not why:
             why = f"{enough} replicas were enough for the requests of the last {_words(scaling.scale_down_ns)}"
@@ -85,13 +85,29 @@ def desired_replicas(view: ScalingView, scaling: Scaling) -> Choice:
     return Choice(view.wanted)
 
 
-def replicas_needed(*, requests: int, over_ns: int, quick_requests: int, quick_ns: int, per_replica: float) -> int:
-    """Replicas for the requests that came over the window and over the last seconds; 0 where none came."""
-    if per_replica <= 0:
-        return 0
-    rate = requests * NS_PER_S / max(over_ns, LEAST_NS)
-    quick = QUICK_SHARE * quick_requests * NS_PER_S / max(quick_ns, LEAST_NS)
-    return math.ceil(max(rate, quick) / per_replica - 1e-9)
+def knows_capacity(scaling: Scaling) -> bool:
+    """Whether it is known what one replica carries, in tokens or in requests."""
+    return scaling.prompt_tokens_per_s > 0 or scaling.requests_per_s > 0
+
+
+def work_of(*, requests: int, prompt_tokens: int, answer_tokens: float, scaling: Scaling) -> float:
+    """Replica-seconds that these requests take, with answers of `answer_tokens` on average.
+
+    In tokens where their capacities are known (a mix of longer prompts or answers then needs more), else in requests.
+    """
+    if scaling.prompt_tokens_per_s > 0:
+        of_answers = (
+            requests * answer_tokens / scaling.output_tokens_per_s if scaling.output_tokens_per_s > 0 else 0.0
+        )
+        return prompt_tokens / scaling.prompt_tokens_per_s + of_answers
+    return requests / scaling.requests_per_s if scaling.requests_per_s > 0 else 0.0
+
+
+def replicas_needed(*, work: float, over_ns: int, quick_work: float, quick_ns: int) -> int:
+    """Replicas for the work (replica-seconds) that came over the window and over the last seconds; 0: none came."""
+    load = work * NS_PER_S / max(over_ns, LEAST_NS)
+    quick = QUICK_SHARE * quick_work * NS_PER_S / max(quick_ns, LEAST_NS)
+    return math.ceil(max(load, quick) - 1e-9)
 
 
 def is_pressed(*, kv_usage: float, target_kv_usage: float, all_have_waiting: bool) -> bool:
@@ -128,6 +144,12 @@ def _why_more(view: ScalingView, scaling: Scaling) -> str:
     if view.pressed_for_ns >= PRESSED_NS and not starting:
         return f"its replicas have been at their memory or batch limit for {_words(view.pressed_for_ns)}"
     return ""
+
+
+def _carried(scaling: Scaling) -> str:
+    if scaling.prompt_tokens_per_s > 0:
+        return f"{scaling.prompt_tokens_per_s:,.0f} prompt tokens/s"
+    return f"{scaling.requests_per_s:g}/s"
 
 
 def _words(time_ns: int) -> str:

@@ -156,6 +156,18 @@ MODEL_DOCS: Mapping[str, tuple[str, float | None, float | None, tuple[str, ...]]
         (),
     ),
     "scaling.scale_down_s": ("With that known: fewer replicas once they were enough for so long.", 1, None, ()),
+    "scaling.prompt_tokens_per_s": (
+        "Instead, what it would carry of prompts alone: replicas then follow tokens, whatever their mix. 0: unknown.",
+        0,
+        None,
+        (),
+    ),
+    "scaling.output_tokens_per_s": (
+        "And of answers alone; 0 where answers cost nothing beside prompts.",
+        0,
+        None,
+        (),
+    ),
     "admission.max_queue": (
         "Requests that may wait for this model; one more is refused with queue_full.",
         0,

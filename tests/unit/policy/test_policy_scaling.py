@@ -12,7 +12,9 @@ from baseload.policy.scaling import (
     desired_replicas,
     has_slack,
     is_pressed,
+    knows_capacity,
     replicas_needed,
+    work_of,
 )
 
 FOUR = Scaling(min_replicas=0, max_replicas=4, idle_ns=60 * NS_PER_S)
@@ -138,9 +140,26 @@ def test_a_queue_starts_more_than_the_rate_asks_for_and_keeps_them() -> None:
 
 
 def test_the_rate_is_that_of_a_minute_or_nearly_that_of_the_last_seconds() -> None:
-    calm = {"over_ns": 60 * NS_PER_S, "quick_ns": 10 * NS_PER_S, "per_replica": 2.0}
-    assert replicas_needed(requests=240, quick_requests=40, **calm) == 2
-    assert replicas_needed(requests=240, quick_requests=120, **calm) == 6  # a burst of 12/s, 0.85 of it
-    assert replicas_needed(requests=0, quick_requests=0, **calm) == 0
-    assert replicas_needed(requests=9, over_ns=0, quick_requests=9, quick_ns=0, per_replica=1.0) == 2
-    assert replicas_needed(requests=9, over_ns=0, quick_requests=9, quick_ns=0, per_replica=0.0) == 0
+    calm = {"over_ns": 60 * NS_PER_S, "quick_ns": 10 * NS_PER_S}
+    assert replicas_needed(work=120, quick_work=20, **calm) == 2
+    assert replicas_needed(work=120, quick_work=60, **calm) == 6  # a burst of 6, 0.85 of it
+    assert replicas_needed(work=0, quick_work=0, **calm) == 0
+    assert replicas_needed(work=9, over_ns=0, quick_work=9, quick_ns=0) == 2
+
+
+def test_work_is_in_tokens_where_their_capacities_are_known_else_in_requests() -> None:
+    asked = {"requests": 10, "prompt_tokens": 20_000, "answer_tokens": 100.0}
+    assert work_of(**asked, scaling=Scaling()) == 0.0
+    assert work_of(**asked, scaling=Scaling(requests_per_s=2.0)) == 5.0
+    assert work_of(**asked, scaling=Scaling(requests_per_s=2.0, prompt_tokens_per_s=4000.0)) == 5.0
+    both = Scaling(prompt_tokens_per_s=4000.0, output_tokens_per_s=500.0)
+    assert work_of(**asked, scaling=both) == 7.0
+    assert knows_capacity(both)
+    assert knows_capacity(Scaling(requests_per_s=1.0))
+    assert not knows_capacity(Scaling())
+
+
+def test_the_reason_names_what_a_replica_carries() -> None:
+    tokens = Scaling(min_replicas=1, max_replicas=8, prompt_tokens_per_s=3600.0)
+    assert "3,600 prompt tokens/s" in choose(tokens, needed=3).why
+    assert "2.5/s each" in choose(Scaling(min_replicas=1, max_replicas=8, requests_per_s=2.5), needed=3).why
