@@ -1,11 +1,11 @@
 """How fast the twin is, and what ran: times real time, events a second, memory.
 
-    python bench/twin/run.py [--azure CSV] [--mooncake JSONL] [--cells 2] [--full]
+    python bench/twin/run.py [--azure CSV] [--mooncake JSONL] [--only inference]
 
 Rows: one 8-accelerator replica on the Azure trace (or on as many drawn requests where the trace is absent), stepped
 exactly and fast-forwarded, interleaved; 16 replicas; a hunt over seeds; 100,000 accelerators for a day under the gang
-scheduler; 100,000 accelerators request by request, of which `--cells` of the 50 cells are run (all with --full) and
-the rest extrapolated, as said in the row. CPU seconds of one thread, so that neighbours disturb less; compare ratios.
+scheduler; 100,000 accelerators request by request, all 50 cells in as many processes as there are cores. That last
+row is by the clock on the wall; the others are CPU seconds of one thread, so that neighbours disturb less.
 
 Peers: none is run. Vidur (0.0.26) installs from PyPI, but the profiles it needs do not come with it; they are fetched
 from a hub. Figures that others publish stand in docs/simulate.md.
@@ -13,8 +13,8 @@ from a hub. Figures that others publish stand in docs/simulate.md.
 
 import argparse
 import resource
+import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -22,7 +22,7 @@ import msgspec
 from baseload.domain.model import Admission, EngineSpec, ModelSpec, Scaling
 from baseload.domain.units import NS_PER_MS, NS_PER_S
 from baseload.limits.step_time import StepTimeSpec
-from baseload.twin.cells import cell_of, simulate_cells
+from baseload.twin.cells import simulate_cells
 from baseload.twin.cluster.run import ClusterSimulation
 from baseload.twin.run import Simulation, simulate
 from baseload.twin.spec import Hardware, Physics, SimulateConfig, Source, Workload, load
@@ -123,40 +123,35 @@ def day() -> None:
     )
 
 
-def inference(cells: Sequence[int]) -> None:
-    """100,000 accelerators request by request: some cells of it, on one thread."""
+def inference() -> None:
+    """100,000 accelerators request by request: all cells, on all cores, by the clock on the wall."""
     chosen = load(CONFIGS / "inference-100k.toml")
-    cpu_s, virtual_s, requests, events = 0.0, 0.0, 0, 0
-    for cell in cells:
-        began = time.process_time()
-        report = Simulation(cell_of(chosen, cell)).run()
-        cpu_s += time.process_time() - began
-        assert report.failure is None, report.failure
-        requests, events = requests + report.requests, events + report.events
-        virtual_s = max(virtual_s, report.virtual_s)
-    whole_s = cpu_s / len(cells) * chosen.cells
-    traffic_s = chosen.workload.sources[0].duration_s
-    print(
-        f"100,000 accelerators, request by request: {len(cells)} of {chosen.cells} cells, {requests:,} requests, "
-        f"{events:,} events in {cpu_s:.1f} s; all {chosen.cells} on two cores would take {whole_s / 2:,.0f} s for "
-        f"{traffic_s:,.0f} s of traffic ({traffic_s / (whole_s / 2):.1f}×) and {virtual_s:,.0f} s to the last answer "
-        f"({virtual_s / (whole_s / 2):.1f}×); {memory_mb():,.0f} MB a process"
-    )
+    began, before = time.monotonic(), _cpu_s()
+    shown = [0]
 
+    def show(done: int, cells: int) -> None:
+        if done * 10 // cells > shown[0]:
+            shown[0] = done * 10 // cells
+            print(f"  {done} of {cells} cells after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
-def whole_inference() -> None:
-    """All of it, on all cores, by the clock on the wall."""
-    chosen = load(CONFIGS / "inference-100k.toml")
-    began = time.monotonic()
-    report = simulate_cells(chosen)
+    report = simulate_cells(chosen, progress=show)
     took_s = time.monotonic() - began
     assert report.failure is None, report.failure
-    children_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    traffic_s = chosen.workload.sources[0].duration_s
+    most_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     print(
-        f"100,000 accelerators, request by request, whole: {report.requests:,} requests, {report.events:,} events in "
-        f"{took_s:.0f} s by the wall: {chosen.workload.sources[0].duration_s / took_s:.1f}× over the traffic, "
-        f"{report.virtual_s / took_s:.1f}× over all; at most {children_mb:,.0f} MB a process, {memory_mb():,.0f} here"
+        f"100,000 accelerators, request by request, all {chosen.cells} cells: {report.requests:,} requests, "
+        f"{report.events:,} events, {report.completion_tokens:,} tokens in {took_s:.1f} s by the wall "
+        f"({_cpu_s() - before:.0f} CPU s): {traffic_s / took_s:.1f}× over the {traffic_s:,.0f} s of traffic, "
+        f"{report.virtual_s / took_s:.1f}× over all {report.virtual_s:,.0f} s; attained "
+        f"{100 * report.attainment:.2f} %; at most {most_mb:,.0f} MB a process, {memory_mb():,.0f} MB here"
     )
+
+
+def _cpu_s() -> float:
+    """CPU seconds of this process and those it started and that ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def memory_mb() -> float:
@@ -169,23 +164,38 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--azure", default="", help="the Azure LLM trace, a CSV")
     parser.add_argument("--mooncake", default="", help="a Mooncake trace, JSON lines")
-    parser.add_argument("--cells", type=int, default=2, help="of the 50 cells of 100,000 accelerators")
-    parser.add_argument("--full", action="store_true", help="all cells, on all cores")
+    parser.add_argument("--only", default="", choices=["replica", "fleet", "hunt", "day", "inference"])
     options = parser.parse_args()
-    replica(str(Path(options.azure).absolute()) if options.azure else "")
+    if options.only:
+        only = {
+            "hunt": lambda: hunt(100),
+            "day": day,
+            "inference": inference,
+            "fleet": lambda: fleet(options.mooncake),
+        }
+        only.get(options.only, lambda: replica(_absolute(options.azure)))()
+        return
+    replica(_absolute(options.azure))
+    fleet(options.mooncake)
+    hunt(100)
+    day()
+    inference()
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute()) if path else ""
+
+
+def fleet(mooncake: str) -> None:
+    """Some replicas behind the router: drawn requests, and the Mooncake trace where it is given."""
     sizes = {"requests": 3000, "prompt_tokens": 512, "output_tokens": 128}
     measure("16 replicas, 100 requests/s", config(replicas=16, workload=Workload(rate_per_s=100.0, **sizes)))
-    if options.mooncake:
-        trace = Workload(requests=0, trace=str(Path(options.mooncake).absolute()))
+    if mooncake:
+        trace = Workload(requests=0, trace=_absolute(mooncake))
         hardware = {"m": Hardware(model="llama-3.1-70b", accelerator="h100-sxm", tp=8)}
         measure(
             "up to 16 × 8 accelerators, Mooncake", config(replicas=16, workload=trace, seqs=64, hardware=hardware)
         )
-    hunt(100)
-    day()
-    inference(range(options.cells))
-    if options.full:
-        whole_inference()
 
 
 if __name__ == "__main__":

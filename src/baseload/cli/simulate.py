@@ -31,6 +31,7 @@ def simulate(
     rate: Annotated[float | None, typer.Option("--rate", help="Requests per second, Poisson.")] = None,
     report: Annotated[Path | None, typer.Option("--report", help="Write the run as one HTML page.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the run as JSON, for `diff`.")] = None,
+    cell: Annotated[int, typer.Option("--cell", min=-1, help="Of a run in cells: this one alone.")] = -1,
     exact: Annotated[bool, typer.Option("--exact", help="Engines step one by one: slower, the same result.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -42,7 +43,9 @@ def simulate(
 
     check_writable(report, output)
     config = load(spec) if spec is not None else SimulateConfig()
-    config = _changed(config, seed=seed, seeds=seeds, trace=trace, requests=requests, rate=rate, exact=exact)
+    config = _changed(
+        config, seed=seed, seeds=seeds, trace=trace, requests=requests, rate=rate, cell=cell, exact=exact
+    )
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=err(),
         disable=as_json,
@@ -133,6 +136,7 @@ def _changed(
     trace: str,
     requests: int | None,
     rate: float | None,
+    cell: int,
     exact: bool,
 ) -> "SimulateConfig":
     workload, flags = config.workload, ""
@@ -151,6 +155,7 @@ def _changed(
         seeds=seeds or config.seeds,
         seed=config.seed if seed is None else seed,
         exact=exact or config.exact,
+        only_cell=cell,
         flags=flags + (" --exact" if exact else ""),
     )
 

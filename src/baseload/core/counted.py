@@ -137,14 +137,12 @@ class CountedBatcher(Batcher):
         `grown`: the step after these has already begun, and holds the blocks it needs.
         """
         running, size = self._running, self.pool.block_tokens
-        rows, last, fills = len(running), steps + grown, False
-        takes: list[int] = []  # step * rows + row, of each block that a row takes as that step is planned
+        last, fills = steps + grown, False
+        firsts: list[int] = []  # by row: the step at whose plan it holds no place for its next token
         ended: list[_Seq] = []
-        for at, seq in enumerate(running):
+        for seq in running:
             total = seq.total
-            first = len(seq.blocks) * size - total + 2  # the step at whose plan it holds no place for its next token
-            if first <= last:
-                takes += range(first * rows + at, last * rows + at + 1, size * rows)
+            firsts.append(len(seq.blocks) * size - total + 2)
             if seq.parent is not None:
                 if seq.published < len(seq.hashes):
                     fills = True
@@ -154,13 +152,14 @@ class CountedBatcher(Batcher):
             seq.total = total = total + steps
             if total >= seq.ends_at:
                 ended.append(seq)
-        takes.sort()
-        if fills:
-            self._take_and_publish(takes, steps)
-        elif takes:
-            for take, block in zip(takes, self.pool.allocate(len(takes)), strict=True):
-                running[take % rows].blocks.append(block)
-        self._totals[2] += steps * rows
+        if fills or max(firsts) - min(firsts) >= size:
+            self._take_and_publish(firsts, last, steps)
+        else:  # each row takes one block in `size` steps, so they go round in the order of their first ones
+            rows = len(running)
+            blocks = self.pool.allocate(sum([(last - first) // size + 1 for first in firsts if first <= last]))
+            for at, row in enumerate(sorted(range(rows), key=firsts.__getitem__) if blocks else ()):
+                running[row].blocks += blocks[at::rows]
+        self._totals[2] += steps * len(running)
         self._totals[4] += steps
         return self._end_all(ended, now_ns)
 
@@ -173,10 +172,10 @@ class CountedBatcher(Batcher):
                 due += -(-left // size)
         return 1.0 - (self.pool.available - due) / self.pool.num_blocks
 
-    def _take_and_publish(self, takes: list[int], steps: int) -> None:
+    def _take_and_publish(self, firsts: list[int], last: int, steps: int) -> None:
         """Block by block in order of time: what one row publishes, another of the same text does not."""
-        running, size, rows = self._running, self.pool.block_tokens, len(self._running)
-        deeds = [(take // rows, 0, take % rows) for take in takes]
+        running, size = self._running, self.pool.block_tokens
+        deeds = [(step, 0, at) for at, first in enumerate(firsts) for step in range(first, last + 1, size)]
         for at, seq in enumerate(running):
             if seq.parent is not None and seq.published < len(seq.hashes):
                 full = min(seq.computed // size, len(seq.hashes))

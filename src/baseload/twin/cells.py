@@ -1,7 +1,7 @@
 """A large fleet as cells that share nothing: each has its own control machine and its part of replicas and traffic.
 
-Traffic drawn at random is split at random (a Poisson stream dealt out is as many thinner ones), a trace row by row.
-Cells are simulated one after the other on each process, so memory holds as many cells as there are processes.
+Who is served by which cell is chosen at the door before them, by the router's policy (`twin/door`). Cells are
+simulated one after the other on each process, so memory holds as many cells as there are processes.
 """
 
 import multiprocessing
@@ -16,55 +16,50 @@ import msgspec
 
 from baseload.domain.errors import SettingsError
 from baseload.domain.rng import Rng
+from baseload.twin.door import dealt, part
 from baseload.twin.report import Failure, SimulateReport, make_report
 from baseload.twin.run import Simulation
-from baseload.twin.spec import SimulateConfig
+from baseload.twin.spec import DEFAULT_MODEL, SimulateConfig
 from baseload.twin.tally import Tally
+from baseload.twin.workload import Arrival
 
 _SHARED_S = (
     "node_every_s", "switch_every_s", "flap_every_s", "slow_every_s", "throttle_every_s", "spot_every_s",
     "disk_full_every_s", "price_every_s",
 )  # fmt: skip
+_ENCODER, _DECODER = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(list[Arrival])
 
 
 def cell_of(config: SimulateConfig, cell: int) -> SimulateConfig:
-    """The specification of one cell. SettingsError where replicas or requests cannot be split so."""
-    cells, workload, faults = config.cells, config.workload, config.faults
+    """The specification of one cell, whose arrivals `door.dealt` tells. SettingsError where replicas are too few."""
+    cells, faults = config.cells, config.faults
     models = []
-    for spec in config.models:
+    for spec in config.models or (DEFAULT_MODEL,):
         if spec.scaling.max_replicas < cells:
-            raise SettingsError(f"cells: {spec.name} has at most {spec.scaling.max_replicas} replicas for {cells}.")
-        low, high = (_part(n, cell, cells) for n in (spec.scaling.min_replicas, spec.scaling.max_replicas))
+            raise SettingsError(
+                f"cells: {spec.name} has at most {spec.scaling.max_replicas} replicas for {cells} cells.",
+                hint="Raise its `max_replicas`, or ask for fewer cells.",
+            )
+        low, high = (part(n, cell, cells) for n in (spec.scaling.min_replicas, spec.scaling.max_replicas))
         models.append(
             msgspec.structs.replace(
                 spec, scaling=msgspec.structs.replace(spec.scaling, min_replicas=low, max_replicas=high)
             )
         )
-    sources = tuple(
-        msgspec.structs.replace(
-            source,
-            rate_per_s=source.rate_per_s / cells,
-            requests=source.requests and _part(source.requests, cell, cells),
-        )
-        if source.kind != "trace"
-        else source
-        for source in workload.sources
-    )
-    requests = workload.requests if workload.trace else _part(workload.requests, cell, cells)
     return msgspec.structs.replace(
         config,
         seed=Rng(config.seed, f"twin.cell.{cell}").u64() >> 1,
         models=tuple(models),
-        workload=msgspec.structs.replace(
-            workload, sources=sources, requests=requests, rate_per_s=workload.rate_per_s / cells
-        ),
         faults=msgspec.structs.replace(faults, **{name: getattr(faults, name) * cells for name in _SHARED_S}),
         cell=cell,
     )
 
 
 def simulate_cells(config: SimulateConfig, *, progress: Callable[[int, int], None] | None = None) -> SimulateReport:
-    """Run all cells on `config.processes` processes (0: as many as there are cores) and join what they showed."""
+    """Run all cells (or `config.only_cell`) on `config.processes` processes (0: as many as there are cores) and join
+    what they showed."""
+    if config.only_cell >= config.cells:
+        raise SettingsError(f"There is no cell {config.only_cell}.", hint=f"They count from 0 to {config.cells - 1}.")
     processes = config.processes or os.cpu_count() or 1
     whole = Tally(start_ns=0, most_decisions=config.decisions)
     ended: list[_Ended] = []
@@ -75,7 +70,7 @@ def simulate_cells(config: SimulateConfig, *, progress: Callable[[int, int], Non
     ended.sort(key=lambda one: one.cell)
     for one in ended:
         whole.join(one.tally)
-    failures = [one.failure for one in ended if one.failure is not None]
+    failures = [_located(one.failure, config, one.cell) for one in ended if one.failure is not None]
     digest = Rng(0, " ".join(one.digest for one in ended))
     return make_report(
         whole,
@@ -90,6 +85,14 @@ def simulate_cells(config: SimulateConfig, *, progress: Callable[[int, int], Non
         virtual_ns=max(one.virtual_ns for one in ended),
         digest="".join(f"{digest.u64():016x}" for _ in range(4)),
         failure=failures[0] if failures else None,
+    )
+
+
+def _located(failure: Failure, config: SimulateConfig, cell: int) -> Failure:
+    """Reproduced by the seed of the whole and the number of the cell; its own seed would give it other traffic."""
+    command = f"baseload simulate {config.spec_path}{config.flags} --seed {config.seed} --cell {cell}"
+    return msgspec.structs.replace(
+        failure, seed=config.seed, message=f"cell {cell}: {failure.message}", command=command
     )
 
 
@@ -108,15 +111,22 @@ class _Ended(msgspec.Struct):
 
 
 def _run_all(config: SimulateConfig, processes: int) -> Generator[_Ended, None, None]:
-    if processes == 1:
-        for cell in range(config.cells):
-            yield _run_cell(config, cell)
+    cells = range(config.cells) if config.only_cell < 0 else (config.only_cell,)
+    for cell in cells:
+        cell_of(config, cell)  # what cannot be split is refused before the door deals
+    work = dealt(config)
+    if processes == 1 or len(cells) == 1:
+        for cell in cells:
+            yield _run_cell(config, cell, _ENCODER.encode(work[cell]))
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
         try:
             with _deaf():
-                futures: list[Future[_Ended]] = [pool.submit(_run_cell, config, cell) for cell in range(config.cells)]
+                futures: list[Future[_Ended]] = [
+                    pool.submit(_run_cell, config, cell, _ENCODER.encode(work[cell])) for cell in cells
+                ]
+            work.clear()
             for future in as_completed(futures):
                 yield future.result()
         except BaseException:  # Ctrl-C above all: cells that run would be waited for otherwise
@@ -139,8 +149,8 @@ def _deaf() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _run_cell(config: SimulateConfig, cell: int) -> _Ended:
-    simulation = Simulation(cell_of(config, cell))
+def _run_cell(config: SimulateConfig, cell: int, arrivals: bytes) -> _Ended:
+    simulation = Simulation(cell_of(config, cell), arrivals=_DECODER.decode(arrivals))
     report = simulation.run()
     world = simulation.world
     return _Ended(
@@ -154,8 +164,3 @@ def _run_cell(config: SimulateConfig, cell: int) -> _Ended:
         digest=report.digest,
         failure=report.failure,
     )
-
-
-def _part(count: int, cell: int, cells: int) -> int:
-    """An even share; the first cells take what is left over."""
-    return count // cells + (cell < count % cells)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from baseload.domain.errors import SettingsError
 from baseload.twin.cells import simulate_cells
 from baseload.twin.cluster.report import ClusterReport
 from baseload.twin.cluster.run import simulate_cluster
@@ -16,6 +17,8 @@ Progress = Callable[[int, int], None]
 
 def run_or_hunt(config: SimulateConfig, *, progress: Progress | None = None) -> SimulateReport | ClusterReport:
     """What the specification asks for. A hunt's report holds no run, only `hunt`."""
+    if config.only_cell >= 0 and config.cells < 2:
+        raise SettingsError("This run is not in cells.", hint="Leave out --cell.")
     if config.cells > 1 and not config.seeds and config.cluster is None:
         return simulate_cells(config, progress=progress)
     if config.cluster is None:

@@ -21,7 +21,7 @@ from baseload.twin.faults import FaultMaker, make_keys
 from baseload.twin.hosting import Fleet
 from baseload.twin.report import Failure, Hunt, SimulateReport, make_report
 from baseload.twin.sources import all_arrivals
-from baseload.twin.spec import DEFAULT_MODEL, SimulateConfig, Workload
+from baseload.twin.spec import DEFAULT_MODEL, SimulateConfig
 from baseload.twin.swarm import drawn_config
 from baseload.twin.tally import FleetSample
 from baseload.twin.workers import Life
@@ -85,7 +85,9 @@ class Simulation:
         is_hunt: bool = False,
         machine: type[ControlMachine] | None = None,
         costs: Mapping[str, StepCost] | None = None,
+        arrivals: Sequence[Arrival] | None = None,
     ) -> None:
+        """`arrivals`, in order of time, instead of those that `config.workload` describes."""
         self.config = config
         self.is_hunt = is_hunt
         if config.lean and (config.faults.control_restart_every_s or config.faults.power_loss_every_s or is_hunt):
@@ -97,9 +99,11 @@ class Simulation:
         self.models = tuple(self.fleet.priced(spec) for spec in config.models or (DEFAULT_MODEL,))
         names = [spec.name for spec in self.models]
         self.basis = self.fleet.basis_of(names)
-        self.arrivals = all_arrivals(config.workload, models=names, seed=config.seed, base=base)
-        if config.cells > 1 and _is_traced(config.workload):
-            self.arrivals = self.arrivals[config.cell :: config.cells]  # a trace is dealt out row by row
+        self.arrivals = (
+            list(arrivals)
+            if arrivals is not None
+            else all_arrivals(config.workload, models=names, seed=config.seed, base=base)
+        )
         self.world = World(
             seed=config.seed,
             physics=config.physics,
@@ -280,10 +284,6 @@ class Simulation:
             f"{(at_ns - self.world.start_ns) / NS_PER_S:12.6f} s  {event}" for at_ns, event in self.world.tail
         )
         return Failure(config.seed, f"{type(error).__name__}: {error} [{where}]", command, tail)
-
-
-def _is_traced(workload: Workload) -> bool:
-    return bool(workload.trace) or any(source.kind == "trace" for source in workload.sources)
 
 
 def _drawn_start(seed: int) -> int:

@@ -189,9 +189,10 @@ class SimulateConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     policies: Policies = Policies()
     cluster: Cluster | None = None  # a fleet under the gang scheduler, instead of single requests
     exact: bool = False  # engines step one by one: slower, with the same result
-    cells: int = 1  # parts that share nothing, each with a control machine; replicas and traffic are split evenly
+    cells: int = 1  # parts that share nothing, each with a control machine and an even part of the replicas
     processes: int = 0  # that simulate cells beside each other; 0: as many as there are cores
     cell: int = 0  # filled for each cell: which it is
+    only_cell: int = -1  # run this cell alone, with the traffic that the whole would give it; -1: all
     lean: bool = False  # keep sums and samples only, for millions of requests; not with kills of control
     checked: bool = True  # look after each event whether all that must always hold does; False: faster
     decisions: int = 200  # at most so many decisions stand in the report, the first ones

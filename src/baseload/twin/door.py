@@ -1,0 +1,163 @@
+"""The door before a fleet's cells: which cell serves whom, by the production router's policy over cells.
+
+A cell is to the door what a replica is to a router: so many places, requests in flight, prompt tokens held and still
+to be computed, prompts' beginnings it has lately seen (`policy.routing`: of many cells a few drawn at random, the one
+with the least work ahead, unless another knows the prompt's beginning). A real door sees requests begin and end. This
+one deals all arrivals before any cell runs, so it expects when they would: the prompt's step, then a decode step per
+token at the pace of the cell's mean batch. What it cannot see is what goes wrong inside a cell. Conversations stay
+where they began.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from heapq import heappop, heappush
+from pathlib import Path
+
+from baseload.core.counted import Counts
+from baseload.core.router import PREFIXES_KEPT
+from baseload.domain.fleet import ReplicaView
+from baseload.domain.model import ModelSpec
+from baseload.domain.rng import Rng
+from baseload.policy.routing import choose_replica, draw
+from baseload.twin.costs import Costs
+from baseload.twin.hosting import Fleet
+from baseload.twin.prefixes import router_hashes
+from baseload.twin.sources import all_arrivals
+from baseload.twin.spec import DEFAULT_MODEL, SimulateConfig
+from baseload.twin.workload import Arrival
+
+BEGIN, FIRST, END = range(3)
+
+
+def part(count: int, cell: int, cells: int) -> int:
+    """An even share; the first cells take what is left over."""
+    return count // cells + (cell < count % cells)
+
+
+def dealt(config: SimulateConfig) -> list[list[Arrival]]:
+    """The arrivals of each cell of `config.cells`, in order of time."""
+    base = Path(config.spec_path).parent if config.spec_path else None
+    models = config.models or (DEFAULT_MODEL,)
+    arrivals = all_arrivals(config.workload, models=[spec.name for spec in models], seed=config.seed, base=base)
+    fleet = Fleet(config.physics, config.hardware, base=base)
+    rng = Rng(config.seed, "twin.door")
+    doors = {spec.name: _Lane(spec, fleet.costs_of(spec), config.cells, rng) for spec in models}
+    places: list[list[Arrival]] = [[] for _ in range(config.cells)]
+    for arrival in arrivals:
+        door = doors.get(arrival.model)
+        places[door.place(arrival) if door is not None else 0].append(arrival)
+    return places
+
+
+class _Cell:
+    """One model's replicas in one cell, as far as the door knows."""
+
+    __slots__ = ("capacity", "held_tokens", "in_flight", "name", "replicas", "waiting_tokens")
+
+    def __init__(self, name: str, replicas: int, capacity: int) -> None:
+        self.name = name
+        self.replicas = replicas
+        self.capacity = capacity
+        self.in_flight = self.held_tokens = self.waiting_tokens = 0
+
+
+class _Lane:
+    """The door for one model."""
+
+    def __init__(self, spec: ModelSpec, costs: Costs, cells: int, rng: Rng) -> None:
+        most = [max(1, part(spec.scaling.max_replicas, cell, cells)) for cell in range(cells)]
+        places = spec.admission.max_concurrency_per_replica
+        self._cells = [_Cell(str(at), replicas, replicas * places) for at, replicas in enumerate(most)]
+        self._seqs = spec.engine.max_seqs
+        self._costs = costs
+        self._rng = rng
+        self._due: list[tuple[int, int, int, int, Arrival]] = []  # (when, order, what, cell, of whom)
+        self._order = 0
+        self._prefixes: OrderedDict[int, int] = OrderedDict()  # hash of a prompt's beginning → the cell that saw it
+        self._paces: dict[tuple[int, int], int] = {}
+        self._prompts: dict[int, int] = {}
+
+    def place(self, arrival: Arrival) -> int:
+        """Its cell. Arrivals come in order of time."""
+        self._advance(arrival.at_ns)
+        hashes = router_hashes(arrival) if arrival.prefix >= 0 or arrival.thread >= 0 or arrival.blocks else ()
+        at = self._choose(hashes)
+        self._begin(arrival.at_ns, at, arrival)
+        for value in hashes:
+            self._prefixes[value] = at
+            self._prefixes.move_to_end(value)
+        while len(self._prefixes) > PREFIXES_KEPT:
+            self._prefixes.popitem(last=False)
+        return at
+
+    def _choose(self, hashes: Sequence[int]) -> int:
+        cells = self._cells
+        drawn = draw(len(cells), self._rng)
+        knower, hits = -1, 0
+        for count in range(len(hashes), 0, -1):
+            knower = self._prefixes.get(hashes[count - 1], -1)
+            if knower >= 0:
+                hits = count
+                break
+        if knower >= 0 and knower not in drawn:
+            drawn.append(knower)
+        views = []
+        for at in drawn:
+            cell, known = cells[at], hits if at == knower else 0
+            views.append(
+                ReplicaView(
+                    cell.name, cell.in_flight, cell.capacity, 0.0, known, cell.held_tokens, cell.waiting_tokens
+                )
+            )
+        return drawn[choose_replica(views)]
+
+    def _advance(self, now_ns: int) -> None:
+        """What was expected until now has happened."""
+        due = self._due
+        while due and due[0][0] <= now_ns:
+            at_ns, _, what, at, arrival = heappop(due)
+            cell = self._cells[at]
+            if what == FIRST:
+                cell.waiting_tokens -= arrival.prompt_tokens
+            elif what == END:
+                cell.in_flight -= 1
+                cell.held_tokens -= arrival.prompt_tokens
+                if arrival.then is not None:
+                    self._expect(at_ns + arrival.then.at_ns, BEGIN, at, arrival.then)
+            else:
+                self._begin(at_ns, at, arrival)
+
+    def _begin(self, now_ns: int, at: int, arrival: Arrival) -> None:
+        cell, prompt = self._cells[at], arrival.prompt_tokens
+        cell.in_flight += 1
+        cell.held_tokens += prompt
+        cell.waiting_tokens += prompt
+        rows = min(self._seqs, -(-cell.in_flight // cell.replicas))
+        queued = max(0, cell.in_flight - cell.replicas * self._seqs)  # these wait for a round of those before them
+        first_ns = self._prompt_ns(prompt)
+        stay_ns = first_ns + arrival.output_tokens * self._pace_ns(rows, prompt + arrival.output_tokens // 2)
+        stay_ns += stay_ns * queued // (cell.replicas * self._seqs)
+        self._expect(now_ns + first_ns, FIRST, at, arrival)
+        self._expect(now_ns + stay_ns, END, at, arrival)
+
+    def _expect(self, at_ns: int, what: int, at: int, arrival: Arrival) -> None:
+        self._order += 1
+        heappush(self._due, (at_ns, self._order, what, at, arrival))
+
+    def _pace_ns(self, rows: int, context: int) -> int:
+        """A decode step of so many rows, each of about so many positions."""
+        key = (rows, context.bit_length())
+        pace = self._paces.get(key)
+        if pace is None:
+            typical = 3 << max(0, key[1] - 2)  # three quarters of the power of two above
+            self._paces[key] = pace = self._costs.line(rows, rows * typical).step_ns(0)
+        return pace
+
+    def _prompt_ns(self, tokens: int) -> int:
+        rounded = -(-tokens // 64) * 64
+        took = self._prompts.get(rounded)
+        if took is None:
+            pairs = rounded * rounded // 2
+            took = self._costs.step_ns(Counts(1, 0, rounded, rounded, 0, pairs, 1))
+            self._prompts[rounded] = took
+        return took
