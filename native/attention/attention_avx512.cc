@@ -1,85 +1,8 @@
 // AVX-512 with VNNI and BF16.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 says so of its own intrinsics
-#include <immintrin.h>
-
-#include "attention/layout.h"
-
-namespace {
-
-struct S {
-  using F = __m512;
-  using I = __m512i;
-  static constexpr int kR = 4, kT = 4, kV = 4;  // vectors × tiles (or × 16 dimensions) held in registers
-
-  static F load(const float* p) { return _mm512_loadu_ps(p); }
-  static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
-  static F set(float x) { return _mm512_set1_ps(x); }
-  static F add(F a, F b) { return _mm512_add_ps(a, b); }
-  static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
-  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
-  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
-  static F max(F a, F b) { return _mm512_max_ps(a, b); }
-  static float first(F x) { return _mm512_cvtss_f32(x); }
-  static float highest(F x) { return _mm512_reduce_max_ps(x); }
-  static float sum(F x) { return _mm512_reduce_add_ps(x); }
-  static F keep_lanes(F x, int from, int to, F other) {
-    const unsigned mask = to > from ? ((1u << to) - 1u) & ~((1u << from) - 1u) : 0u;
-    return _mm512_mask_blend_ps(static_cast<__mmask16>(mask), other, x);
-  }
-  static F exp2(F x) {  // of x <= 0; 0 where that would be denormal, and for -infinity
-    const F at_least = _mm512_max_ps(set(-1000.0f), x);  // in this order what is not a number stays so
-    const F n = _mm512_roundscale_ps(at_least, 8);
-    const F r = _mm512_sub_ps(at_least, n);
-    F p = set(1.3333558146428443e-3f);
-    p = fma(p, r, set(9.6181291076284772e-3f));
-    p = fma(p, r, set(5.5504108664821580e-2f));
-    p = fma(p, r, set(2.4022650695910072e-1f));
-    p = fma(p, r, set(6.9314718055994531e-1f));
-    p = fma(p, r, set(1.0f));
-    return _mm512_scalef_ps(p, n);
-  }
-  static void store_bf16(uint16_t* p, F x) {
-    const __m256bh b = _mm512_cvtneps_pbh(x);
-    __builtin_memcpy(p, &b, 32);
-  }
-
-  // Lane i becomes x[i] + x[i ^ h] where i lacks bit h, x[i ^ h] - x[i] where it has it.
-  static F butterfly1(F x) { return _mm512_add_ps(flip<0xaaaa>(x), _mm512_permute_ps(x, 0xb1)); }
-  static F butterfly2(F x) { return _mm512_add_ps(flip<0xcccc>(x), _mm512_permute_ps(x, 0x4e)); }
-  static F butterfly4(F x) { return _mm512_add_ps(flip<0xf0f0>(x), _mm512_shuffle_f32x4(x, x, 0xb1)); }
-  static F butterfly8(F x) { return _mm512_add_ps(flip<0xff00>(x), _mm512_shuffle_f32x4(x, x, 0x4e)); }
-
-  static I loadi(const void* p) { return _mm512_loadu_si512(p); }
-  static I seti(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
-  static I addi(I a, I b) { return _mm512_add_epi32(a, b); }
-  static I subi(I a, I b) { return _mm512_sub_epi32(a, b); }
-  static int32_t sumi(I x) { return _mm512_reduce_add_epi32(x); }
-  static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
-  static I to_int(F x) { return _mm512_cvtps_epi32(x); }
-  static I even_bytes(I x) { return _mm512_and_si512(x, _mm512_set1_epi16(255)); }
-  static I odd_bytes(I x) { return _mm512_srli_epi16(x, 8); }
-  static I dot_i16(I acc, I a, I b) { return _mm512_dpwssd_epi32(acc, a, b); }
-  static F dot_bf16(F acc, I a, I b) {
-    return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
-  }
-  static void store_widening(uint16_t* p, I x) {
-    __m256i w = _mm512_cvtepi32_epi16(x);
-    w = _mm256_shufflelo_epi16(w, _MM_SHUFFLE(3, 1, 2, 0));
-    w = _mm256_shufflehi_epi16(w, _MM_SHUFFLE(3, 1, 2, 0));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), w);
-  }
-
- private:
-  template <unsigned kLanes>
-  static F flip(F x) {
-    return _mm512_mask_sub_ps(x, static_cast<__mmask16>(kLanes), set(0), x);
-  }
-};
-
-}  // namespace
-
+#include "attention/lanes_avx512.h"
+//
 #include "attention/body.inl"
 
 namespace baseload {
-extern const AttentionIsa kAttentionAvx512{prepare, attend, merge, route, hadamard, finish};
+extern const AttentionIsa kAttentionAvx512{32, prepare, attend, merge, route, hadamard, finish};
 }

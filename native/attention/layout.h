@@ -20,6 +20,11 @@ namespace baseload {
 constexpr int kTile = 16;        // positions
 constexpr int kChunkTiles = 8;   // one step of the online softmax
 constexpr int kSplitChunks = 4;  // the softmax starts anew here, and parts are merged in order: the same in every batch
+constexpr int64_t kMaxDim = 1024;  // of a head
+
+// How a query vector is kept for the products: bfloat16, 16-bit integers in the order in which the bytes of a line are
+// widened, or floats.
+enum class Query { kBf16, kInt16, kFloats };
 
 struct CacheLayout {
   int64_t heads, kv_heads, groups, dim;
@@ -48,7 +53,7 @@ static inline CacheLayout make_layout(int64_t heads, int64_t kv_heads, int64_t d
   c.tile_bytes = c.scale_offset + (int8 ? 2 * kTile * 4 : 0);
   c.layer_bytes = kv_heads * c.block_tiles * c.tile_bytes;
   c.block_bytes = layers * c.layer_bytes;
-  c.q_bytes = (c.dim_k * 2 + 63) / 64 * 64;
+  c.q_bytes = c.dim_v * 4;
   return c;
 }
 
@@ -100,20 +105,24 @@ struct AttendTask {
   const uint8_t* cache;      // of the layer in block 0
   int64_t split, splits;     // from this split on, so many; splits < 0: all there are
   float* out;                // [rows][heads · dim], at this kv head; null: leave a part
-  float* part;               // [rows · groups][dim_v + 2]: sums, maximum, weight
+  float* part;               // [rows · groups][part_floats]: sums[dim_v], maximum, weight
   uint8_t* scratch;          // attend_scratch_bytes
 };
 
-constexpr int kMaxVectors = 32;  // query vectors of one AttendTask (at least one row, however many groups)
+// Heads that fill whole matrix tiles of 32 dimensions; others take vectors on such machines too.
+static inline bool fits_tiles(const CacheLayout& c) { return c.dim % 32 == 0; }
 
-static inline int64_t rows_per_task(const CacheLayout& c) {
-  return c.groups >= kMaxVectors ? 1 : kMaxVectors / c.groups;
+// Rows of one AttendTask of at most `vectors` query vectors: at least one row, however many groups.
+static inline int64_t rows_per_task(const CacheLayout& c, int64_t vectors) {
+  return c.groups >= vectors ? 1 : vectors / c.groups;
 }
-static inline int64_t attend_scratch_bytes(const CacheLayout& c) {
-  const int64_t n = rows_per_task(c) * c.groups;
-  return n * (2 * (c.dim_v + 2) * 4 + kChunkTiles * kTile * 6 + 64) + 4096;
+// Of one vector; whole cache lines.
+static inline int64_t part_floats(const CacheLayout& c) { return c.dim_v + 16; }
+static inline int64_t attend_scratch_bytes(const CacheLayout& c, int64_t vectors) {
+  const int64_t n = (rows_per_task(c, vectors) * c.groups + 31) / 32 * 32, columns = kChunkTiles * kTile;
+  const int64_t sums = n * (2 * part_floats(c) * 4 + columns * 6 + 12), tiles = n * c.dim_v * 2 + columns * (c.dim_v * 4 + 4);
+  return sums + tiles + 4096;
 }
-static inline int64_t part_floats(const CacheLayout& c) { return c.dim_v + 2; }
 static inline int64_t split_of(const CacheLayout& c, int64_t position) {
   return place_of(c, position).tile / (kChunkTiles * kSplitChunks);
 }
@@ -140,6 +149,7 @@ static inline int64_t route_scratch_floats(int64_t hidden, int64_t experts) {
 
 // The instruction sets' entry points. `merge` adds part to total; both as AttendTask.part's rows.
 struct AttentionIsa {
+  int64_t vectors;  // queries of one AttendTask
   void (*prepare)(const RowTask&);
   void (*attend)(const AttendTask&);
   void (*merge)(const CacheLayout&, float* total, const float* part);
@@ -149,6 +159,6 @@ struct AttentionIsa {
   void (*finish)(const CacheLayout&, const float* total, float* out);  // one vector: sums / weight -> out[dim]
 };
 
-extern const AttentionIsa kAttentionScalar, kAttentionAvx2, kAttentionAvx512;
+extern const AttentionIsa kAttentionScalar, kAttentionAvx2, kAttentionAvx512, kAttentionAmx, kAttentionEmulated;
 
 }  // namespace baseload

@@ -56,7 +56,7 @@ int64_t splits_of(const StepCall& call, const Span& span, int64_t row, int64_t r
 // Pieces of work, the largest first: prompts from their ends, then single rows.
 std::vector<Piece> pieces_of(const StepCall& call, int64_t* parts) {
   const CacheLayout& c = call.layout;
-  const int64_t most = rows_per_task(c);
+  const int64_t most = rows_per_task(c, call.isa->vectors);
   std::vector<Piece> pieces;
   const auto add = [&](size_t s, int64_t row, int64_t rows) {
     for (int64_t head = 0; head < c.kv_heads; ++head)
@@ -147,7 +147,7 @@ void attend_step(const StepCall& call) {
     task.splits = piece.splits;
     task.out = piece.splits < 0 ? out_of(call, piece) : nullptr;
     task.part = part + piece.part * part_floats(c);
-    task.scratch = scratch.bytes(attend_scratch_bytes(c));
+    task.scratch = scratch.bytes(attend_scratch_bytes(c, call.isa->vectors));
     call.isa->attend(task);
   });
   if (parts > 0) merge_parts(call, pieces, part);

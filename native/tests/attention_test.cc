@@ -92,9 +92,10 @@ class Engine {
 };
 
 std::vector<const char*> isas() {
-  std::vector<const char*> names{"portable"};
+  std::vector<const char*> names{"portable", "emulated"};
   if (cpu_features().avx2) names.push_back("avx2");
   if (cpu_features().avx512) names.push_back("avx512");
+  if (attention_tiles_work()) names.push_back("amx");
   return names;
 }
 
@@ -173,6 +174,8 @@ int main() {
       one_model({4, 2, 16, 16, 1 << 30, int8, false}, random);
       one_model({6, 2, 22, 5, 40, int8, true}, random);
       one_model({3, 1, 72, 24, 1 << 30, int8, true}, random);
+      one_model({6, 2, 32, 16, 77, int8, false}, random);  // whole tiles
+      one_model({20, 1, 64, 24, 1 << 30, int8, true}, random);
     }
   }
   transforms_undo_themselves();

@@ -125,7 +125,7 @@ def reference(shape: Shape, qkv: np.ndarray) -> np.ndarray:
 
 def available() -> list[str]:
     """Every instruction set there is here, the portable one and the twin."""
-    return [XLA] if library.load() is None else [*library.features().isas, "portable", XLA]
+    return [XLA] if library.load() is None else [*library.features().isas, "emulated", "portable", XLA]
 
 
 @pytest.fixture(scope="session")
