@@ -1,180 +1,290 @@
 """Cost per request within service level on recorded traces: our scaling and routing against simpler ones.
 
-    python bench/compare.py --data DIR [--copies 2] [--start-s 10] [--seeds 3] [--quick]
+    python bench/compare.py --data DIR [--trace conv|mooncake|code] [--code FILE] [--copies 2] [--seeds 5]
 
-`DIR` holds `azure_llm_2023/AzureLLMInferenceTrace_conv.csv`. Llama 3.1 70B on four A100 80 GB a replica, times from
-the limits model; levels: TTFT ≤ 2 s and TPOT ≤ 100 ms for each request. The trace is laid over itself `--copies`
-times, seven seconds apart, so that the fleet has more than a handful of replicas.
+`DIR` holds `azure_llm_2023/AzureLLMInferenceTrace_conv.csv` and `mooncake/conversation_trace.jsonl`; `--code` names
+`AzureLLMInferenceTrace_code.csv` of the same publication. Times come from the limits model.
 
-Each alternative has one knob (a count, or a rate per replica). Its values are swept under the first seed, and the
-cheapest that attains at least what ours does is compared with ours over all seeds; where none does, the one that
-attains most. So each rival is as good as hindsight makes it; ours is run with one value. Its constants were chosen on
-this trace, so no figure here is held out. Figures are virtual and the same on any machine.
+A trace is cut into two halves. Every policy has one knob: a count of replicas, a rate per replica, or (ours) a share
+of what the limits model says a replica carries in tokens. On the first half, under the first seed, each takes the
+cheapest value that attains the target there; the second half is held out, and is what is reported: cost and
+attainment over seeds. Fixed replicas are also shown with hindsight, as the least count that attains on the second
+half what ours does. A seed moves the copies of a trace against each other (by up to a minute), and draws routing,
+starts and the network anew; all policies see the same arrivals under a seed. Virtual: the same on any machine.
 """
 
 import argparse
+import csv
+import tempfile
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
+import numpy as np
 
 from baseload.domain.model import Admission, EngineSpec, ModelSpec, Scaling
 from baseload.domain.units import NS_PER_S
-from baseload.twin.compare import Outcome, compare, measure
+from baseload.limits.catalogue.accelerators import read_catalogue
+from baseload.limits.serving.points import Layout
+from baseload.limits.serving.predict import Predictor
+from baseload.policy.plan.capacity import token_capacity
+from baseload.policy.plan.options import judge_layout
+from baseload.policy.plan.spec import Levels, ServedModel, Traffic
+from baseload.twin.compare import Outcome, interval, measure
 from baseload.twin.spec import Hardware, Physics, Policies, SimulateConfig, Slo, Source, Workload
+from baseload.twin.traces import read_trace
 
 LEAD_S = 120.0  # before the trace begins: replicas that are always on are up
 WARMUP_S = 240.0  # left out: the lead, and two minutes in which all find their size
-PRICE = 1.39  # $ per A100 80 GB and hour (catalogue)
-BATCH = 64
-Knob = tuple[str, SimulateConfig]
+TARGET = 0.998  # share of requests within the levels that a knob must reach on the first half
+TURN = 60.0  # seconds by which a seed moves a copy at most
+Make = Callable[[float], SimulateConfig]
 
 
-def config(traces: tuple[Source, ...], *, start_s: float, scaling: Scaling, policies: Policies) -> SimulateConfig:
-    """One setting."""
-    hardware = Hardware(
-        model="meta-llama/Meta-Llama-3.1-70B", accelerator="a100_sxm", tp=4, typical_tokens=1300,
-        usd_per_accelerator_hour=PRICE,
-    )  # fmt: skip
+@dataclass(frozen=True)
+class World:
+    """A trace with what it runs on."""
+
+    name: str
+    model: str
+    accelerator: str
+    tp: int
+    price: float  # $ per accelerator and hour (catalogue)
+    ttft_ms: float
+    tpot_ms: float
+    batch: int
+    prompt_tokens: int  # means of the trace, for the KV room and the limits model
+    output_tokens: int
+    prompt_cv: float
+    output_cv: float
+    traces: tuple[Path, Path]  # its halves
+    copies: int
+    start_s: float
+    target: float
+
+
+def config(world: World, half: int, seed: int, *, scaling: Scaling, policies: Policies) -> SimulateConfig:
+    """One setting on one half under one seed."""
+    turns = np.random.default_rng(seed).uniform(0.0, TURN, world.copies)
+    sources = tuple(
+        Source(kind="trace", trace=str(world.traces[half]), stream=1.0, start_s=LEAD_S + float(turn))
+        for turn in turns
+    )
     model = ModelSpec(
         name="chat",
         source="simulated",
         scaling=scaling,
-        admission=Admission(max_queue=100_000, max_concurrency_per_replica=BATCH),
-        engine=EngineSpec(max_seqs=BATCH, max_step_tokens=2048),
-        context_tokens=131_072,
+        admission=Admission(max_queue=100_000, max_concurrency_per_replica=world.batch),
+        engine=EngineSpec(max_seqs=world.batch, max_step_tokens=2048),
+        context_tokens=262_144,
     )
+    hardware = Hardware(
+        model=world.model, accelerator=world.accelerator, tp=world.tp, usd_per_accelerator_hour=world.price,
+        typical_tokens=world.prompt_tokens + world.output_tokens,
+    )  # fmt: skip
     return SimulateConfig(
+        seed=seed,
         models=(model,),
         hardware={"chat": hardware},
-        workload=Workload(sources=traces),
-        physics=Physics(start_ms=round(1000 * start_s)),
-        slo=Slo(ttft_ms=2000, tpot_ms=100),
+        workload=Workload(sources=sources),
+        physics=Physics(start_ms=round(1000 * world.start_s)),
+        slo=Slo(ttft_ms=world.ttft_ms, tpot_ms=world.tpot_ms),
         policies=policies,
         checked=False,
         decisions=0,
     )
 
 
-def sized(count: int) -> Scaling:
-    """Always so many."""
-    return Scaling(min_replicas=count, max_replicas=count)
+def capacity(world: World) -> tuple[float, float]:
+    """Prompt and output tokens a second that the limits model says one replica carries at the trace's mix."""
+    predictor = Predictor(catalogue=read_catalogue())
+    shape = predictor.models.find(world.model)[0]
+    traffic = Traffic(
+        requests_per_s=1.0, prompt_tokens=world.prompt_tokens, output_tokens=world.output_tokens,
+        prompt_cv=world.prompt_cv, output_cv=world.output_cv,
+    )  # fmt: skip
+    levels = Levels(ttft_ms=world.ttft_ms, tpot_ms=world.tpot_ms, ttft_of="p99", tpot_of="p99")
+    served = ServedModel(name="chat", model=world.model, traffic=traffic, levels=levels, modes=("aggregated",))
+    (option,) = judge_layout(served, shape, world.accelerator, "", Layout(gpus=world.tp), predictor, 2048)
+    return token_capacity(option, traffic, levels)
 
 
-def elastic(rate: float, most: int) -> Scaling:
-    """Ours: following the rate (0: queues and memory alone), down after ten seconds."""
-    return Scaling(
-        min_replicas=2, max_replicas=most, idle_ns=10 * NS_PER_S, requests_per_s=rate, scale_down_ns=10 * NS_PER_S
-    )
+def policies_of(world: World, most: int, *, half: int, seed: int) -> dict[str, Make]:
+    """Each policy, as a setting for a value of its knob."""
+    prompts, answers = capacity(world)
+    least = {"min_replicas": 2, "max_replicas": most, "idle_ns": 10 * NS_PER_S, "scale_down_ns": 10 * NS_PER_S}
 
+    def make(scaling: Scaling, policies: Policies) -> SimulateConfig:
+        return config(world, half, seed, scaling=scaling, policies=policies)
 
-def rivals(
-    traces: tuple[Source, ...], start_s: float, *, counts: range, rates: list[float], ours: float
-) -> dict[str, list[Knob]]:
-    """The alternatives, each with its knob's values, cheapest first."""
-    most = counts.stop + 4
+    def in_tokens(share: float, routing: str) -> SimulateConfig:
+        scaling = Scaling(**least, prompt_tokens_per_s=share * prompts, output_tokens_per_s=share * answers)
+        return make(scaling, Policies(routing=routing))
 
-    def rated(rate: float, routing: str, scaling: str) -> SimulateConfig:
-        policies = Policies(routing=routing, scaling=scaling, requests_per_replica_s=rate)
-        return config(
-            traces, start_s=start_s, scaling=elastic(rate if scaling == "ours" else 0.0, most), policies=policies
-        )
+    def by_rate(rate: float) -> SimulateConfig:
+        policies = Policies(routing="round_robin", scaling="request_rate", requests_per_replica_s=rate)
+        return make(Scaling(**least), policies)
 
-    fixed = [
-        (f"{n} replicas", config(traces, start_s=start_s, scaling=sized(n), policies=Policies())) for n in counts
-    ]
-    plain = [
-        (knob, msgspec.structs.replace(setting, policies=Policies(routing="round_robin"))) for knob, setting in fixed
-    ]
-    by_rate = [(f"{r:g}/s a replica", rated(r, "round_robin", "request_rate")) for r in rates]
-    least = [(f"{r:g}/s a replica", rated(r, "least_loaded", "ours")) for r in rates if r <= ours + 0.05]
+    def fixed(count: float, routing: str) -> SimulateConfig:
+        scaling = Scaling(min_replicas=round(count), max_replicas=round(count))
+        return make(scaling, Policies(routing=routing))
+
     return {
-        "fixed at peak + round robin": plain,
-        "fixed at peak + our routing": fixed,
+        "ours": lambda share: in_tokens(share, "ours"),
+        "ours, by requests": lambda rate: make(Scaling(**least, requests_per_s=rate), Policies()),
+        "fixed at peak + round robin": lambda count: fixed(count, "round_robin"),
+        "fixed at peak + our routing": lambda count: fixed(count, "ours"),
         "request rate + round robin": by_rate,
-        "our scaling + least loaded": least,
+        "our scaling + least loaded": lambda share: in_tokens(share, "least_loaded"),
     }
 
 
-def line(name: str, knob: str, outcome: Outcome, took_s: float) -> None:
-    """A row of the sweep."""
+def choose(
+    world: World, name: str, knobs: Sequence[float], most: int, *, half: int, at_least: float
+) -> tuple[float, Outcome]:
+    """The cheapest value (they are in order of cost, cheapest first) that attains, else the one that attains most."""
+    best: tuple[float, Outcome] | None = None
+    for knob in knobs:
+        began = time.perf_counter()
+        outcome, _ = measure(policies_of(world, most, half=half, seed=1)[name](knob), warmup_s=WARMUP_S)
+        print(
+            f"  {name:<28} {knob:<6g} attainment {outcome.attainment:.4f}  replica-h {outcome.replica_hours:6.3f}  "
+            f"TTFT p99 {outcome.ttft_p99_ms:6.0f}  TPOT p99 {outcome.tpot_p99_ms:5.1f} ms  "
+            f"starts {outcome.starts:3d}  {time.perf_counter() - began:3.0f} s",
+            flush=True,
+        )
+        if best is None or outcome.attainment > best[1].attainment:
+            best = (knob, outcome)
+        if outcome.attainment >= at_least:
+            return knob, outcome
+    assert best is not None
+    return best
+
+
+def held_out(world: World, name: str, knob: float, most: int, seeds: int) -> list[Outcome]:
+    """The second half under each seed."""
+    return [
+        measure(policies_of(world, most, half=1, seed=seed)[name](knob), warmup_s=WARMUP_S)[0]
+        for seed in range(1, seeds + 1)
+    ]
+
+
+def told(name: str, knob: float, theirs: list[Outcome], ours: list[Outcome]) -> None:
+    """A row of the result: ours against a rival, paired by seed."""
+    shares = [o.usd_per_1000_well_served / t.usd_per_1000_well_served - 1 for o, t in zip(ours, theirs, strict=True)]
+    mean, low, high = interval(shares)
+    attained = [np.mean([o.attainment for o in side]) for side in (ours, theirs)]
+    ttft = [np.mean([o.ttft_p99_ms for o in side]) for side in (ours, theirs)]
     print(
-        f"{name:<28} {knob:<18} attainment {outcome.attainment:.4f}  $/1,000 {outcome.usd_per_1000_well_served:.4f}  "
-        f"replica-h {outcome.replica_hours:6.3f}  TTFT p99 {outcome.ttft_p99_ms:6.0f} ms  "
-        f"TPOT p99 {outcome.tpot_p99_ms:5.1f} ms  {took_s:4.0f} s",
+        f"⇒ ours against {name} ({knob:g}): {mean:+.1%} [{low:+.1%} … {high:+.1%}] dollars per request within "
+        f"levels; attainment {attained[0]:.4f} / {attained[1]:.4f}; TTFT p99 {ttft[0]:.0f} / {ttft[1]:.0f} ms; "
+        f"$/1,000 {np.mean([o.usd_per_1000_well_served for o in ours]):.3f}",
         flush=True,
     )
 
 
-def tell(name: str, knob: str, setting: SimulateConfig) -> Outcome:
-    """Run and print one setting under the first seed."""
-    began = time.perf_counter()
-    outcome, _ = measure(setting, warmup_s=WARMUP_S)
-    line(name, knob, outcome, time.perf_counter() - began)
-    return outcome
+def run(world: World, knobs: dict[str, Sequence[float]], *, most: int, seeds: int) -> None:
+    """Choose on the first half, show on the second."""
+    prompts, answers = capacity(world)
+    print(
+        f"\n{world.name} × {world.copies}, {world.model} on {world.tp} × {world.accelerator}, starts of "
+        f"{world.start_s:g} s; TTFT ≤ {world.ttft_ms:g} ms and TPOT ≤ {world.tpot_ms:g} ms. The limits model: one "
+        f"replica carries {prompts:,.0f} prompt or {answers:,.0f} output tokens/s. "
+        f"First half, target {world.target}:",
+        flush=True,
+    )
+    chosen = {
+        name: choose(world, name, values, most, half=0, at_least=world.target)[0] for name, values in knobs.items()
+    }
+    print(f"Second half, held out, {seeds} seeds:", flush=True)
+    ours = held_out(world, "ours", chosen["ours"], most, seeds)
+    for name, knob in chosen.items():
+        if name != "ours":
+            told(name, knob, held_out(world, name, knob, most, seeds), ours)
+    print("Fixed replicas with hindsight, the least that attain there what ours does:", flush=True)
+    attained = float(np.mean([o.attainment for o in ours]))
+    for name in [name for name in knobs if name.startswith("fixed")]:
+        count, _ = choose(world, name, knobs[name], most, half=1, at_least=attained)
+        told(f"{name}, with hindsight", count, held_out(world, name, count, most, seeds), ours)
 
 
-def part(
-    title: str,
-    traces: tuple[Source, ...],
-    *,
-    start_s: float,
-    seeds: int,
-    ours: float,
-    counts: range,
-    rates: list[float],
-) -> None:
-    """One trace: the sweep, then the paired comparisons."""
-    print(f"\n{title}: {ours:g} requests/s a replica for ours", flush=True)
-    mine = config(traces, start_s=start_s, scaling=elastic(ours, counts.stop + 4), policies=Policies())
-    target = tell("ours", f"{ours:g}/s a replica", mine).attainment
-    for name, knobs in rivals(traces, start_s, counts=counts, rates=rates, ours=ours).items():
-        best: tuple[float, str, SimulateConfig] | None = None
-        nearest: tuple[float, str, SimulateConfig] | None = None
-        for knob, setting in knobs:
-            outcome = tell(name, knob, setting)
-            if nearest is None or outcome.attainment > nearest[0]:
-                nearest = (outcome.attainment, knob, setting)
-            if outcome.attainment >= target and (best is None or outcome.usd_per_1000_well_served < best[0]):
-                best = (outcome.usd_per_1000_well_served, knob, setting)
-            if outcome.attainment >= target and name.startswith("fixed"):
-                break  # more replicas only cost more
-        assert nearest is not None
-        _, knob, setting = best or nearest
-        result = compare(setting, mine, names=(f"{name}, {knob}", "ours"), seeds=seeds, warmup_s=WARMUP_S)
-        cost, attained = result.differences[0], result.differences[1]
-        word = "" if best else " (none attains as much; this one most)"
-        print(
-            f"  ⇒ against {name}, {knob}{word}: {cost.relative:+.1%} dollars per request within levels "
-            f"[{cost.low / cost.a:+.1%} … {cost.high / cost.a:+.1%}], attainment {attained.b:.4f} against "
-            f"{attained.a:.4f}; TTFT p99 {result.differences[5].b:.0f} against {result.differences[5].a:.0f} ms "
-            f"({seeds} seeds)",
-            flush=True,
-        )
+def halves(trace: Path, folder: Path) -> tuple[tuple[Path, Path], dict[str, float]]:
+    """The trace cut at the middle of its time, as files in `folder`; and means of its lengths on the first half."""
+    rows = read_trace(trace)
+    middle = (rows[0].at_ns + rows[-1].at_ns) // 2
+    first = [row for row in rows if row.at_ns < middle]
+    paths = (folder / f"first{trace.suffix}", folder / f"second{trace.suffix}")
+    if trace.suffix == ".jsonl":
+        lines = trace.read_bytes().splitlines(keepends=True)
+        paths[0].write_bytes(b"".join(lines[: len(first)]))
+        paths[1].write_bytes(b"".join(lines[len(first) :]))
+    else:
+        for path, part in zip(paths, (first, rows[len(first) :]), strict=True):
+            with path.open("w", newline="") as file:
+                table = csv.writer(file)
+                table.writerow(["arrival_s", "input_tokens", "output_tokens"])
+                table.writerows([(r.at_ns - part[0].at_ns) / 1e9, r.input_tokens, r.output_tokens] for r in part)
+    prompts, answers = (np.array([getattr(r, f) for r in first], float) for f in ("input_tokens", "output_tokens"))
+    return paths, {
+        "prompt_tokens": round(prompts.mean()), "output_tokens": round(answers.mean()),
+        "prompt_cv": float(prompts.std() / prompts.mean()), "output_cv": float(answers.std() / answers.mean()),
+    }  # fmt: skip
 
 
 def main() -> None:
     """Print it all."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--trace", choices=("conv", "mooncake", "code"), default="conv")
+    parser.add_argument("--code", type=Path, help="AzureLLMInferenceTrace_code.csv")
     parser.add_argument("--copies", type=int, default=2)
     parser.add_argument("--start-s", type=float, default=10.0)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="one value of each knob")
+    parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
-    trace = options.data / "azure_llm_2023" / "AzureLLMInferenceTrace_conv.csv"
+    trace = {
+        "conv": options.data / "azure_llm_2023" / "AzureLLMInferenceTrace_conv.csv",
+        "mooncake": options.data / "mooncake" / "conversation_trace.jsonl",
+        "code": options.code or Path("AzureLLMInferenceTrace_code.csv"),
+    }[options.trace]
     if not trace.is_file():
         print(f"Skipped: there is no {trace}.")
         return
-    one = Source(kind="trace", trace=str(trace), stream=1.0, start_s=LEAD_S)
-    copies = tuple(msgspec.structs.replace(one, start_s=LEAD_S + 7 * i) for i in range(options.copies))
-    rates = [2.3] if options.quick else [1.9, 2.1, 2.3]
-    first = 3 * options.copies + 1 - (options.copies == 1)
-    counts = range(first + 1, first + 2) if options.quick else range(first, 6 * options.copies + 1)
-    part(
-        f"Azure conversations, {options.copies} times over", copies, start_s=options.start_s, seeds=options.seeds,
-        ours=2.3 if options.copies > 1 else 2.0, counts=counts, rates=rates,
-    )  # fmt: skip
+    n = options.copies
+    with tempfile.TemporaryDirectory() as folder:
+        paths, means = halves(trace, Path(folder))
+        common = {"traces": paths, "copies": n, "start_s": options.start_s, **means}
+        if options.trace == "mooncake":
+            world = World(
+                name="Mooncake conversations", model="meta-llama/Meta-Llama-3.1-8B", accelerator="h100_sxm", tp=1,
+                price=1.30, ttft_ms=5000, tpot_ms=100, batch=64, target=0.99, **common,
+            )  # fmt: skip
+            counts = range(n, 8 * n + 1)
+        else:
+            world = World(
+                name=f"Azure {options.trace}", model="meta-llama/Meta-Llama-3.1-70B", accelerator="a100_sxm", tp=4,
+                price=1.39, ttft_ms=2000, tpot_ms=100, batch=64,
+                target=TARGET if options.trace == "conv" else 0.98, **common,
+            )  # fmt: skip
+            counts = range(2 * n, 9 * n + 1)
+        shares = [1.0, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5]
+        rate = sum(capacity(world)) and 1.0 / (
+            world.prompt_tokens / capacity(world)[0] + world.output_tokens / (capacity(world)[1] or 1e18)
+        )
+        rates = [round(rate * share, 2) for share in shares]
+        run(
+            world,
+            {
+                "ours": shares,
+                "ours, by requests": rates,
+                "fixed at peak + round robin": list(counts),
+                "fixed at peak + our routing": list(counts),
+                "request rate + round robin": rates,
+                "our scaling + least loaded": shares,
+            },
+            most=2 * counts.stop,
+            seeds=options.seeds,
+        )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,29 +16,37 @@ from baseload.cli.screen import check_writable, err, print_json, print_table, sa
 from baseload.domain.errors import DataError, ModelError, SettingsError
 
 if TYPE_CHECKING:
-    from baseload.policy.plan.answer import Check, Choice, ModelAnswer, PlanReport, Totals
+    from baseload.policy.plan.answer import Check, Choice, ModelAnswer, PlanReport
     from baseload.policy.plan.spec import PlanSpec, Traffic
 
 INFEASIBLE = 3
 LENGTHS_KEPT = 20_000  # of a trace, for the twin's run
 PEAK_S = 60.0  # a trace's peak is its busiest minute
-LEFT_OUT_SHOWN = 12
+BEGIN = "`baseload plan --example > SPEC.toml` writes one to begin with; docs/plan.md has the settings."
 
 
 def plan(
     spec: Annotated[
-        Path, typer.Argument(help="What to plan for: a TOML file (docs/plan.md; examples in configs/plan).")
-    ],
+        Path | None,
+        typer.Argument(metavar="SPEC.toml", help="What to plan for (docs/plan.md; --example prints one)."),
+    ] = None,
     objective: Annotated[
         str, typer.Option("--objective", help="usd_per_mtok, tokens_per_joule or latency. Default: the file's.")
     ] = "",
     no_check: Annotated[
         bool, typer.Option("--no-check", help="Leave out the twin runs that check the answer.")
     ] = False,
+    every: Annotated[bool, typer.Option("--all", help="Tell of each accelerator that was left out.")] = False,
+    example: Annotated[bool, typer.Option("--example", help="Print a specification to begin with.")] = False,
     report: Annotated[Path | None, typer.Option("--report", help="Write a page with plots (HTML) here.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Plan: ranked answers, what binds them, what would relax it, and a twin run beside each formula."""
+    if example:
+        print(example_text(), end="")
+        return
+    if spec is None:
+        raise SettingsError("`baseload plan` needs a specification: a TOML file.", hint=BEGIN)
     check_writable(report)
     began = time.perf_counter()
     with err().status("reading", spinner="dots") as status, as_usage():
@@ -51,11 +60,16 @@ def plan(
     if as_json:
         print_json(result)
     else:
-        show(result)
+        show(result, every=every)
         if report is not None:
             say(f"The page is {report}.", style="dim")
     if not result.feasible:
         raise typer.Exit(INFEASIBLE)
+
+
+def example_text() -> str:
+    """A specification to begin with."""
+    return (resources.files("baseload.policy.plan") / "example.toml").read_text()
 
 
 @contextmanager
@@ -106,27 +120,13 @@ def answer(
 
 def read_spec(path: Path) -> "PlanSpec":
     """The specification in a TOML file; SettingsError names the file and the key at fault."""
-    from baseload.policy.plan.spec import PlanSpec  # noqa: PLC0415  # as above
+    from baseload.policy.plan.ranges import HINT, check_ranges  # noqa: PLC0415  # as above
+    from baseload.policy.plan.spec import PlanSpec  # noqa: PLC0415
     from baseload.wire.toml import parse_toml  # noqa: PLC0415
 
-    hint = "See docs/plan.md for the settings."
-    spec = parse_toml(_read(path), PlanSpec, name=str(path), hint=hint)
-    wrong = _out_of_range(msgspec.to_builtins(spec), "")
-    if wrong:
-        raise SettingsError(f"{path}: {wrong}.", hint=hint)
+    spec = parse_toml(_read(path), PlanSpec, name=str(path), hint=HINT)
+    check_ranges(msgspec.to_builtins(spec), spec, name=str(path))
     return spec
-
-
-def _out_of_range(value: object, at: str) -> str:
-    """Which number of `value` is none, or below zero (a price of electricity may be); "" where all are well."""
-    if isinstance(value, dict):
-        return next(filter(None, (_out_of_range(of, f"{at}.{key}".strip(".")) for key, of in value.items())), "")
-    if isinstance(value, list | tuple):
-        return next(filter(None, (_out_of_range(of, at) for of in value)), "")
-    least = -math.inf if at.endswith("usd_per_kwh") else 0
-    if isinstance(value, int | float) and not (least <= value < math.inf and value > -math.inf):
-        return f"`{at}` must be a number of at least 0, not {value}"
-    return ""
 
 
 def with_traces(spec: "PlanSpec", base: Path) -> tuple["PlanSpec", dict[str, list[tuple[int, int]]]]:
@@ -205,14 +205,16 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {error.strerror}.") from None
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}.", hint=BEGIN) from None
 
 
 # -- for people -----------------------------------------------------------------------------------------------------
 
 
-def show(result: "PlanReport") -> None:
-    """The report in the terminal."""
+def show(result: "PlanReport", *, every: bool = False) -> None:
+    """The report in the terminal; `every` tells of each accelerator that was left out."""
+    from baseload.cli.plan_words import summary  # noqa: PLC0415  # as above
+
     if result.conflict is not None:
         say("No plan keeps all limits. These conflict:", style="bold red")
         for limit in result.conflict.limits:
@@ -222,16 +224,11 @@ def show(result: "PlanReport") -> None:
             say("What would do, smallest change first:")
         for way in result.conflict.relax:
             say(f"  {way}")
-        _show_left_out(result)
+        _show_left_out(result, every=every)
         return
     totals = result.totals
     assert totals is not None
-    carbon = f", {totals.tonnes_co2_per_month:,.1f} t CO2 a month" if totals.tonnes_co2_per_month is not None else ""
-    say(
-        f"{result.name}: {money(totals)}, {_many(totals.accelerators, 'accelerator')}, "
-        f"{_power(totals.peak_mw)} at the peak{carbon}. Ranked by {result.objective}.",
-        style="bold",
-    )
+    say(f"{result.name}: {summary(totals)}. Ranked by {result.objective}.", style="bold")
     for one in result.answers:
         _show_answer(one)
     for job in result.training:
@@ -251,15 +248,8 @@ def show(result: "PlanReport") -> None:
         say(f"  {line.what}: {share}{'; then ' + line.changes if line.changes else ', same choice'}")
     for gain in result.tight:
         say(f"  {gain.what} {gain.by}: {gain.effect}")
-    _show_left_out(result)
+    _show_left_out(result, every=every)
     say(f"{result.seconds:.1f} s.", style="dim")
-
-
-def money(totals: "Totals") -> str:
-    """What serving costs a month, and training once."""
-    parts = [f"${totals.usd_per_month:,.0f} a month"] if totals.usd_per_month else []
-    parts += [f"${totals.training_usd:,.0f} to train"] if totals.training_usd else []
-    return " and ".join(parts)
 
 
 def _show_answer(one: "ModelAnswer") -> None:
@@ -297,9 +287,9 @@ def _show_answer(one: "ModelAnswer") -> None:
 
 def _show_check(check: "Check") -> None:
     verdict = "keeps the levels" if check.holds else "does NOT keep the levels"
-    raised = f" with {_many(check.raised, 'more replica')}" if check.raised else ""
+    raised = f" with {check.raised:,} more replica{'' if check.raised == 1 else 's'}" if check.raised else ""
     say(
-        f"  Twin ({check.requests:,} requests, {_many(check.replicas, 'replica')}): "
+        f"  Twin ({check.requests:,} requests, {check.replicas:,} replica{'' if check.replicas == 1 else 's'}): "
         f"TTFT {check.twin_ttft_ms:,.0f} ms ({check.gap_ttft:+.0%}), TPOT {check.twin_tpot_ms:.1f} ms "
         f"({check.gap_tpot:+.0%}); "
         f"{check.attainment:.1%} of requests within; {verdict}{raised}. {check.note}"
@@ -351,21 +341,17 @@ def _show_jobs(ranked: tuple[Any, ...]) -> None:
     print_table(columns, rows, right=("accelerators", "days", "$", "goodput", "of peak"))
 
 
-def _show_left_out(result: "PlanReport") -> None:
-    judged = dict.fromkeys(name for one in result.answers for _, _, name in one.cloud)  # elsewhere, or otherwise
-    left_out = [n for n in result.not_judged if n.accelerator not in judged]
-    for one in left_out[:LEFT_OUT_SHOWN]:
-        say(f"  left out: {one.accelerator} ({one.model or one.site}): {one.why}", style="dim")
-    if len(left_out) > LEFT_OUT_SHOWN:
-        say(f"  … {len(left_out)} in all; --json has every one.", style="dim")
+def _show_left_out(result: "PlanReport", *, every: bool) -> None:
+    from baseload.cli.plan_words import by_reason, left_out  # noqa: PLC0415  # as above
 
-
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}" + ("" if count == 1 else "s")
-
-
-def _power(megawatts: float) -> str:
-    return f"{megawatts:,.1f} MW" if megawatts >= 1 else f"{1e3 * megawatts:,.1f} kW"
+    rows = left_out(result)
+    if every:
+        for one in result.not_judged:
+            say(f"  left out: {one.accelerator} ({one.model or one.site}): {one.why}", style="dim")
+    elif rows:
+        say("Left out (--all names each):", style="dim")
+        for line in by_reason(rows):
+            say(f"  {line}", style="dim")
 
 
 def text_plot(one: "ModelAnswer", *, width: int = 56, height: int = 10) -> list[str]:

@@ -1,22 +1,33 @@
 """A plan as one self-contained HTML page: the answer, its check, the Pareto plot, costs by tier, sensitivity."""
 
-import math
 from collections.abc import Sequence
 from html import escape
 
+from baseload.cli.plan_plot import bars_svg, pareto_svg
+from baseload.cli.plan_words import by_reason, choice_line, power, summary
 from baseload.policy.plan.answer import Check, Choice, ModelAnswer, PlanReport
 
-WIDTH, HEIGHT, EDGE = 720, 380, 56
 STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:62rem;padding:0 1rem;color:#1b1f24;background:#fff}
+:root{color-scheme:light dark;--ink:#1b1f24;--dim:#57606a;--line:#d0d7de;--paper:#fff;--front:#0969da;--other:#8c959f;
+--good:#1a7f37;--bad:#cf222e}
+@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--dim:#9198a1;--line:#30363d;--paper:#0d1117;--front:#4493f8;
+--other:#767e88;--good:#3fb950;--bad:#f85149}}
+*{box-sizing:border-box}
+body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;max-width:72rem;padding:1.5rem 1rem 3rem;color:var(--ink);
+background:var(--paper);overflow-wrap:anywhere}
 h1{font-size:1.6rem;margin:0 0 .2rem}
-h2{font-size:1.2rem;margin:2.2rem 0 .4rem;border-top:1px solid #d0d7de;padding-top:1rem}
-h3{font-size:1rem;margin:1.2rem 0 .3rem}table{border-collapse:collapse;width:100%;font-size:.86rem}
-th,td{padding:.25rem .5rem;border-bottom:1px solid #e5e9ee;text-align:right;white-space:nowrap}
-th:first-child,td:first-child,td.l,th.l{text-align:left}.wrap{overflow-x:auto}.dim{color:#57606a}.good{color:#1a7f37}
-.bad{color:#cf222e}svg{max-width:100%;height:auto}.big{font-size:1.1rem}
-@media(prefers-color-scheme:dark){body{background:#0d1117;color:#e6edf3}th,td{border-color:#30363d}
-h2{border-color:#30363d}.dim{color:#9198a1}svg text{fill:#e6edf3}}
+h2{font-size:1.2rem;margin:2.2rem 0 .4rem;border-top:1px solid var(--line);padding-top:1rem}
+h3{font-size:1rem;margin:1.2rem 0 .3rem}
+table{border-collapse:collapse;font-size:.86rem;min-width:60%}
+th,td{padding:.25rem .6rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap;
+overflow-wrap:normal}
+th:first-child,td:first-child{position:sticky;left:0;background:var(--paper);padding-left:0}
+th:first-child,td:first-child,td.l,th.l{text-align:left}
+td.w{white-space:normal;min-width:16rem;text-align:left}.wrap{overflow-x:auto;max-width:100%}
+.plot{overflow-x:auto}.plot svg{width:100%;min-width:34rem;height:auto;display:block}
+.dim{color:var(--dim)}.good{color:var(--good)}.bad{color:var(--bad)}.big{font-size:1.1rem}details{margin:.6rem 0}
+summary{cursor:pointer}svg{max-width:100%;height:auto}circle.front,rect.front{fill:var(--front)}circle.other{fill:var(--other)}
+.joined{fill:none;stroke:var(--front);stroke-width:1.5}.grid{fill:none;stroke:var(--line)}
 """
 
 
@@ -32,29 +43,37 @@ def page(result: PlanReport) -> str:
         if result.conflict.relax:
             body += ["<p>What would do, smallest change first:</p>", _list(result.conflict.relax)]
     if result.totals is not None:
-        t = result.totals
-        carbon = f", {t.tonnes_co2_per_month:,.1f} t CO2 a month" if t.tonnes_co2_per_month is not None else ""
         body.append(
-            f'<p class="big">${t.usd_per_month:,.0f} a month to serve, ${t.training_usd:,.0f} to train · '
-            f"{t.accelerators:,} accelerator{'' if t.accelerators == 1 else 's'} · "
-            f"{t.peak_mw:,.3f} MW at the peak, {t.mean_mw:,.3f} MW on average{carbon}</p>"
+            f'<p class="big">{escape(summary(result.totals))}</p>'
             f'<p class="dim">Ranked by {escape(result.objective)}. Modelled figures; each says what it rests on.</p>'
         )
+        if len(result.answers) > 1:
+            body.append(_overview(result))
     body += [_answer(one) for one in result.answers]
     body += [_training(result)] if result.training else []
     body += [_sensitivity(result)] if result.sensitivity else []
     if result.not_judged:
         rows = [(n.accelerator, n.model or "all", n.site, n.why) for n in result.not_judged]
-        body += ["<h2>Left out</h2>", table(("accelerator", "model", "site", "why"), rows, left=4)]
-    head = f'<meta charset="utf-8"><title>{escape(result.name)}: plan</title><style>{STYLE}</style>'
+        every = table(("accelerator", "model", "site", "why"), rows, left=4)
+        body += [
+            "<h2>Left out</h2>",
+            _list(by_reason(result.not_judged)),
+            f"<details><summary>Every one ({len(rows)})</summary>{every}</details>",
+        ]
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head += f"<title>{escape(result.name)}: plan</title><style>{STYLE}</style>"
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n'
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """An HTML table; the first `left` columns are aligned to the left."""
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, wide: int = -1) -> str:
+    """An HTML table that scrolls by itself; the first `left` columns are aligned to the left, `wide` wraps."""
 
     def cells(tag: str, row: Sequence[str]) -> str:
-        return "".join(f"<{tag}{' class=l' if i < left else ''}>{escape(cell)}</{tag}>" for i, cell in enumerate(row))
+        kinds = [
+            " class=w" if i == wide and tag == "td" else " class=l" if i < left or i == wide else ""
+            for i in range(len(row))
+        ]
+        return "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, row, strict=True))
 
     lines = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     return f'<div class="wrap"><table><tr>{cells("th", columns)}</tr>{lines}</table></div>'
@@ -72,24 +91,36 @@ def _answer(one: ModelAnswer) -> str:
         "<h3>What would relax it</h3>",
         _list(relax),
         "<h3>Pareto: dollars against the time of an answer</h3>",
-        pareto_svg(one),
+        f'<div class="plot">{pareto_svg(one)}</div>',
         "<h3>Ranked</h3>",
         _ranked(one.ranked),
     ]
     if len(one.by_tier) > 1:
         bars = [(f"{c.tier}: {c.accelerator} at {c.site}", c.usd_per_mtok) for c in one.by_tier]
-        parts += ["<h3>Cloud, owned, edge: total cost, $ per million tokens</h3>", bars_svg(bars)]
+        parts += ["<h3>By tier: total cost, $ per million tokens</h3>", f'<div class="plot">{bars_svg(bars)}</div>']
     return "".join(parts)
 
 
+def _overview(result: PlanReport) -> str:
+    rows = []
+    for one in result.answers:
+        for number, c in enumerate(one.chosen):
+            holds = "" if number >= len(one.checks) else "yes" if one.checks[number].holds else "NO"
+            rows.append(
+                (one.model, choice_line(c), f"{c.accelerators:,}", f"${c.usd_per_mtok:.3g}",
+                 f"${c.usd_per_month:,.0f}", power(c.peak_kw / 1e3) if c.peak_kw else "–", holds)
+            )  # fmt: skip
+    return table(
+        ("model", "choice", "accelerators", "per Mtok", "a month", "peak", "twin keeps levels"), rows, left=2
+    )
+
+
 def _choice(c: Choice) -> str:
-    pools = f", {c.prefill_workers} prefill + {c.decode_workers} decode workers each" if c.prefill_workers else ""
     carbon = f" · {c.kg_co2_per_month:,.0f} kg CO2 a month" if c.kg_co2_per_month is not None else ""
     basis = c.basis
     return (
-        f'<p class="big">{c.replicas:,} × {escape(c.accelerator)} {escape(c.layout)} {escape(c.precision)} '
-        f"{escape(c.mode)}{pools} at {escape(c.site)} ({escape(c.tier)})</p>"
-        f"<p>Batch {c.max_seqs} sequences, {c.max_step_tokens:,} tokens a step · ${c.usd_per_mtok:.3f} per million "
+        f'<p class="big">{escape(choice_line(c))}</p>'
+        f"<p>Batch {c.max_seqs} sequences, {c.max_step_tokens:,} tokens a step · ${c.usd_per_mtok:.3g} per million "
         f"tokens · ${c.usd_per_month:,.0f} a month · {c.tokens_per_joule:.2f} tokens per joule · TTFT "
         f"{c.ttft_ms:,.0f} ms · TPOT {c.tpot_ms:.1f} ms{carbon}</p>"
         f'<p class="dim">Times {escape(basis.times)}, expected error ±{basis.tpot_expected_error:.0%} TPOT, '
@@ -160,69 +191,8 @@ def _sensitivity(result: PlanReport) -> str:
         for s in result.sensitivity
     ]
     rows += [(f"{g.what} {g.by}", f"{g.usd_share:+.1%}", g.effect) for g in result.tight]
-    return "<h2>If it is otherwise</h2>" + table(("assumption", "dollars", "choice"), rows)
+    return "<h2>If it is otherwise</h2>" + table(("assumption", "dollars", "choice"), rows, wide=2)
 
 
 def _list(lines: Sequence[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
-
-
-def pareto_svg(one: ModelAnswer) -> str:
-    """Dollars per million tokens against milliseconds of an answer, both logarithmic; the best are joined."""
-    points = [(usd, ms, name) for usd, ms, name in one.cloud if usd > 0 and ms > 0]
-    front = sorted((c.usd_per_mtok, c.answer_ms, c.accelerator) for c in one.pareto)
-    if not points:
-        return ""
-    xs, ys = [math.log(p[0]) for p in points + front], [math.log(p[1]) for p in points + front]
-    x0, x1, y0, y1 = min(xs) - 0.1, max(xs) + 0.1, min(ys) - 0.1, max(ys) + 0.1
-
-    def at(usd: float, ms: float) -> tuple[float, float]:
-        x = EDGE + (math.log(usd) - x0) / (x1 - x0) * (WIDTH - EDGE - 90)
-        return x, HEIGHT - EDGE - (math.log(ms) - y0) / (y1 - y0) * (HEIGHT - 2 * EDGE)
-
-    parts = []
-    for usd, ms, name in points:
-        x, y = at(usd, ms)
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#8c959f"/>')
-        parts.append(f'<text x="{x + 6:.1f}" y="{y + 4:.1f}" font-size="10" opacity=".75">{escape(name)}</text>')
-    # The front is one of three measures (tokens per joule too): only what nothing drawn beats is joined.
-    joined = [
-        (usd, ms)
-        for usd, ms, _ in front
-        if not any(u <= usd and m <= ms and (u, m) != (usd, ms) for u, m, _ in front)
-    ]
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(usd, ms) for usd, ms in joined))
-    parts.append(f'<polyline points="{path}" fill="none" stroke="#0969da" stroke-width="1.5"/>')
-    for usd, ms, name in front:
-        x, y = at(usd, ms)
-        title = f"<title>{escape(name)}: ${usd:.3f}/Mtok, {ms:,.0f} ms</title>"
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="#0969da">{title}</circle>')
-    for share in (0.0, 0.5, 1.0):
-        usd, ms = math.exp(x0 + share * (x1 - x0)), math.exp(y0 + share * (y1 - y0))
-        x, _ = at(usd, math.exp(y0))
-        _, y = at(math.exp(x0), ms)
-        parts.append(
-            f'<text x="{x:.1f}" y="{HEIGHT - EDGE + 18}" font-size="11" text-anchor="middle">${usd:.3f}</text>'
-        )
-        parts.append(f'<text x="{EDGE - 6}" y="{y + 4:.1f}" font-size="11" text-anchor="end">{ms:,.0f}</text>')
-    parts.append(
-        f'<path d="M{EDGE} {EDGE / 2}V{HEIGHT - EDGE}H{WIDTH - 80}" fill="none" stroke="#8c959f"/>'
-        f'<text x="{WIDTH / 2}" y="{HEIGHT - 8}" font-size="12" text-anchor="middle">$ per million tokens</text>'
-        f'<text x="12" y="{EDGE / 2}" font-size="12">answer, ms</text>'
-    )
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" fill="currentColor">{"".join(parts)}</svg>'
-
-
-def bars_svg(bars: Sequence[tuple[str, float]]) -> str:
-    """Horizontal bars with their values."""
-    most = max(value for _, value in bars) or 1.0
-    parts = []
-    for i, (label, value) in enumerate(bars):
-        y = 6 + 30 * i
-        width = 320 * value / most
-        parts.append(
-            f'<text x="0" y="{y + 14}" font-size="12">{escape(label)}</text>'
-            f'<rect x="330" y="{y}" width="{width:.1f}" height="18" fill="#0969da"/>'
-            f'<text x="{336 + width:.1f}" y="{y + 14}" font-size="12">{value:.3f}</text>'
-        )
-    return f'<svg viewBox="0 0 {WIDTH} {12 + 30 * len(bars)}" role="img" fill="currentColor">{"".join(parts)}</svg>'
