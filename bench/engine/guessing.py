@@ -4,8 +4,8 @@
 
 MODEL is a directory the engine serves. Each line of FILE is a prompt (default: passages of docs/guide, which the
 model is asked to go on with). Off, look-up and, with --draft, a draft model take turns over the same prompts, alone
-and eight at a time; tokens must be the same, and the command fails where they are not (XLA's fast bfloat16 mode may
-differ, see docs/decisions/0014-guessing-ahead.md).
+and eight at a time; "/ off" is the median of each turn's ratio. Tokens must be the same, and the command fails where
+they are not (XLA's fast bfloat16 mode may differ, see docs/decisions/0014-guessing-ahead.md).
 """
 
 import argparse
@@ -51,18 +51,23 @@ def main() -> None:
             ways["draft"] = lambda: DraftModel(small, most_tokens=spec.max_step_tokens)
         rows, same = [], True
         for width in (1, 8):
-            runs: dict[str, list[tuple[float, int, float]]] = {way: [] for way in ways}
+            runs: dict[str, list[tuple[float, float, int, float]]] = {way: [] for way in ways}
             made: dict[str, list[list[int]]] = {}
-            for _ in range(ask.rounds):
-                for way, source in ways.items():
+            answer(runner, spec, None, prompts, ask, width)  # nothing is cold when the turns begin
+            for turn in range(ask.rounds):
+                order = list(ways.items())
+                for way, source in order if turn % 2 else order[::-1]:
                     made[way], *figures = answer(runner, spec, source(), prompts, ask, width)
                     runs[way].append(tuple(figures))
             for way, found in runs.items():
                 differing = sum(a != b for a, b in zip(made[way], made["off"], strict=True))
                 same = same and not differing
-                seconds, steps, right = (median(column) for column in zip(*found, strict=True))
+                seconds, _, steps, right = (median(column) for column in zip(*found, strict=True))
+                ratios = [
+                    median(one[at] / off[at] for one, off in zip(found, runs["off"], strict=True)) for at in (0, 1)
+                ]
                 tokens = sum(map(len, made[way]))
-                rows.append([width, way, tokens / seconds, steps, right, differing])
+                rows.append([width, way, tokens / seconds, *ratios, steps, right, differing])
         runner.close()
     show(rows)
     if ask.json:
@@ -93,15 +98,15 @@ def texts(ask: argparse.Namespace) -> list[str]:
     return [page.read_text()[:400] for page in pages]
 
 
-def answer(runner, spec, source, prompts, ask, width) -> tuple[list[list[int]], float, int, float]:
-    """(tokens by prompt, seconds, steps, share of guesses that were right), `width` requests at a time."""
+def answer(runner, spec, source, prompts, ask, width) -> tuple[list[list[int]], float, float, int, float]:
+    """(tokens by prompt, seconds, CPU seconds, steps, share of guesses that were right), `width` at a time."""
     outputs: queue.SimpleQueue = queue.SimpleQueue()
     fatal: list[BaseException] = []
     loop = EngineLoop(runner, lambda token: b"x", spec=spec, emit=outputs.put, on_fatal=fatal.append, guesser=source)
     loop.start()
     sampling = Sampling(max_tokens=ask.tokens, temperature=ask.temperature, ignore_eos=True)
     made: dict[str, list[int]] = {f"{i}": [] for i in range(len(prompts))}
-    began, sent, ended = time.perf_counter(), 0, 0
+    began, used, sent, ended = time.perf_counter(), time.process_time(), 0, 0
     while ended < len(prompts):
         while sent < len(prompts) and sent - ended < width:
             loop.submit(Job(f"{sent}", [prompts[sent]], sampling, seed=sent))
@@ -113,21 +118,21 @@ def answer(runner, spec, source, prompts, ask, width) -> tuple[list[list[int]], 
                 raise output.refusal
             elif isinstance(output, Ended):
                 ended += 1
-    seconds = time.perf_counter() - began
+    seconds, used = time.perf_counter() - began, time.process_time() - used
     totals = loop.totals
     loop.close()
     if fatal:
         raise fatal[0]
-    return list(made.values()), seconds, totals.steps, totals.right_tokens / max(1, totals.guessed_tokens)
+    return list(made.values()), seconds, used, totals.steps, totals.right_tokens / max(1, totals.guessed_tokens)
 
 
 def show(rows: list[list[float]]) -> None:
     """The table."""
-    table = Table("at a time", "guesses", "tokens/s", "/ off", "steps", "right", "answers that differ")
-    off = {row[0]: row[2] for row in rows if row[1] == "off"}
-    for width, way, rate, steps, right, differing in rows:
-        ratio = f"{rate / off[width]:.2f}"
-        table.add_row(f"{width}", way, f"{rate:.0f}", ratio, f"{steps:.0f}", f"{right:.0%}", f"{differing}")
+    names = ("at a time", "guesses", "tokens/s", "time / off", "CPU / off", "steps", "right", "answers that differ")
+    table = Table(*names)
+    for width, way, rate, time_ratio, cpu_ratio, steps, right, differing in rows:
+        ratios = f"{time_ratio:.3f}", f"{cpu_ratio:.3f}"
+        table.add_row(f"{width}", way, f"{rate:.0f}", *ratios, f"{steps:.0f}", f"{right:.0%}", f"{differing}")
     Console().print(table)
 
 

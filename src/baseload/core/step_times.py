@@ -24,12 +24,14 @@ _TOGETHER[:_KNOTS, :_KNOTS] = 0.8**_APART
 class StepTimes:
     """The learned model: `observe` after each step, `predict` before the next."""
 
-    __slots__ = ("_covariance", "_state", "steps")
+    __slots__ = ("_covariance", "_figures", "_spreads", "_state", "steps")
 
     def __init__(self) -> None:
         self.steps = 0
         self._state = np.zeros(_KNOTS + 2)  # base at the knots, then ns per decode pair and per prefill pair
         self._covariance = np.zeros((_KNOTS + 2, _KNOTS + 2))
+        self._figures: list[float] = []  # the state as it is predicted from; empty: to be told anew
+        self._spreads: list[list[float]] = []  # the covariance
 
     def observe(self, tokens: int, decode_pairs: int, prefill_pairs: int, step_ns: int) -> None:
         """A step of so many tokens that attended to so many positions took so long."""
@@ -49,22 +51,34 @@ class StepTimes:
         self._state += gain * (shown - float(x @ self._state))
         self._covariance -= np.outer(gain, reach)
         self._covariance = (self._covariance + self._covariance.T) / 2  # rounding must not make it lopsided
+        self._figures, self._spreads = [], []
 
     def predict(self, tokens: int, decode_pairs: int, prefill_pairs: int) -> int:
         """Nanoseconds of a step; 0 while nothing is known. Never falls with more tokens or positions."""
         if not self.steps:
             return 0
-        base = np.maximum.accumulate(np.maximum(self._state[:_KNOTS], 0.0))
-        slopes = np.maximum(self._state[_KNOTS:], 0.0)
-        x = _features(tokens, decode_pairs, prefill_pairs)
-        return int(x[:_KNOTS] @ base + x[_KNOTS:] @ slopes)
+        if not self._figures:
+            base = np.maximum.accumulate(np.maximum(self._state[:_KNOTS], 0.0))
+            self._figures = [*base.tolist(), *np.maximum(self._state[_KNOTS:], 0.0).tolist()]
+        figures = self._figures
+        low, share = _place(tokens)
+        return int(
+            (1.0 - share) * figures[low]
+            + share * figures[low + 1]
+            + decode_pairs * figures[_KNOTS]
+            + prefill_pairs * figures[_KNOTS + 1]
+        )
 
     def hopeful(self, tokens: int, decode_pairs: int, prefill_pairs: int) -> int:
         """As `predict`, less one standard deviation of it: what was not tried for long is tried again."""
         if not self.steps:
             return 0
-        x = _features(tokens, decode_pairs, prefill_pairs)
-        doubt = float(x @ self._covariance @ x) ** 0.5
+        if not self._spreads:
+            self._spreads = self._covariance.tolist()
+        spreads = self._spreads
+        low, share = _place(tokens)
+        x = ((low, 1.0 - share), (low + 1, share), (_KNOTS, decode_pairs), (_KNOTS + 1, prefill_pairs))
+        doubt = max(0.0, sum([at * by * spreads[i][j] for i, at in x for j, by in x])) ** 0.5
         return max(0, int(self.predict(tokens, decode_pairs, prefill_pairs) - doubt))
 
     def _begin(self, tokens: int, step_ns: float) -> None:
@@ -82,8 +96,13 @@ def _spread(deviations: np.ndarray) -> np.ndarray:
 def _features(tokens: int, decode_pairs: int, prefill_pairs: int) -> np.ndarray:
     """What each figure of the state counts for in this step."""
     x = np.zeros(_KNOTS + 2)
-    low = min(tokens.bit_length() - 1, _KNOTS - 2)
-    share = tokens / (1 << low) - 1.0  # above 1 beyond the last knot: the last piece goes on
+    low, share = _place(tokens)
     x[low], x[low + 1] = 1.0 - share, share
     x[_KNOTS], x[_KNOTS + 1] = decode_pairs, prefill_pairs
     return x
+
+
+def _place(tokens: int) -> tuple[int, float]:
+    """The knot at or below, and how far it is to the next; above 1 beyond the last: the last piece goes on."""
+    low = min(tokens.bit_length() - 1, _KNOTS - 2)
+    return low, tokens / (1 << low) - 1.0

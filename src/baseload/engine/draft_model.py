@@ -5,17 +5,21 @@ sampler will use at that place, so that where both models agree on the odds they
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from baseload.core.blocks import BlockPool
+from baseload.core.step_times import StepTimes
 from baseload.engine.runner import Span
 from baseload.engine.sampling import RowSampler
 
-_WEIGHT = 0.1  # of the newest step in the mean cost of a guess
+_UNLEARNED_STEPS = 2
+_LEARNING_STEPS = 64
+_OFTEN = 4  # steps from one that is learned from to the next, after those
+_FEW = 4  # tokens that a guess reads on the way
 
 
 class DraftRunner(Protocol):
@@ -65,18 +69,37 @@ class DraftModel:
     `vocab_size` counts the tokens that both models have (families pad theirs to different sizes); 0: all.
     """
 
-    def __init__(self, runner: DraftRunner, *, most_tokens: int, vocab_size: int = 0) -> None:
+    def __init__(
+        self,
+        runner: DraftRunner,
+        *,
+        most_tokens: int,
+        vocab_size: int = 0,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
         self._runner = runner
+        self._clock = clock
         self._most_tokens = most_tokens
         self._vocab_size = vocab_size
         self._pool = BlockPool(runner.num_blocks, block_tokens=runner.block_tokens)
         self._drafts: dict[str, _Draft] = {}
-        self._guess_ns = 0.0
+        self._times = StepTimes()
+        self._seen = 0  # steps
+        self.apart_ns = 0
 
     @property
-    def guess_ns(self) -> int:
-        """The mean time of one guess for all sequences, catching up with them included."""
-        return int(self._guess_ns)
+    def is_known(self) -> bool:
+        """Whether it made a few steps beyond the first, which may have waited for a program."""
+        return self._times.steps > 0
+
+    def guess_ns(self, rows: int, pairs: int) -> int:
+        """The time of one step of the draft for so many sequences, so long together."""
+        return self._times.predict(rows, pairs, 0)
+
+    def behind_ns(self, seq_id: str) -> int:
+        """What it takes to read what was not guessed for, if that is more than a few tokens."""
+        behind = self._behind(seq_id)
+        return self._times.predict(behind, 0, behind * behind // 2) if behind > _FEW else 0
 
     @property
     def room(self) -> int:
@@ -98,7 +121,7 @@ class DraftModel:
 
     def guess(self, asked: Mapping[str, int]) -> Mapping[str, Sequence[int]]:
         """What the draft model would say next. A sequence for which its cache has no room gets no guess."""
-        began = time.monotonic_ns()
+        began = self._clock()
         active = {seq_id: most for seq_id, most in asked.items() if self._has_room(seq_id, most)}
         for seq_id in active:
             draft = self._drafts[seq_id]
@@ -108,14 +131,12 @@ class DraftModel:
         longest = max(active.values(), default=0)
         for made in range(longest):
             rows = [seq_id for seq_id, most in active.items() if most > made]
-            logits = self._runner.run([self._span(self._drafts[seq_id], wants=True) for seq_id in rows])
+            logits = self._run([self._span(self._drafts[seq_id], wants=True) for seq_id in rows])
             for seq_id, row in zip(rows, logits, strict=True):
                 draft = self._drafts[seq_id]
                 draft.computed = len(draft.tokens) + made
                 draft.ahead.append(draft.sampler.foresee(row[: self._vocab_size or None], made))
-        if longest:
-            took = (time.monotonic_ns() - began) / longest
-            self._guess_ns += (_WEIGHT if self._guess_ns else 1.0) * (took - self._guess_ns)
+        self.apart_ns = self._clock() - began
         return {seq_id: list(self._drafts[seq_id].ahead) for seq_id in active}
 
     def _has_room(self, seq_id: str, most: int) -> bool:
@@ -129,13 +150,39 @@ class DraftModel:
         return True
 
     def _catch_up(self, seq_ids: Sequence[str]) -> None:
-        """Compute all but the last known token of each sequence, a bounded piece at a time."""
-        for seq_id in seq_ids:
-            draft = self._drafts[seq_id]
-            while (left := len(draft.tokens) - 1 - draft.computed) > 0:
-                count = min(left, self._most_tokens)
-                self._runner.run([self._span(draft, wants=False, end=draft.computed + count)])
+        """Compute what sequences far behind have before their last token, many in one step."""
+        pending = {seq_id: self._behind(seq_id) for seq_id in seq_ids if self._behind(seq_id) > _FEW}
+        while pending:
+            room, spans = self._most_tokens, []
+            for seq_id in list(pending):
+                draft, count = self._drafts[seq_id], min(pending[seq_id], room)
+                if not count:
+                    break
+                spans.append(self._span(draft, wants=False, end=draft.computed + count))
                 draft.computed += count
+                room -= count
+                pending[seq_id] -= count
+                if not pending[seq_id]:
+                    del pending[seq_id]
+            self._run(spans)
+
+    def _run(self, spans: Sequence[Span]) -> NDArray[np.float32]:
+        """One step of the draft, which is learned from once the first ones are over."""
+        began = self._clock()
+        logits = self._runner.run(spans)
+        self._seen += 1
+        if self._seen > _UNLEARNED_STEPS and (self._seen < _LEARNING_STEPS or not self._seen % _OFTEN):
+            more = [(len(span.tokens) - 1, span.start) for span in spans]
+            decode_pairs = sum([span.start + 1 for span in spans if span.wants_logits])
+            prefill_pairs = sum([count * (start + 1) + count * (count + 1) // 2 for count, start in more])
+            tokens = len(spans) + sum([count for count, _ in more])
+            self._times.observe(tokens, decode_pairs, prefill_pairs, self._clock() - began)
+        return logits
+
+    def _behind(self, seq_id: str) -> int:
+        """Tokens before a sequence's last that are not in the cache."""
+        draft = self._drafts[seq_id]
+        return len(draft.tokens) - 1 - min(draft.computed, len(draft.tokens) - 1)
 
     def _span(self, draft: _Draft, *, wants: bool, end: int | None = None) -> Span:
         known = np.array((draft.tokens + draft.ahead)[draft.computed : end], np.int32)

@@ -33,7 +33,8 @@ from baseload.policy.pacing import paces
 MAX_FAILURES = 3  # steps in a row
 _UNBOUNDED = 1 << 30
 _UNLEARNED_STEPS = 3
-_LEARNING_STEPS = 200
+_LEARNING_STEPS = 64
+_OFTEN, _SELDOM = 4, 16  # steps from one that is learned from to the next, after those
 
 
 class StepRunner(Protocol):
@@ -71,8 +72,10 @@ class EngineLoop:
         emit: Callable[[list[Output]], None],
         on_fatal: Callable[[BaseException], None],
         guesser: GuessSource | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._runner = runner
+        self._clock = clock
         self._token_bytes = token_bytes
         self._emit = emit
         self._on_fatal = on_fatal
@@ -90,7 +93,7 @@ class EngineLoop:
             step_times=self._times,
         )
         self._paces = paces(spec)
-        self._guesses = GuessAhead(guesser, most=spec.guess_tokens)
+        self._guesses = GuessAhead(guesser, most=spec.guess_tokens, clock=clock)
         self.capacity = spec.max_seqs + spec.max_waiting  # sequences in the house at once
         self._lines: dict[str, Line] = {}
         self._requests: dict[str, OpenRequest] = {}
@@ -197,7 +200,7 @@ class EngineLoop:
             for choice in range(n):
                 seq_id = f"{job.request_id}/{at * n + choice}"
                 specs.append(SeqSpec(seq_id, len(prompt), wanted, prompt, group=group, salt=job.salt, pace=pace))
-        self._batcher.add(time.monotonic_ns(), *specs)
+        self._batcher.add(self._clock(), *specs)
         self._requests[job.request_id] = OpenRequest(job, [spec.seq_id for spec in specs])
         for index, spec in enumerate(specs):
             line = self._lines[spec.seq_id] = Line(job, index, self._token_bytes)
@@ -205,16 +208,16 @@ class EngineLoop:
 
     def _step(self) -> list[Output]:
         self._guesses.propose(self._batcher, self._times)
-        plan = self._batcher.plan(time.monotonic_ns())
+        plan = self._batcher.plan(self._clock())
         assert plan.shares, "a busy batcher plans something"
         spans = [self._span(share) for share in plan.shares]
-        began = time.monotonic_ns()
+        began = self._clock()
         try:
             logits = np.asarray(self._runner.run(spans))
             made = self._choose(plan, logits)
         except Exception as error:
             return self._step_failed(plan, error)
-        self._observe(plan, time.monotonic_ns() - began)
+        self._observe(plan, self._clock() - began)
         self._failures = 0
         broken: dict[str, SamplingFailed] = {}
         results = []
@@ -226,7 +229,7 @@ class EngineLoop:
                 last = answer.tokens[-1]
                 results.append(Sampled(share.seq_id, last.choice.token, last.stop, right=len(answer.tokens) - 1))
                 self._guesses.settle(share.seq_id, share.guessed, [made.choice.token for made in answer.tokens])
-        finished = {end.seq_id: end for end in self._batcher.commit(time.monotonic_ns(), results)}
+        finished = {end.seq_id: end for end in self._batcher.commit(self._clock(), results)}
         outputs = self._fail(broken)
         for share, answer in made:
             if share.seq_id in self._lines:  # otherwise its request broke
@@ -246,14 +249,15 @@ class EngineLoop:
         return made
 
     def _observe(self, plan: Plan, step_ns: int) -> None:
-        """Learn what steps cost, where that is asked for; once learned, every fourth step is enough.
+        """Learn what steps cost, where that is asked for; once learned, some are enough.
 
         The first ones may have compiled a program, which says nothing of the next.
         """
         self._seen += 1
         if not (self._guesses.active or self._batcher.paced) or self._seen <= _UNLEARNED_STEPS:
             return
-        if self._seen < _LEARNING_STEPS or not self._seen % 4:
+        is_idle = self._guesses.rests and not self._batcher.paced
+        if self._seen < _LEARNING_STEPS or not self._seen % (_SELDOM if is_idle else _OFTEN):
             decode_pairs, prefill_pairs = attended(plan.shares)
             self._times.observe(plan.decode_tokens + plan.prefill_tokens, decode_pairs, prefill_pairs, step_ns)
 
@@ -287,7 +291,7 @@ class EngineLoop:
 
     def _step_failed(self, plan: Plan, error: Exception) -> list[Output]:
         """End the requests that were in the step; the others start again from their first token."""
-        self._batcher.abandon(time.monotonic_ns())
+        self._batcher.abandon(self._clock())
         self._failures += 1
         if self._failures >= MAX_FAILURES:
             raise error
@@ -311,7 +315,7 @@ class EngineLoop:
         request = self._requests.get(request_id)
         if request is not None:
             for seq_id in request.open:
-                self._batcher.cancel(time.monotonic_ns(), seq_id)
+                self._batcher.cancel(self._clock(), seq_id)
                 del self._lines[seq_id]
                 self._guesses.close(seq_id)
         self._forget(request_id)

@@ -28,20 +28,34 @@ def logits_after(text: Sequence[int]) -> np.ndarray:
     return logits.astype(np.float32)
 
 
+class Clock:
+    """Time passes only where work is done."""
+
+    def __init__(self) -> None:
+        self.ns = 1
+
+    def __call__(self) -> int:
+        return self.ns
+
+
 class CircleRunner:
     """Keeps tokens in blocks; logits depend on the last three as read back."""
 
     block_tokens = 4
     max_context = 200
+    step_ns = 1_000_000
+    token_ns = 10_000
     eos_token_ids = (11,)
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, clock: "Clock") -> None:
         self.num_blocks = num_blocks
+        self.clock = clock
         self.cells = np.full((num_blocks, self.block_tokens), -1)
         self.steps = 0
 
     def run(self, spans: Sequence[Span]) -> np.ndarray:
         self.steps += 1
+        self.clock.ns += self.step_ns + sum(len(span.tokens) for span in spans) * self.token_ns
         rows = []
         for span in spans:
             end = span.start + len(span.tokens)
@@ -57,9 +71,12 @@ class CircleRunner:
 class Babbler:
     """Guesses at random, often more than asked for."""
 
-    guess_ns = 0
+    apart_ns = 0
+    is_known = True
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None, costs_ns: int = 0) -> None:
+        self.clock = clock
+        self.costs_ns = costs_ns
         self.random = np.random.default_rng(9)
         self.open_now: dict[str, list[int]] = {}
 
@@ -69,7 +86,15 @@ class Babbler:
     def push(self, seq_id: str, tokens: Sequence[int]) -> None:
         self.open_now[seq_id] += tokens
 
+    def guess_ns(self, rows: int, pairs: int) -> int:
+        return 0
+
+    def behind_ns(self, seq_id: str) -> int:
+        return 0
+
     def guess(self, asked: Mapping[str, int]) -> Mapping[str, Sequence[int]]:
+        if self.clock is not None:
+            self.clock.ns += self.costs_ns
         return {
             name: self.random.integers(0, 5, most + int(self.random.integers(0, 3))) for name, most in asked.items()
         }
@@ -79,9 +104,10 @@ class Babbler:
 
 
 def answers(
-    source: GuessSource | None, jobs: list[Job], *, num_blocks: int, **spec: int
+    source: GuessSource | None, jobs: list[Job], *, num_blocks: int, clock: Clock | None = None, **spec: int
 ) -> tuple[dict[str, list[Delta]], EngineLoop, int]:
-    runner = CircleRunner(num_blocks)
+    clock = clock or Clock()
+    runner = CircleRunner(num_blocks, clock)
     outputs: queue.SimpleQueue[list[Output]] = queue.SimpleQueue()
     fatal: list[BaseException] = []
     loop = EngineLoop(
@@ -91,6 +117,7 @@ def answers(
         emit=outputs.put,
         on_fatal=fatal.append,
         guesser=source,
+        clock=clock,
     )
     for job in jobs:
         loop.submit(job)
@@ -116,6 +143,9 @@ def answers(
 class SmallRunner(CircleRunner):
     """A draft model of the same kind whose cache is smaller; it does not agree with the large one everywhere."""
 
+    step_ns = 50_000
+    token_ns = 500
+
     def run(self, spans: Sequence[Span]) -> np.ndarray:
         logits = super().run(spans)
         return logits + np.sin(np.arange(VOCAB) * 7.0).astype(np.float32) * 0.3
@@ -124,15 +154,72 @@ class SmallRunner(CircleRunner):
 @pytest.mark.parametrize("draft_blocks", [120, 20])
 def test_a_draft_model_changes_no_token(draft_blocks: int) -> None:
     plain, _, plain_steps = answers(None, some_jobs(), num_blocks=200)
-    draft = DraftModel(SmallRunner(draft_blocks), most_tokens=5)
-    guessed, loop, steps = answers(draft, some_jobs(), num_blocks=200, guess_tokens=3)
+    clock = Clock()
+    draft = DraftModel(SmallRunner(draft_blocks, clock), most_tokens=5, clock=clock)
+    guessed, loop, steps = answers(draft, some_jobs(), num_blocks=200, clock=clock, guess_tokens=3)
     for name, deltas in plain.items():
         for index in range(2):
             assert tokens_of(guessed[name], index) == tokens_of(deltas, index)
     assert loop.totals.right_tokens > 0.4 * loop.totals.guessed_tokens > 0
     assert steps < plain_steps
-    assert draft.guess_ns > 0
+    assert draft.guess_ns(4, 100) >= 50_000
     assert draft.room == draft_blocks, "it gave every block back"
+
+
+def test_a_draft_as_large_as_the_model_is_given_up() -> None:
+    clock = Clock()
+    small = CircleRunner(200, clock)
+    draft = DraftModel(small, most_tokens=64, clock=clock)
+    _, loop, steps = answers(draft, some_jobs(), num_blocks=200, clock=clock)
+    assert small.steps <= 6
+    assert loop.totals.guessed_tokens <= 16, "until it is known what a guess costs"
+    alone = Clock()
+    _, _, plain_steps = answers(None, some_jobs(), num_blocks=200, clock=alone)
+    assert steps <= plain_steps
+    assert clock.ns < 1.02 * alone.ns, "trying it costs less than two hundredths"
+
+
+class Seer(Babbler):
+    """Guesses what is right."""
+
+    def guess(self, asked: Mapping[str, int]) -> Mapping[str, Sequence[int]]:
+        super().guess(asked)
+        found = {}
+        for name, most in asked.items():
+            text = list(self.open_now[name])
+            for _ in range(most):
+                text.append(int(logits_after(text).argmax()))
+            found[name] = text[-most:]
+        return found
+
+
+@pytest.mark.parametrize(("costs_ns", "pays"), [(1000, True), (8_000_000, False)])
+def test_what_a_guess_costs_the_host_is_counted(costs_ns: int, pays: bool) -> None:
+    clock = Clock()
+    job = Job("a", [[0, 1, 2, 3, 4] * 4], Sampling(max_tokens=150, temperature=0.0, ignore_eos=True), seed=0)
+    _, loop, _ = answers(Seer(clock, costs_ns), [job], num_blocks=60, clock=clock)
+    assert (loop.totals.guessed_tokens > 20) == pays
+
+
+class SteepRunner(CircleRunner):
+    """All arithmetic: a step costs what its tokens cost, and a guess therefore pays nowhere."""
+
+    step_ns = 1000
+    token_ns = 400_000
+
+
+def test_where_guesses_cannot_pay_they_cost_next_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "CircleRunner", SteepRunner)
+    jobs = [
+        Job(f"j{i}", [[i % 5, 3, 1]], Sampling(max_tokens=180, temperature=1.5, ignore_eos=True), seed=i)
+        for i in range(16)
+    ]
+    took = []
+    for source in (lambda clock: None, lambda clock: PromptLookups(clock=clock)):
+        clock = Clock()
+        answers(source(clock), jobs, num_blocks=400, clock=clock)
+        took.append(clock.ns)
+    assert took[1] < 1.02 * took[0]
 
 
 def tokens_of(deltas: list[Delta], index: int) -> list[int]:
