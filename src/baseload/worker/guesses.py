@@ -47,7 +47,7 @@ def _open_draft(
     if draft.vocab_size != runner.vocab_size:  # a family pads its sizes differently: its tokens decide
         check_tokens(draft_dir, model_dir)
     draft.warm()
-    return DraftModel(draft, most_tokens=DRAFT_STEP_TOKENS, vocab_size=min(draft.vocab_size, runner.vocab_size))
+    return DraftModel(draft, most_tokens=spec.max_step_tokens, vocab_size=min(draft.vocab_size, runner.vocab_size))
 
 
 def check_tokens(draft_dir: Path, model_dir: Path) -> None:
@@ -82,7 +82,7 @@ def _specs(model_dir: Path, draft_dir: Path, spec: EngineSpec) -> tuple[EngineSp
         kv_cache_bytes=draft_room,
         kv_dtype="auto",
         max_context=min(context, drafts.max_context),
-        max_step_tokens=DRAFT_STEP_TOKENS,
+        max_step_tokens=min(DRAFT_STEP_TOKENS, spec.max_step_tokens),
     )
 
 
