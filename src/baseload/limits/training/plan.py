@@ -231,6 +231,7 @@ def _binds(layout: Layout, good: Goodput) -> str:
         "network between accelerators": step.traffic_s + step.sync_s,
         "pipeline bubble": step.bubble_s,
         "launches and host": step.launch_s + step.host_s,
+        "the slowest accelerator": step.wait_s,
         "memory bandwidth (optimizer)": step.optimizer_s,
     }
     if good.work < 0.8:

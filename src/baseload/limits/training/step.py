@@ -7,13 +7,14 @@ fractions of those rates that are reached (`Rates`), which calibration sets:
     traffic   = tensor, context and expert traffic of a microbatch / e_link + messages · latency
     pipeline  = (m + (p − 1)/v) · (micro + traffic)              m microbatches, p stages, v chunks a stage
     sync      = reduce-scatter and all-gather, of which `exposed` is not hidden behind the backward pass
-    step      = pipeline + exposed sync + optimizer + host
+    wait      = tail · √(2 ln n)                             the slowest of n accelerators, each late by chance
+    step      = pipeline + exposed sync + optimizer + host + wait
 
 Data parallel groups are assumed outermost, tensor parallel innermost; the optimizer's state is sharded over data
 parallel ranks (ZeRO-1) unless said otherwise.
 """
 
-from math import ceil
+from math import ceil, log, sqrt
 
 from msgspec import Struct
 
@@ -58,17 +59,23 @@ class Parallel(Struct, frozen=True, kw_only=True):
 
 
 class Rates(Struct, frozen=True, kw_only=True):
-    """What is reached of the sheet. Fractions, seconds, and how much of the gradient sync is seen."""
+    """What is reached of the sheet. Fractions, seconds, and how much of the gradient sync is seen.
 
-    math: float = 0.42
-    attention: float = 0.35
-    link: float = 0.6
+    Sources: the best of matrix products reach 0.80 of the bf16 peak on an H100 and 0.78 on a B200
+    (stas00/ml-engineering, maximum achievable matmul FLOPS), a model's, oddly shaped and at a capped clock, taken at
+    about four fifths of that; collectives 360 of 450 GB/s on eight H100 (NVIDIA/nccl-tests#326). The rest is assumed.
+    """
+
+    math: float = 0.62
+    attention: float = 0.45
+    link: float = 0.8
     memory: float = 0.6
     latency_s: float = 12e-6  # of one collective inside the fast domain
     far: float = 2.0  # times that outside
     launch_s: float = 1e-3  # a layer, forward and backward, of one microbatch
     exposed: float = 0.3  # of the gradient sync
     host_s: float = 1e-3  # a step: data, clipping, logging
+    tail_s: float = 1e-3  # by which an accelerator is late at the end of a step, one standard deviation
     basis: str = "assumed: usual fractions of the sheet; calibrate with measured steps"
 
 
@@ -87,6 +94,7 @@ class Cost(Struct, frozen=True, kw_only=True):
     sync_messages: float
     sync_far_messages: float
     optimizer_s: float  # at full memory bandwidth
+    spread: float = 0.0  # standard deviations by which the slowest of so many accelerators is late: √(2 ln n)
 
 
 class StepTime(Struct, frozen=True, kw_only=True):
@@ -100,12 +108,13 @@ class StepTime(Struct, frozen=True, kw_only=True):
     sync_s: float
     optimizer_s: float
     host_s: float
+    wait_s: float = 0.0  # for the slowest accelerator
 
     @property
     def total_s(self) -> float:
         """The whole step."""
         busy = self.math_s + self.attention_s + self.traffic_s + self.launch_s
-        return busy + self.bubble_s + self.sync_s + self.optimizer_s + self.host_s
+        return busy + self.bubble_s + self.sync_s + self.optimizer_s + self.host_s + self.wait_s
 
 
 class Memory(Struct, frozen=True, kw_only=True):
@@ -162,6 +171,7 @@ def cost_of(
         sync_far_messages=sync_far,
         optimizer_s=(2.5 * OPTIMIZER_BYTES * state + LOCAL_BYTES * local)
         / (accelerator.need("memory_gb_per_s") * 1e9),
+        spread=sqrt(2.0 * log(parallel.accelerators)),
     )
 
 
@@ -183,6 +193,7 @@ def seconds(cost: Cost, rates: Rates) -> StepTime:
         sync_s=rates.exposed * sync,
         optimizer_s=cost.optimizer_s / rates.memory,
         host_s=rates.host_s,
+        wait_s=rates.tail_s * cost.spread,
     )
 
 
