@@ -48,13 +48,15 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True):
     prefix_cache: bool = True
     threads: int = 0
     kernels: str = "auto"  # "auto" | "xla" | "avx2" | "avx512" | "amx": native code for the CPU, or XLA alone
-    kv_dtype: str = "auto"  # "auto": as computed in | "int8": half the memory, native kernels only
+    kv_dtype: str = "auto"  # "auto": as computed in | "int8": with a scale per position and head
     ttft_target_ns: int = (
         0  # a prompt is due so long after its arrival: who is due first comes in first; 0: no target
     )
     tpot_target_ns: int = 0  # pace of an answer: prompts take of each step only what leaves it so; 0: no target
     priority_ttft_target_ns: int = 0  # of requests with service_tier "priority"; 0: as the others
     priority_tpot_target_ns: int = 0
+    flex_ttft_target_ns: int = 0  # of requests with service_tier "flex"; 0: none, they wait for others
+    flex_tpot_target_ns: int = 0
     guess: str = "off"  # "off" | "prompt" | directory of a draft model with the same vocabulary
     guess_tokens: int = 4  # guessed ahead at most; fewer or none where they do not pay
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from baseload.engine.kv_cache import CacheShape, gather
+from baseload.engine.kv_cache import CacheShape, Kept, gather
 from baseload.engine.layers import barrier
 
 _HIDDEN = -1e30
@@ -18,8 +18,8 @@ State = tuple[jax.Array, jax.Array, jax.Array]  # running maximum, sum and weigh
 def attend_batch(
     shape: CacheShape,
     q: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
+    keys: Kept,
+    values: Kept,
     tables: jax.Array,
     positions: jax.Array,
     window: jax.Array,
@@ -37,8 +37,8 @@ def attend_batch(
 def attend_tiles(
     shape: CacheShape,
     q: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
+    keys: Kept,
+    values: Kept,
     tables: jax.Array,
     positions: jax.Array,
     window: jax.Array,
@@ -70,15 +70,14 @@ def attend_tiles(
 def _walk(
     shape: CacheShape,
     q: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
+    keys: Kept,
+    values: Kept,
     table: jax.Array,
     positions: jax.Array,
     window: jax.Array,
 ) -> jax.Array:
     """q[kv_heads, ..., tile_rows · groups, head_dim] on table[..., blocks], at positions[..., tile_rows]."""
-    compute = jnp.bfloat16 if keys.dtype == jnp.uint16 else jnp.float32
-    scaled = (q * shape.head_dim**-0.5).astype(compute)
+    scaled = (q * shape.head_dim**-0.5).astype(shape.compute)
     batch = tuple(range(q.ndim - 2))
     inner = q.ndim - 1
     repeats = q.shape[-2] // positions.shape[-1]
@@ -87,10 +86,12 @@ def _walk(
     def chunk(index: jax.Array, state: State) -> State:
         top, total, mixed = state
         blocks = lax.dynamic_slice_in_dim(table, index * shape.chunk_blocks, shape.chunk_blocks, axis=-1)
-        k, v = (gather(cache, blocks, shape.block_tokens) for cache in (keys, values))
+        (k, of_keys), (v, of_values) = (gather(shape, cache, blocks) for cache in (keys, values))
         scores = lax.dot_general(
             scaled, k, (((inner,), (inner,)), (batch, batch)), preferred_element_type=jnp.float32
         )
+        if of_keys is not None:
+            scores = scores * of_keys[..., None, :]
         distance = at - (index * shape.chunk_tokens + jnp.arange(shape.chunk_tokens, dtype=jnp.int32))
         seen = (distance >= 0) & (distance < window)
         scores = jnp.where(seen, scores, _HIDDEN)
@@ -98,7 +99,7 @@ def _walk(
         weights = jnp.where(seen, jnp.exp(scores - new_top), 0.0)
         keep = jnp.exp(top - new_top)
         gained = lax.dot_general(
-            weights.astype(compute),
+            (weights if of_values is None else weights * of_values[..., None, :]).astype(shape.compute),
             v,
             (((inner,), (inner - 1,)), (batch, batch)),
             preferred_element_type=jnp.float32,

@@ -15,7 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from baseload.engine.kv_cache import CacheShape, gather
+from baseload.engine.kv_cache import CacheShape, Kept, gather
 
 _HIDDEN = -1e30
 _LEAST_ROWS = 16  # of a product on tensor cores; the queries of one head group are padded to it
@@ -27,8 +27,8 @@ _MOST_SPLITS = 16
 def attend_decode(
     shape: CacheShape,
     q: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
+    keys: Kept,
+    values: Kept,
     tables: jax.Array,
     positions: jax.Array,
     window: jax.Array,
@@ -45,17 +45,16 @@ def attend_decode(
     tokens = tables.shape[1] * shape.block_tokens
     splits = max(1, min(_MOST_SPLITS, tokens // _SPLIT_TOKENS))
     span = _round_up(pl.cdiv(tokens, splits), _CHUNK_TOKENS)
-    compute = jnp.bfloat16 if keys.dtype == jnp.uint16 else jnp.float32
-    scaled = (q * dim**-0.5).astype(compute).reshape(rows, shape.kv_heads, groups, dim)
+    scaled = (q * dim**-0.5).astype(shape.compute).reshape(rows, shape.kv_heads, groups, dim)
     scaled = jnp.pad(scaled, ((0, 0), (0, 0), (0, padded - groups), (0, 0)))
     parts = (rows, shape.kv_heads, splits, padded)
+    kept = jax.tree.leaves((keys, values))  # with 8 bits: codes and scales of keys, codes and scales of values
     mixed, top, total = pl.pallas_call(
         partial(_part, span=span, block_tokens=shape.block_tokens),
         grid=(rows, shape.kv_heads, splits),
         in_specs=[
             pl.BlockSpec((None, None, padded, dim), lambda row, head, _: (row, head, 0, 0)),
-            pl.BlockSpec((None, *keys.shape[1:]), lambda _, head, __: (head, 0, 0)),
-            pl.BlockSpec((None, *values.shape[1:]), lambda _, head, __: (head, 0, 0)),
+            *(_of_head(array) for array in kept),
             pl.BlockSpec((None, tables.shape[1]), lambda row, _, __: (row, 0)),
             pl.BlockSpec((1,), lambda row, _, __: (row,)),
             pl.BlockSpec((1,), lambda _, __, ___: (0,)),
@@ -72,27 +71,23 @@ def attend_decode(
         ],
         interpret=interpret,
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
-    )(scaled, keys, values, tables, positions, window.reshape(1))
+    )(scaled, *kept, tables, positions, window.reshape(1))
     share = jnp.exp(top - jnp.max(top, axis=2, keepdims=True))  # of a part that saw nothing: 0, its sum is 0 as well
     out = jnp.sum(mixed * share[..., None], axis=2) / jnp.sum(total * share, axis=2)[..., None]
     return out[:, :, :groups].reshape(rows, heads, dim)
 
 
-def _part(
-    q_ref: Any,
-    keys_ref: Any,
-    values_ref: Any,
-    table_ref: Any,
-    position_ref: Any,
-    window_ref: Any,
-    mixed_ref: Any,
-    top_ref: Any,
-    total_ref: Any,
-    *,
-    span: int,
-    block_tokens: int,
-) -> None:
+def _of_head(array: jax.Array) -> Any:
+    """All slots of one head of the cache."""
+    rest = array.ndim - 1
+    return pl.BlockSpec((None, *array.shape[1:]), lambda _, head, __: (head, *(0,) * rest))
+
+
+def _part(*refs: Any, span: int, block_tokens: int) -> None:
     """One part of one row's context for the queries of one head of the cache: q[groups, dim]."""
+    q_ref, *kept, table_ref, position_ref, window_ref, mixed_ref, top_ref, total_ref = refs
+    keys_ref, values_ref = kept[0], kept[len(kept) // 2]
+    of_keys, of_values = (kept[1], kept[3]) if len(kept) == 4 else (None, None)
     q, position, split = q_ref[...], position_ref[0], pl.program_id(2)
     first = jnp.maximum(position - window_ref[0] + 1, 0)
     begin = jnp.maximum(split * span, first // _CHUNK_TOKENS * _CHUNK_TOKENS)
@@ -103,15 +98,18 @@ def _part(
         top, total, mixed = state
         at = begin + index * _CHUNK_TOKENS + jnp.arange(_CHUNK_TOKENS, dtype=jnp.int32)
         slots = table_ref[jnp.minimum(at // block_tokens, most)] * block_tokens + at % block_tokens
-        k, v = _numbers(keys_ref[slots]), _numbers(values_ref[slots])
+        k, v = _numbers(keys_ref[slots], q.dtype), _numbers(values_ref[slots], q.dtype)
         seen = ((at >= first) & (at < end))[None, :]
         scores = lax.dot_general(q, k, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+        if of_keys is not None:
+            scores = scores * of_keys[slots][None, :]
         scores = jnp.where(seen, scores, _HIDDEN)
         new_top = jnp.maximum(top, jnp.max(scores, axis=1))
         weights = jnp.where(seen, jnp.exp(scores - new_top[:, None]), 0.0)
         keep = jnp.exp(top - new_top)
+        scaled = weights if of_values is None else weights * of_values[slots][None, :]
         gained = lax.dot_general(
-            weights.astype(v.dtype), v, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32
+            scaled.astype(v.dtype), v, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32
         )
         return new_top, total * keep + jnp.sum(weights, axis=1), mixed * keep[:, None] + gained
 
@@ -125,8 +123,8 @@ def _part(
 def attend_prompt(
     shape: CacheShape,
     q: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
+    keys: Kept,
+    values: Kept,
     table: jax.Array,
     positions: jax.Array,
     window: jax.Array,
@@ -137,20 +135,28 @@ def attend_prompt(
     """
     rows, heads, dim = q.shape
     groups = heads // shape.kv_heads
-    k, v = (gather(cache, table, shape.block_tokens) for cache in (keys, values))  # [kv_heads, tokens, dim]
+    (k, of_keys), (v, of_values) = (
+        gather(shape, cache, table) for cache in (keys, values)
+    )  # [kv_heads, tokens, dim]
     grouped = (q * dim**-0.5).astype(k.dtype).reshape(rows, shape.kv_heads, groups, dim)
     grouped = grouped.transpose(1, 2, 0, 3).reshape(shape.kv_heads, groups * rows, dim)
     scores = lax.dot_general(grouped, k, (((2,), (2,)), ((0,), (0,))), preferred_element_type=jnp.float32)
+    if of_keys is not None:
+        scores = scores * of_keys[:, None, :]
     distance = jnp.tile(positions, groups)[:, None] - jnp.arange(k.shape[1], dtype=jnp.int32)[None, :]
     seen = (distance >= 0) & (distance < window)
-    weights = jax.nn.softmax(jnp.where(seen, scores, _HIDDEN), axis=-1).astype(k.dtype)
-    out = lax.dot_general(weights, v, (((2,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(jnp.where(seen, scores, _HIDDEN), axis=-1)
+    if of_values is not None:
+        weights = weights * of_values[:, None, :]
+    out = lax.dot_general(
+        weights.astype(v.dtype), v, (((2,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32
+    )
     return out.reshape(shape.kv_heads, groups, rows, dim).transpose(2, 0, 1, 3).reshape(rows, heads, dim)
 
 
-def _numbers(stored: jax.Array) -> jax.Array:
-    """bfloat16 from the bits it is kept as; see kv_cache."""
-    return lax.bitcast_convert_type(stored, jnp.bfloat16) if stored.dtype == jnp.uint16 else stored
+def _numbers(stored: jax.Array, dtype: Any) -> jax.Array:
+    """What to compute with: bfloat16 from the bits it is kept as, see kv_cache; codes as whole numbers of `dtype`."""
+    return lax.bitcast_convert_type(stored, jnp.bfloat16) if stored.dtype == jnp.uint16 else stored.astype(dtype)
 
 
 def _round_up(value: int, step: int) -> int:

@@ -14,8 +14,9 @@ from baseload.engine.buckets import Buckets, split
 from baseload.engine.config import ModelConfig
 from baseload.engine.decoder import layer_params
 from baseload.engine.device import configure
-from baseload.engine.kv_cache import CacheShape, block_bytes, count_blocks
+from baseload.engine.kv_cache import CacheShape, block_bytes, count_blocks, empty
 from baseload.engine.native.opening import open_native
+from baseload.engine.opened import OpenedModel
 from baseload.engine.programs import Program, ProgramCache, environment_key
 from baseload.engine.rope import RopeTable
 from baseload.engine.spans import ModelRunner, Span, check_spans
@@ -28,7 +29,7 @@ __all__ = ["ModelRunner", "Runner", "Span", "open_runner"]
 Part = tuple[list[int], np.ndarray | None]
 
 
-class Runner:
+class Runner(OpenedModel):
     """Owns the device's arrays. One thread at a time may call `run`; `warm` compiles beside it."""
 
     def __init__(
@@ -41,11 +42,11 @@ class Runner:
         dtype: str,
         mode: Mode | None = None,
     ) -> None:
-        self.config = config
         self.dtype = dtype
         platform = jax.default_backend()
         self.mode = mode or Mode.choose(dtype, deterministic=spec.deterministic, platform=platform)
-        self.shape = _cache_shape(config, spec, dtype)
+        self.shape = shape = _cache_shape(config, spec, dtype)
+        super().__init__(config, block_tokens=shape.block_tokens, blocks=shape.blocks, max_context=shape.max_context)
         self.buckets = Buckets.choose(
             max_seqs=spec.max_seqs, max_step_tokens=spec.max_step_tokens, smallest=self.mode.smallest_rows
         )
@@ -60,31 +61,6 @@ class Runner:
     def open(model_dir: Path | str, *, spec: EngineSpec, cache_dir: Path | str | None) -> ModelRunner:
         """As `open_runner`."""
         return open_runner(model_dir, spec=spec, cache_dir=cache_dir)
-
-    @property
-    def vocab_size(self) -> int:
-        """Columns of the logits."""
-        return self.config.vocab_size
-
-    @property
-    def block_tokens(self) -> int:
-        """Tokens per cache block."""
-        return self.shape.block_tokens
-
-    @property
-    def num_blocks(self) -> int:
-        """Blocks in the cache, numbered from 0."""
-        return self.shape.blocks
-
-    @property
-    def max_context(self) -> int:
-        """Longest sequence, prompt and answer together."""
-        return self.shape.max_context
-
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end an answer, from config.json and generation_config.json."""
-        return self.config.eos_token_ids
 
     def run(self, spans: Sequence[Span]) -> np.ndarray:
         """Computes all spans and writes their keys and values; float32[rows, vocab] on the host, in span order.
@@ -244,7 +220,7 @@ class Runner:
         def lower() -> jax.stages.Lowered:
             step = layer_step(self.config, self.shape, self.mode, prefill=kind == "prefill", sparse=sparse)
             attn, feed, window = self._weights[self.config.is_moe.index(sparse)]
-            cache = _spec(self.shape.array_shape, self.shape.storage)
+            cache = self._cache_spec()
             x = _spec((rows, self.config.hidden), np.float32)
             where = _where_shapes(self.config, self.shape, kind, rows)
             return jax.jit(step, donate_argnums=(2, 3, 4)).lower(attn, feed, cache, cache, x, where, window)
@@ -254,7 +230,7 @@ class Runner:
     def _model_program(self, kind: str, rows: int) -> Program:
         def lower() -> jax.stages.Lowered:
             step = model_step(self.config, self.shape, self.mode, prefill=kind == "prefill")
-            caches = [_spec(self.shape.array_shape, self.shape.storage)] * self.config.layers
+            caches = [self._cache_spec()] * self.config.layers
             x = _spec((rows, self.config.hidden), np.float32)
             where = _where_shapes(self.config, self.shape, kind, rows)
             return jax.jit(step, donate_argnums=(1, 2, 3)).lower(self._weights, caches, caches, x, where)
@@ -298,9 +274,13 @@ class Runner:
         self._clear_cache()
 
     def _clear_cache(self) -> None:
-        zeros, layers = np.zeros(self.shape.array_shape, self.shape.storage), range(self.config.layers)
+        zeros, layers = empty(self.shape), range(self.config.layers)
         self._keys: list[Any] = [jax.device_put(zeros, may_alias=False) for _ in layers]
         self._values: list[Any] = [jax.device_put(zeros, may_alias=False) for _ in layers]
+
+    def _cache_spec(self) -> Any:
+        """Of one layer's keys or values: the shapes alone."""
+        return jax.tree.map(lambda array: _spec(array.shape, array.dtype), self._keys[0])
 
 
 def open_runner(model_dir: Path | str, *, spec: EngineSpec, cache_dir: Path | str | None) -> ModelRunner:
@@ -321,7 +301,8 @@ def open_runner(model_dir: Path | str, *, spec: EngineSpec, cache_dir: Path | st
 
 def _cache_shape(config: ModelConfig, spec: EngineSpec, dtype: str) -> CacheShape:
     context = min(spec.max_context or config.max_context, config.max_context)
-    blocks = count_blocks(config, spec, block_bytes(config, spec.block_tokens, dtype))
+    int8 = spec.kv_dtype == "int8"
+    blocks = count_blocks(config, spec, block_bytes(config, spec.block_tokens, dtype, int8=int8))
     return CacheShape(
         layers=config.layers,
         kv_heads=config.kv_heads,
@@ -330,6 +311,7 @@ def _cache_shape(config: ModelConfig, spec: EngineSpec, dtype: str) -> CacheShap
         block_tokens=spec.block_tokens,
         max_context=min(context, blocks * spec.block_tokens),
         dtype=dtype,
+        int8=int8,
     )
 
 

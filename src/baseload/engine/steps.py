@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from baseload.engine.attention import attend_batch, attend_tiles
 from baseload.engine.config import ModelConfig
 from baseload.engine.decoder import merge, project
-from baseload.engine.kv_cache import CacheShape, write
+from baseload.engine.kv_cache import CacheShape, Kept, write
 from baseload.engine.layers import Linear, Params, linear, map_rows, mlp, rms_norm
 from baseload.engine.moe import combine, moe_sparse, route
 
@@ -82,7 +82,7 @@ jax.tree_util.register_dataclass(
     Where, data_fields=["cos", "sin", "slots", "positions", "tables", "active"], meta_fields=[]
 )
 
-LayerStep = Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
+LayerStep = Callable[..., tuple[jax.Array, Kept, Kept]]
 
 
 def layer_step(config: ModelConfig, shape: CacheShape, mode: Mode, *, prefill: bool, sparse: bool) -> LayerStep:
@@ -93,12 +93,12 @@ def layer_step(config: ModelConfig, shape: CacheShape, mode: Mode, *, prefill: b
     def step(
         attn: Params,
         feed: Params,
-        keys: jax.Array,
-        values: jax.Array,
+        keys: Kept,
+        values: Kept,
         x: jax.Array,
         where: Where,
         window: jax.Array,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, Kept, Kept]:
         rows = partial(map_rows, mode.tile_rows, where.active)
         q, k, v = rows(lambda x, cos, sin: project(config, attn, x, cos, sin, dot), x, where.cos, where.sin)
         keys, values = write(keys, where.slots, k), write(values, where.slots, v)
@@ -135,11 +135,11 @@ def model_step(config: ModelConfig, shape: CacheShape, mode: Mode, *, prefill: b
 
     def step(
         weights: Sequence[tuple[Params, Params, jax.Array]],
-        keys: Sequence[jax.Array],
-        values: Sequence[jax.Array],
+        keys: Sequence[Kept],
+        values: Sequence[Kept],
         x: jax.Array,
         where: Where,
-    ) -> tuple[jax.Array, list[jax.Array], list[jax.Array]]:
+    ) -> tuple[jax.Array, list[Kept], list[Kept]]:
         all_keys, all_values = list(keys), list(values)
         for index, (attn, feed, window) in enumerate(weights):
             one = steps[config.is_moe[index]]
@@ -168,7 +168,7 @@ def head_step(config: ModelConfig, mode: Mode) -> Callable[..., jax.Array]:
 
 
 def _attend_decode(
-    shape: CacheShape, mode: Mode, q: jax.Array, keys: jax.Array, values: jax.Array, where: Where, window: jax.Array
+    shape: CacheShape, mode: Mode, q: jax.Array, keys: Kept, values: Kept, where: Where, window: jax.Array
 ) -> jax.Array:
     if mode.attention != "walk":
         # Pallas takes a seventh of a second to import, which a model on the CPU need not wait for.
@@ -185,7 +185,7 @@ def _attend_decode(
 
 
 def _attend_prefill(
-    shape: CacheShape, mode: Mode, q: jax.Array, keys: jax.Array, values: jax.Array, where: Where, window: jax.Array
+    shape: CacheShape, mode: Mode, q: jax.Array, keys: Kept, values: Kept, where: Where, window: jax.Array
 ) -> jax.Array:
     if mode.attention != "walk":
         from baseload.engine.pallas_attention import attend_prompt  # noqa: PLC0415 - as above

@@ -193,7 +193,7 @@ MODEL_DOCS: Mapping[str, tuple[str, float | None, float | None, tuple[str, ...]]
         None,
         ("auto", "xla", "avx2", "avx512", "amx"),
     ),
-    "engine.kv_dtype": ("KV cache: as computed, or in 8 bits (native kernels).", None, None, ("auto", "int8")),
+    "engine.kv_dtype": ("KV cache: as computed, or in 8 bits with a scale per position and head.", None, None, ("auto", "int8")),
     "engine.ttft_target_s": (
         "A first token is due so long after its request; who is due first goes first.",
         0,

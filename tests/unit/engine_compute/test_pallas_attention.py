@@ -10,42 +10,52 @@ import pytest
 from baseload.domain.model import EngineSpec
 from baseload.engine.attention import attend_batch, attend_tiles
 from baseload.engine.config import NO_WINDOW, ModelConfig, RopeConfig
-from baseload.engine.kv_cache import CacheShape
+from baseload.engine.kv_cache import CacheShape, empty, write
 from baseload.engine.pallas_attention import attend_decode, attend_prompt
 from baseload.engine.runner import Runner, Span
 from baseload.engine.steps import Mode
 from baseload.engine.weights import random_params
 
 
-def make(rng: np.random.Generator, *, dtype: str, kv_heads: int, dim: int, block_tokens: int, rows: int):
+def make(
+    rng: np.random.Generator,
+    *,
+    dtype: str,
+    kv_heads: int,
+    dim: int,
+    block_tokens: int,
+    rows: int,
+    int8: bool = False,
+):
     """A cache full of numbers, and tables of blocks that no two rows share."""
     each = 640 // block_tokens
-    shape = CacheShape(1, kv_heads, dim, rows * each, block_tokens, 640, dtype)
-    cache = [rng.standard_normal(shape.array_shape).astype(np.float32) for _ in range(2)]
-    stored = [jnp.asarray(part) for part in cache]
-    if dtype == "bfloat16":
-        stored = [jax.lax.bitcast_convert_type(part.astype(jnp.bfloat16), jnp.uint16) for part in stored]
+    shape = CacheShape(1, kv_heads, dim, rows * each, block_tokens, 640, dtype, int8)
+    slots = jnp.arange(shape.array_shape[1], dtype=jnp.int32)
+    numbers = [rng.standard_normal(shape.array_shape).astype(np.float32) for _ in range(2)]
+    stored = [write(jax.tree.map(jnp.asarray, empty(shape)), slots, part.transpose(1, 0, 2)) for part in numbers]
     tables = np.full((rows, shape.table_blocks), shape.blocks, np.int32)
     tables[:, :each] = rng.permutation(rows * each).reshape(rows, each)
     return shape, *stored, jnp.asarray(tables)
 
 
 CASES = [
-    ("float32", 2, 2, 16, 16, NO_WINDOW, 1e-5),
-    ("float32", 1, 1, 32, 1, 7, 1e-5),
-    ("bfloat16", 2, 4, 64, 16, NO_WINDOW, 2e-2),
-    ("bfloat16", 1, 3, 64, 32, 100, 2e-2),
+    ("float32", False, 2, 2, 16, 16, NO_WINDOW, 1e-5),
+    ("float32", False, 1, 1, 32, 1, 7, 1e-5),
+    ("float32", True, 2, 2, 16, 16, NO_WINDOW, 1e-5),
+    ("bfloat16", False, 2, 4, 64, 16, NO_WINDOW, 2e-2),
+    ("bfloat16", False, 1, 3, 64, 32, 100, 2e-2),
+    ("bfloat16", True, 1, 3, 64, 32, 100, 2e-2),
 ]
 
 
-@pytest.mark.parametrize(("dtype", "kv_heads", "groups", "dim", "block_tokens", "window", "within"), CASES)
+@pytest.mark.parametrize(("dtype", "int8", "kv_heads", "groups", "dim", "block_tokens", "window", "within"), CASES)
 def test_decoding_agrees_with_the_walk_of_the_cpu(
-    dtype: str, kv_heads: int, groups: int, dim: int, block_tokens: int, window: int, within: float
+    dtype: str, int8: bool, kv_heads: int, groups: int, dim: int, block_tokens: int, window: int, within: float
 ) -> None:
     rng = np.random.default_rng(groups)
     positions = np.array([0, 1, 63, 64, 300, 639], np.int32)
     shape, keys, values, tables = make(
-        rng, dtype=dtype, kv_heads=kv_heads, dim=dim, block_tokens=block_tokens, rows=len(positions)
+        rng, dtype=dtype, kv_heads=kv_heads, dim=dim, block_tokens=block_tokens, rows=len(positions), int8=int8
     )
     q = jnp.asarray(rng.standard_normal((len(positions), kv_heads * groups, dim)), jnp.float32)
     at, span = jnp.asarray(positions), jnp.int32(window)
@@ -56,10 +66,11 @@ def test_decoding_agrees_with_the_walk_of_the_cpu(
     assert np.array_equal(np.asarray(lone[0]), np.asarray(ours[2]))  # batch-mates change nothing
 
 
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("window", [NO_WINDOW, 50])
-def test_prompts_agree_with_the_tiles_of_the_cpu(window: int) -> None:
+def test_prompts_agree_with_the_tiles_of_the_cpu(window: int, int8: bool) -> None:
     rng = np.random.default_rng(1)
-    shape, keys, values, tables = make(rng, dtype="float32", kv_heads=2, dim=16, block_tokens=16, rows=1)
+    shape, keys, values, tables = make(rng, dtype="float32", kv_heads=2, dim=16, block_tokens=16, rows=1, int8=int8)
     positions = jnp.arange(200, 232, dtype=jnp.int32)
     q = jnp.asarray(rng.standard_normal((32, 4, 16)), jnp.float32)
     span = jnp.int32(window)
@@ -70,9 +81,10 @@ def test_prompts_agree_with_the_tiles_of_the_cpu(window: int) -> None:
     np.testing.assert_allclose(np.asarray(ours), np.asarray(tiles.reshape(q.shape)), atol=1e-5)
 
 
-def test_the_kernel_lowers_for_a_gpu_that_is_not_here() -> None:
-    shape = CacheShape(1, 8, 128, 150, 16, 2304, "bfloat16")
-    cache = jax.ShapeDtypeStruct(shape.array_shape, jnp.uint16)
+@pytest.mark.parametrize("int8", [False, True])
+def test_the_kernel_lowers_for_a_gpu_that_is_not_here(int8: bool) -> None:
+    shape = CacheShape(1, 8, 128, 150, 16, 2304, "bfloat16", int8)
+    cache = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, empty(shape)))
     q = jax.ShapeDtypeStruct((2, 32, 128), jnp.float32)
     tables = jax.ShapeDtypeStruct((2, shape.table_blocks), jnp.int32)
     positions, window = jax.ShapeDtypeStruct((2,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
@@ -80,8 +92,8 @@ def test_the_kernel_lowers_for_a_gpu_that_is_not_here() -> None:
     assert "triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_runner_of_a_gpu_gives_the_tokens_of_the_cpu(dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "kv_dtype"), [("float32", "auto"), ("bfloat16", "auto"), ("float32", "int8")])
+def test_the_runner_of_a_gpu_gives_the_tokens_of_the_cpu(dtype: str, kv_dtype: str) -> None:
     config = ModelConfig(
         architecture="LlamaForCausalLM",
         vocab_size=64,
@@ -98,7 +110,7 @@ def test_the_runner_of_a_gpu_gives_the_tokens_of_the_cpu(dtype: str) -> None:
         is_moe=(False, False),
     )
     params = random_params(config, 3, dtype, scale=0.2)
-    spec = EngineSpec(max_seqs=2, max_step_tokens=32, kv_cache_bytes=1 << 20)
+    spec = EngineSpec(max_seqs=2, max_step_tokens=32, kv_cache_bytes=1 << 20, kv_dtype=kv_dtype)
     there = Mode(dtype, whole=True, attention="interpret")
     runners = [Runner(config, params, spec=spec, dtype=dtype, mode=mode) for mode in (None, there)]
     prompts = [np.arange(40, dtype=np.int32) % 64, np.arange(7, dtype=np.int32)]

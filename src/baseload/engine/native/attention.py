@@ -1,8 +1,8 @@
 """Rope, cache write and paged attention of all rows of a step in one call; and the same in JAX alone.
 
 The kernel keeps keys and values in one byte array, laid out in native/attention/layout.h. The twin, which runs where
-there is no kernel, keeps two arrays per layer as engine/kv_cache.py describes them and always in bfloat16; it is the
-reference in meaning, not in bits.
+there is no kernel, keeps keys and values of each layer as engine/kv_cache.py describes them, in bfloat16 or in 8 bits
+as the kernel does; it is the reference in meaning, not in bits.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import numpy as np
 from baseload.engine.attention import attend_tiles
 from baseload.engine.config import ModelConfig
 from baseload.engine.decoder import split_qkv
-from baseload.engine.kv_cache import CacheShape, write
+from baseload.engine.kv_cache import CacheShape, empty, write
 from baseload.engine.layers import rms_norm
 from baseload.engine.native.features import XLA
 from baseload.engine.rope import rotate
@@ -75,8 +75,12 @@ def new_cache(cache: PagedCache, isa: str) -> Any:
     """An empty cache, as a function to compile. Native: bytes that cost no memory before they are written."""
     if isa != XLA:
         return jax.ffi.ffi_call("bl_new_cache", array_shape((cache.nbytes,), jnp.uint8))()
-    shape = (cache.kv_heads, (cache.blocks + 1) * cache.block_tokens, cache.head_dim)
-    return tuple((jnp.zeros(shape, jnp.uint16), jnp.zeros(shape, jnp.uint16)) for _ in range(cache.layers))
+    one = empty(_twin_shape(cache, 1))
+
+    def zeros() -> Any:
+        return jax.tree.map(lambda array: jnp.zeros(array.shape, array.dtype), one)
+
+    return tuple((zeros(), zeros()) for _ in range(cache.layers))
 
 
 def attention(
@@ -184,6 +188,7 @@ def _twin_shape(cache: PagedCache, table_blocks: int) -> CacheShape:
         block_tokens=cache.block_tokens,
         max_context=table_blocks * cache.block_tokens,
         dtype="bfloat16",
+        int8=cache.int8,
     )
 
 

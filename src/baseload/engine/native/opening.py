@@ -13,7 +13,6 @@ from pathlib import Path
 
 import jax
 
-from baseload.domain.errors import SettingsError
 from baseload.domain.model import EngineSpec
 from baseload.engine.native import library
 from baseload.engine.native.features import XLA
@@ -37,11 +36,6 @@ def open_native(model_dir: Path, *, spec: EngineSpec, cache_dir: Path | None) ->
         model = open_packed(model_dir)
     elif isa != XLA and resolve_dtype(read_config(model_dir), spec.dtype) == "bfloat16":
         model = open_plain(model_dir, cache_dir)
-    elif spec.kv_dtype == "int8":
-        raise SettingsError(
-            "engine.kv_dtype is int8, but this model runs on XLA here.",
-            hint="Use kv_dtype auto, or dtype bfloat16 with the native kernels.",
-        )
     else:
         return None
     found = library.load()

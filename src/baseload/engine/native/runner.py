@@ -20,6 +20,7 @@ from baseload.engine.native.calls import StepArrays, StepSize, plan_calls
 from baseload.engine.native.features import XLA
 from baseload.engine.native.steps import NativeModel, build_step
 from baseload.engine.native.weights_map import WeightsMap
+from baseload.engine.opened import OpenedModel
 from baseload.engine.programs import Program, ProgramCache, environment_key
 from baseload.engine.rope import RopeTable
 from baseload.engine.spans import Span, check_spans
@@ -28,7 +29,7 @@ LEAST_PICKS = 32
 _STEP, _CACHE = "native-step", "native-cache"
 
 
-class NativeRunner:
+class NativeRunner(OpenedModel):
     """Owns the weights' bytes and the cache. One thread at a time may call `run`; `warm` compiles beside it.
 
     Rows of all spans, prompts and single tokens alike, go through the layers together. Bits of a row depend only on
@@ -45,17 +46,17 @@ class NativeRunner:
         hadamard: int = 0,
         cache_dir: Path | None = None,
     ) -> None:
-        self.config = config
         self.isa = isa
-        self.cache = _paged_cache(config, spec)
+        self.cache = cache = _paged_cache(config, spec)
         context = min(spec.max_context or config.max_context, config.max_context)
-        self._max_context = min(context, self.cache.blocks * self.cache.block_tokens)
+        longest = min(context, cache.blocks * cache.block_tokens)
+        super().__init__(config, block_tokens=cache.block_tokens, blocks=cache.blocks, max_context=longest)
         rows = max(spec.max_step_tokens, spec.max_seqs)
         self.size = StepSize(
             rows=rows,
             spans=min(spec.max_seqs, rows),
             picks=min(rows, max(spec.max_seqs, LEAST_PICKS)),
-            table_blocks=-(-self._max_context // self.cache.block_tokens),
+            table_blocks=-(-longest // cache.block_tokens),
         )
         self._model = NativeModel(config, weights, self.cache, isa, hadamard)
         self._blob = jax.device_put(weights.blob, may_alias=True)
@@ -64,38 +65,13 @@ class NativeRunner:
         self._kept: Any = None
         self._warmer: threading.Thread | None = None
 
-    @property
-    def vocab_size(self) -> int:
-        """Columns of the logits."""
-        return self.config.vocab_size
-
-    @property
-    def block_tokens(self) -> int:
-        """Tokens per cache block."""
-        return self.cache.block_tokens
-
-    @property
-    def num_blocks(self) -> int:
-        """Blocks in the cache, numbered from 0."""
-        return self.cache.blocks
-
-    @property
-    def max_context(self) -> int:
-        """Longest sequence, prompt and answer together."""
-        return self._max_context
-
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end an answer, from config.json and generation_config.json."""
-        return self.config.eos_token_ids
-
     def run(self, spans: Sequence[Span]) -> np.ndarray:
         """Computes all spans and writes their keys and values; float32[rows, vocab] on the host, in span order.
 
         A row is the logits after a span's last token, for each span with `wants_logits`; where it asks for more
         than one, the rows of its last tokens follow each other. Read-only. After an exception the cache is empty.
         """
-        check_spans(spans, max_context=self._max_context, block_tokens=self.block_tokens)
+        check_spans(spans, max_context=self.max_context, block_tokens=self.block_tokens)
         program = self._step()
         found = []
         try:
