@@ -7,6 +7,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from baseload.core.batch import FinishedBy, Plan, Sampled, SeqSpec
 from baseload.core.batcher import Batcher
 from baseload.domain.errors import Reason, Refusal
+from baseload.policy.pacing import UNHURRIED_NS, Pace
 
 
 class BatcherMachine(RuleBasedStateMachine):
@@ -48,14 +49,23 @@ class BatcherMachine(RuleBasedStateMachine):
         kind=st.integers(0, 2),
         n=st.integers(1, 3),
         real=st.booleans(),
+        rank=st.sampled_from([0, 1, 1, 2]),
     )
-    def add(self, length: int, new: int, kind: int, n: int, real: bool):  # type: ignore[no-untyped-def]
+    def add(self, length: int, new: int, kind: int, n: int, real: bool, rank: int):  # type: ignore[no-untyped-def]
         self.count += 1
         tokens = [(i * i + kind) % 7 for i in range(length)]  # few kinds, so that prefixes are shared
         hashes = tuple(1000 * kind + i for i in range(length // self.batcher.pool.block_tokens))
         group = f"g{self.count}" if n > 1 else ""
         specs = [
-            SeqSpec(f"s{self.count}.{i}", length, new, tokens if real else None, () if real else hashes, group)
+            SeqSpec(
+                f"s{self.count}.{i}",
+                length,
+                new,
+                tokens if real else None,
+                () if real else hashes,
+                group,
+                pace=Pace(rank=rank),
+            )
             for i in range(n)
         ]
         before = self.batcher.running + self.batcher.waiting
@@ -87,6 +97,10 @@ class BatcherMachine(RuleBasedStateMachine):
     @rule(tokens=st.integers(1, 6))
     def guess(self, tokens: int) -> None:
         self.guess_next = tokens
+
+    @rule(minutes=st.integers(1, 3))
+    def wait(self, minutes: int) -> None:
+        self.now += minutes * UNHURRIED_NS
 
     @rule()
     def make_plan(self) -> None:

@@ -56,6 +56,8 @@ FROZEN = {
     "engine.tpot_target_s": 0.0,
     "engine.priority_ttft_target_s": 0.0,
     "engine.priority_tpot_target_s": 0.0,
+    "engine.flex_ttft_target_s": 0.0,
+    "engine.flex_tpot_target_s": 0.0,
     "engine.guess": "off",
     "engine.guess_tokens": 4,
     "price.usd_per_hour": 0.1,

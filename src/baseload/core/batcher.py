@@ -7,9 +7,10 @@
         finished = batcher.commit(now_ns, sampled)
 
 Tokens are real (the engine) or only counted (the twin); the machine decides alike. Every sequence holds the blocks
-of all tokens it has from admission on, so that only a decode that crosses into a new block can find none left;
-then the latest arrival is preempted: its blocks are released and it computes them again later (what the prefix
-cache kept, it finds there).
+of all tokens it has from admission on, so that only a decode that crosses into a new block can find none left; then
+the latest arrival of the lowest class is preempted: its blocks are released and it computes them again later (what
+the prefix cache kept, it finds there). So it is where a higher class waits and has no room. Nobody starves: see
+`policy/pacing.standing`.
 """
 
 from bisect import insort
@@ -19,48 +20,13 @@ from operator import attrgetter
 
 from baseload.core.batch import BatcherTotals, Finished, FinishedBy, Plan, Sampled, SeqSpec, Share
 from baseload.core.blocks import BlockPool, block_hash, root_hash
+from baseload.core.sequence import Sequenced
 from baseload.core.step_times import StepTimes
 from baseload.domain.errors import Reason, Refusal
-from baseload.domain.work import PhaseTimes, TokenCounts
 from baseload.policy.batching import admits, choose_victim, share_budget
-from baseload.policy.pacing import NO_PACE, allowed_ns, has_room, prefill_tokens
-
-
-class _Seq:
-    __slots__ = (
-        "arrival", "arrived_ns", "blocks", "cached", "computed", "ends_at", "first_token_ns", "group", "guesses",
-        "hashes", "limit", "pace", "parent", "prompt", "published", "seq_id", "started_ns", "stop_at", "tokens",
-        "total",
-    )  # fmt: skip
-
-    def __init__(self, spec: SeqSpec, *, arrival: int, now_ns: int, limit: int) -> None:
-        self.seq_id = spec.seq_id
-        self.arrival = arrival
-        self.group = spec.group
-        self.pace = spec.pace
-        self.guesses: list[int] = []  # of the tokens after `total`, for the next step only
-        self.tokens = None if spec.tokens is None else list(spec.tokens)
-        self.prompt = spec.prompt_tokens
-        self.total = spec.prompt_tokens  # prompt and generated
-        self.limit = limit  # total at which it ends by length
-        self.stop_at = spec.prompt_tokens + spec.stop_after if spec.stop_after else limit + 1
-        self.ends_at = min(self.stop_at, limit)
-        self.computed = 0  # tokens whose KV is in the blocks
-        self.cached = -1  # prompt tokens found in the prefix cache when first admitted; -1: not admitted yet
-        self.blocks: list[int] = []
-        self.hashes: list[int] = []  # of the full blocks, as far as known
-        self.parent: int | None = None  # root hash; None: takes no part in prefix caching
-        self.published = 0
-        self.arrived_ns = now_ns
-        self.started_ns = -1
-        self.first_token_ns = -1
-
+from baseload.policy.pacing import NO_PACE, TOP_RANK, allowed_ns, has_room, prefill_tokens
 
 _by_arrival = attrgetter("arrival")
-
-
-def _by_due(seq: _Seq) -> tuple[int, int]:
-    return seq.arrived_ns + seq.pace.patience_ns, seq.arrival
 
 
 class Batcher:
@@ -85,10 +51,10 @@ class Batcher:
         self.max_tokens = min(max_context, num_blocks * block_tokens)
         self.max_waiting = max_waiting
         self._prefix_cache = prefix_cache
-        self._running: list[_Seq] = []  # by arrival
-        self._waiting: list[_Seq] = []  # by arrival
-        self._seqs: dict[str, _Seq] = {}
-        self._planned: list[tuple[_Seq, int]] | None = None  # the step that runs: who computes how many tokens
+        self._running: list[Sequenced] = []  # by arrival
+        self._waiting: list[Sequenced] = []  # by arrival
+        self._seqs: dict[str, Sequenced] = {}
+        self._planned: list[tuple[Sequenced, int]] | None = None  # the step that runs: who computes how many tokens
         self._doomed: dict[str, None] = {}  # cancelled while their step runs
         self._arrivals = 0
         self._totals = [0, 0, 0, 0, 0, 0, 0]
@@ -151,7 +117,7 @@ class Batcher:
             )
         for spec in specs:
             limit = min(spec.prompt_tokens + max(1, spec.max_new_tokens), self.max_tokens)
-            seq = _Seq(spec, arrival=self._arrivals, now_ns=now_ns, limit=limit)
+            seq = Sequenced(spec, arrival=self._arrivals, now_ns=now_ns, limit=limit)
             self._arrivals += 1
             self._start_hashing(seq, spec)
             self._paced = self._paced or spec.pace != NO_PACE
@@ -168,7 +134,7 @@ class Batcher:
         else:
             del self._seqs[seq_id]
             self._drop(seq)
-        return self._finish(seq, FinishedBy.CANCEL, now_ns)
+        return seq.finished(FinishedBy.CANCEL, now_ns)
 
     def decode_contexts(self) -> dict[str, int]:
         """Tokens so far of each running sequence, where all of them decode; empty where one still has a prompt."""
@@ -226,7 +192,7 @@ class Batcher:
                 del self._seqs[seq.seq_id]
                 self._drop(seq)
                 by = FinishedBy.STOP if result.stop else FinishedBy.LENGTH
-                finished.append(self._finish(seq, by, now_ns))
+                finished.append(seq.finished(by, now_ns))
         self._doomed = {}
         return finished
 
@@ -242,7 +208,7 @@ class Batcher:
             del self._seqs[seq.seq_id]
             self._drop(seq)
             if seq.seq_id not in self._doomed:
-                finished.append(self._finish(seq, FinishedBy.CANCEL, now_ns))
+                finished.append(seq.finished(FinishedBy.CANCEL, now_ns))
         self._doomed = {}
         for seq in list(self._running):
             self._preempt(seq)
@@ -266,21 +232,25 @@ class Batcher:
             assert 0 <= seq.computed < seq.total < seq.limit + 1
             assert len(seq.blocks) >= self.pool.blocks_for(seq.computed)
         assert all(not seq.blocks and seq.computed == 0 for seq in self._waiting)
+        assert all(seq.lifts <= max(0, TOP_RANK - seq.pace.rank) for seq in self._seqs.values()), "gave way too often"
 
     # -- the parts of a step ----------------------------------------------------------------------------------
 
-    def _schedule(self, now_ns: int) -> tuple[list[str], list[tuple[_Seq, int]]]:
+    def _schedule(self, now_ns: int) -> tuple[list[str], list[tuple[Sequenced, int]]]:
         """Choose the next step: who is preempted, and who computes how many tokens."""
         assert self._planned is None, "the last plan was neither committed nor abandoned"
-        preempted = self._grow_decodes()
+        preempted = self._grow_decodes(now_ns)
+        is_full = bool(preempted)
+        if self._waiting and self._paced and not is_full:
+            preempted += self._make_way(now_ns)
         pending = [seq.total - seq.computed for seq in self._running]
         budget = self._budget(now_ns, pending) if self._paced else self.max_step_tokens
         shares = share_budget(pending, budget=budget)
         pairs = [(seq, share) for seq, share in zip(self._running, shares, strict=True) if share]
         spent = sum(shares)
         assert spent <= budget
-        if self._waiting and not preempted:
-            admitted = self._admit(now_ns, budget - spent)
+        if self._waiting and not is_full:
+            admitted = self._admit(now_ns, budget - spent, most=1 if preempted else self.max_seqs)
             spent += sum([share for _, share in admitted])
             pairs += admitted
         if self._guessing:
@@ -311,7 +281,7 @@ class Batcher:
         )
         return rows + room
 
-    def _with_guesses(self, pairs: list[tuple[_Seq, int]], left: int) -> list[tuple[_Seq, int]]:
+    def _with_guesses(self, pairs: list[tuple[Sequenced, int]], left: int) -> list[tuple[Sequenced, int]]:
         """Lengthen the shares of decodes by their guesses, as far as the budget and the free blocks go."""
         self._guessing = False
         size, longer = self.pool.block_tokens, []
@@ -327,7 +297,7 @@ class Batcher:
             longer.append((seq, count + len(seq.guesses)))
         return longer
 
-    def _settle_guesses(self, seq: _Seq, right: int) -> None:
+    def _settle_guesses(self, seq: Sequenced, right: int) -> None:
         """Keep the guesses that were right; the cache holds the others' keys until they are written over."""
         assert seq.tokens is not None
         guesses, seq.guesses = seq.guesses, []
@@ -339,45 +309,83 @@ class Batcher:
         self._totals[5] += len(guesses)
         self._totals[6] += right
 
-    def _take_planned(self) -> list[tuple[_Seq, int]]:
+    def _take_planned(self) -> list[tuple[Sequenced, int]]:
         """The planned step was computed."""
         assert self._planned is not None, "commit answers a plan"
         planned, self._planned = self._planned, None
         self._totals[4] += 1
         return planned
 
-    def _grow_decodes(self) -> list[str]:
-        """Give each running sequence the block its last token needs; preempt the latest arrivals if none is left."""
+    def _grow_decodes(self, now_ns: int) -> list[str]:
+        """Give each running sequence the block its last token needs; where none is left, preempt to get some."""
         preempted: list[str] = []
-        size = self.pool.block_tokens
-        short = [seq for seq in self._running if len(seq.blocks) * size < seq.total]
+        size, running = self.pool.block_tokens, self._running
+        short = [seq for seq in running if len(seq.blocks) * size < seq.total]
         if len(short) <= self.pool.available:
             for seq, block in zip(short, self.pool.allocate(len(short)), strict=True):
                 seq.blocks.append(block)
             return preempted
-        i = 0
-        while i < len(self._running):
-            seq = self._running[i]
-            if len(seq.blocks) * size < seq.total:
-                while not self.pool.available:
-                    victim = self._running[choose_victim([other.arrival for other in self._running])]
-                    self._preempt(victim)
-                    preempted.append(victim.seq_id)
-                    if victim is seq:
-                        break
-                else:
+        if self._paced:
+            short.sort(key=lambda seq: (-seq.standing(now_ns), seq.arrival))
+        for seq in short:
+            while seq.blocks and len(seq.blocks) * size < seq.total:
+                if self.pool.available:
                     seq.blocks += self.pool.allocate(1)
-            i += 1
+                else:
+                    preempted.append(self._preempt_lowest(now_ns))
         return preempted
 
-    def _admit(self, now_ns: int, budget: int) -> list[tuple[_Seq, int]]:
-        """Bring waiting sequences in, whoever is due first; the first that does not fit holds back those after it."""
-        admitted: list[tuple[_Seq, int]] = []
+    def _preempt_lowest(self, now_ns: int) -> str:
+        """Preempt whoever gives way first; its id."""
+        running = self._running
+        ranks = [seq.standing(now_ns) if self._paced else 0 for seq in running]
+        victim = running[choose_victim([(rank, seq.arrival) for rank, seq in zip(ranks, running, strict=True)])]
+        victim.lifts += victim is not running[-1]  # it gave way to its betters, not to those before it
+        self._preempt(victim)
+        return victim.seq_id
+
+    def _make_way(self, now_ns: int) -> list[str]:
+        """Where the first that waits has no room, preempt lower classes for it; none where that does not suffice."""
+        head = self._by_claim(now_ns)[0]
+        rank, preempted = head.claim(now_ns), list[str]()
+        lower = [seq for seq in self._running if seq.standing(now_ns) < rank]
+        if not lower or self._has_room_for(head) or (head.group and self._is_prefilled_by_sibling(head)):
+            return preempted
+        needed = self.pool.blocks_for(head.total) + len(self._running) - len(lower)
+        if needed > self.pool.available + sum([len(seq.blocks) for seq in lower]):
+            return preempted
+        for victim in sorted(lower, key=lambda seq: (seq.standing(now_ns), -seq.arrival)):
+            victim.lifts += 1
+            self._preempt(victim)
+            preempted.append(victim.seq_id)
+            if self._has_room_for(head):
+                break
+        return preempted
+
+    def _has_room_for(self, seq: Sequenced) -> bool:
+        """Whether it could come in now, were there budget."""
+        found = self.pool.match(self._hashes_to_match(seq))
+        return self._has_pace_for(seq) and admits(
+            blocks_needed=self.pool.blocks_for(seq.total) - self.pool.count_held(found),
+            blocks_free=self.pool.available,
+            running=len(self._running),
+            max_seqs=self.max_seqs,
+            budget_left=1,
+        )
+
+    def _by_claim(self, now_ns: int) -> list[Sequenced]:
+        """Who waits: by class, then by when they are due, then by arrival."""
+        return sorted(self._waiting, key=lambda seq: (-seq.claim(now_ns), seq.due_ns, seq.arrival))
+
+    def _admit(self, now_ns: int, budget: int, *, most: int) -> list[tuple[Sequenced, int]]:
+        """Bring at most so many waiting sequences in; the first that does not fit holds back those after it."""
+        admitted: list[tuple[Sequenced, int]] = []
         pool = self.pool
-        held_back: list[_Seq] = []
-        waiting = sorted(self._waiting, key=_by_due) if self._paced else self._waiting
+        held_back: list[Sequenced] = []
+        waiting = self._by_claim(now_ns) if self._paced else self._waiting
         for at, seq in enumerate(waiting):
-            if budget <= 0 or len(self._running) >= self.max_seqs or (self._paced and not self._has_pace_for(seq)):
+            is_over = budget <= 0 or len(self._running) >= self.max_seqs or len(admitted) >= most
+            if is_over or (self._paced and not self._has_pace_for(seq)):
                 held_back += waiting[at:]
                 break
             if seq.group and self._is_prefilled_by_sibling(seq):
@@ -410,7 +418,7 @@ class Batcher:
         self._waiting = sorted(held_back, key=_by_arrival) if self._paced else held_back
         return admitted
 
-    def _has_pace_for(self, seq: _Seq) -> bool:
+    def _has_pace_for(self, seq: Sequenced) -> bool:
         """Whether this one may come in without bringing the steps of decodes over the tightest target."""
         targets = [other.pace.tpot_ns for other in (*self._running, seq) if other.pace.tpot_ns]
         times = self._step_times
@@ -422,11 +430,11 @@ class Batcher:
             rows=len(running), pairs=pairs, context=seq.total, tpot_ns=min(targets), predict=times.hopeful
         )
 
-    def _is_prefilled_by_sibling(self, seq: _Seq) -> bool:
+    def _is_prefilled_by_sibling(self, seq: Sequenced) -> bool:
         shareable = (seq.prompt - 1) // self.pool.block_tokens * self.pool.block_tokens
         return any(other.group == seq.group and other.computed < shareable for other in self._running)
 
-    def _preempt(self, seq: _Seq) -> None:
+    def _preempt(self, seq: Sequenced) -> None:
         self._running.remove(seq)
         self.pool.release(seq.blocks)
         seq.blocks = []
@@ -436,7 +444,7 @@ class Batcher:
         self._totals[3] += 1
         insort(self._waiting, seq, key=_by_arrival)
 
-    def _extend(self, seq: _Seq, result: Sampled, now_ns: int) -> None:
+    def _extend(self, seq: Sequenced, result: Sampled, now_ns: int) -> None:
         if seq.tokens is not None:
             seq.tokens.append(result.token)
         seq.total += 1
@@ -444,7 +452,7 @@ class Batcher:
         if seq.first_token_ns < 0:
             seq.first_token_ns = now_ns
 
-    def _drop(self, seq: _Seq) -> None:
+    def _drop(self, seq: Sequenced) -> None:
         if seq.blocks:
             self._running.remove(seq)
             self.pool.release(seq.blocks)
@@ -452,16 +460,9 @@ class Batcher:
         else:
             self._waiting.remove(seq)
 
-    def _finish(self, seq: _Seq, by: FinishedBy, now_ns: int) -> Finished:
-        started = seq.started_ns if seq.started_ns >= 0 else now_ns
-        first = seq.first_token_ns if seq.first_token_ns >= 0 else now_ns
-        phases = PhaseTimes(started - seq.arrived_ns, first - started, now_ns - first)
-        counts = TokenCounts(prompt=seq.prompt, cached_in=max(0, seq.cached), completion=seq.total - seq.prompt)
-        return Finished(seq.seq_id, by, counts, phases)
-
     # -- prefix cache -----------------------------------------------------------------------------------------
 
-    def _start_hashing(self, seq: _Seq, spec: SeqSpec) -> None:
+    def _start_hashing(self, seq: Sequenced, spec: SeqSpec) -> None:
         if not spec.group and (not self._prefix_cache or (spec.tokens is None and not spec.prefix_hashes)):
             return
         seq.parent = root_hash(spec.salt if self._prefix_cache else f"{spec.salt}\n{spec.group}")
@@ -473,7 +474,7 @@ class Batcher:
                 for i in range(full):
                     seq.hashes.append(block_hash(seq.hashes[-1] if i else seq.parent, (i,)))
 
-    def _extend_hashes(self, seq: _Seq, blocks: int) -> None:
+    def _extend_hashes(self, seq: Sequenced, blocks: int) -> None:
         """Know the hashes of the first `blocks` blocks, where the tokens are known."""
         if seq.parent is None or seq.tokens is None:
             return
@@ -482,13 +483,13 @@ class Batcher:
             parent = seq.hashes[-1] if i else seq.parent
             seq.hashes.append(block_hash(parent, seq.tokens[i * size : (i + 1) * size]))
 
-    def _hashes_to_match(self, seq: _Seq) -> list[int]:
+    def _hashes_to_match(self, seq: Sequenced) -> list[int]:
         """Hashes of the full blocks before the last token, which must be computed to know what follows it."""
         usable = (seq.total - 1) // self.pool.block_tokens
         self._extend_hashes(seq, usable)
         return seq.hashes[:usable]
 
-    def _publish(self, seq: _Seq) -> None:
+    def _publish(self, seq: Sequenced) -> None:
         """Let others find the blocks that this commit filled."""
         full = seq.computed // self.pool.block_tokens
         if full == seq.published or seq.parent is None:

@@ -12,7 +12,8 @@ gains one token a step, and blocks are taken at known steps. `quiet_steps` says 
 from dataclasses import dataclass
 
 from baseload.core.batch import Finished, FinishedBy
-from baseload.core.batcher import Batcher, _Seq
+from baseload.core.batcher import Batcher
+from baseload.core.sequence import Sequenced
 from baseload.policy.batching import admits
 
 
@@ -70,7 +71,7 @@ class CountedBatcher(Batcher):
         planned = self._take_planned()
         doomed, generated, size = self._doomed, 0, self.pool.block_tokens
         firsts: list[str] = []
-        ended: list[_Seq] = []
+        ended: list[Sequenced] = []
         for seq, count in planned:
             if doomed and seq.seq_id in doomed:
                 del self._seqs[seq.seq_id]
@@ -139,7 +140,7 @@ class CountedBatcher(Batcher):
         running, size = self._running, self.pool.block_tokens
         last, fills = steps + grown, False
         firsts: list[int] = []  # by row: the step at whose plan it holds no place for its next token
-        ended: list[_Seq] = []
+        ended: list[Sequenced] = []
         for seq in running:
             total = seq.total
             firsts.append(len(seq.blocks) * size - total + 2)
@@ -195,7 +196,7 @@ class CountedBatcher(Batcher):
     def _first_may_come_in(self) -> bool:
         """Whether the next step might admit somebody. If not, no quiet step does: free blocks only get less."""
         seq, pool, running = self._waiting[0], self.pool, len(self._running)
-        if seq.group:
+        if seq.group or self._paced:
             return True  # those after it may pass it
         budget = self.max_step_tokens - running
         if budget <= 0 or running >= self.max_seqs:
@@ -210,11 +211,11 @@ class CountedBatcher(Batcher):
             budget_left=budget,
         )
 
-    def _end_all(self, ended: list[_Seq], now_ns: int) -> list[Finished]:
+    def _end_all(self, ended: list[Sequenced], now_ns: int) -> list[Finished]:
         finished = []
         for seq in ended:
             del self._seqs[seq.seq_id]
             self._drop(seq)
             by = FinishedBy.STOP if seq.total >= seq.stop_at else FinishedBy.LENGTH
-            finished.append(self._finish(seq, by, now_ns))
+            finished.append(seq.finished(by, now_ns))
         return finished

@@ -2,8 +2,8 @@
 
 Decode first (a running sequence that owes one token always gets it), then prefill in order of arrival until the
 step's token budget is spent; new sequences come in while slots, budget and KV blocks last, first come first
-served; when blocks run out, the sequence that arrived last gives way. Arrival numbers are unique, so every tie
-is broken by them alone.
+served; when blocks run out, of the lowest class the sequence that arrived last gives way. Arrival numbers are
+unique, so every tie is broken by them alone.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,10 @@ def admits(*, blocks_needed: int, blocks_free: int, running: int, max_seqs: int,
     return blocks_needed + running <= blocks_free if running else blocks_needed <= blocks_free
 
 
-def choose_victim(arrivals: Sequence[int]) -> int:
-    """Index of the running sequence that gives its blocks back when none are left: the latest arrived."""
-    assert arrivals
-    return max(range(len(arrivals)), key=arrivals.__getitem__)
+def choose_victim(running: Sequence[tuple[int, int]]) -> int:
+    """Index of the running sequence that gives its blocks back, of (standing, arrival) each.
+
+    The lowest class gives way first, and within it the latest arrival.
+    """
+    assert running
+    return min(range(len(running)), key=lambda at: (running[at][0], -running[at][1]))

@@ -19,16 +19,18 @@ Predict = Callable[[int, int, int], int]  # (tokens, positions decodes attend to
 UNHURRIED_NS = 60 * NS_PER_S  # a request without a target for its first token is due after so long
 PIECE_TOKENS = 16  # the least of a prompt that a step computes
 GRAIN_TOKENS = 8  # of the search for more
+TOP_RANK = 2  # of "priority"
 MARGIN = 0.94  # of the target: what steps take varies (repeats differ by 3–5 %)
 LEAST_SLACK = 0.5  # an answer behind its pace catches up with steps of half its target, where decodes allow it
 MOST_SLACK = 6.0  # a step lasts at most so many times the target, however far ahead everybody is
 
 
 class Pace(Struct, frozen=True):
-    """Targets of one class of requests, in nanoseconds; 0: none."""
+    """A class of requests: its targets in nanoseconds (0: none), and its rank, by which the others give way."""
 
     ttft_ns: int = 0
     tpot_ns: int = 0
+    rank: int = 1  # 0 flex, 1 default, 2 priority
 
     @property
     def patience_ns(self) -> int:
@@ -42,8 +44,19 @@ NO_PACE = Pace()
 def paces(spec: EngineSpec) -> dict[Tier, Pace]:
     """The targets of each class of requests of a model."""
     own = Pace(spec.ttft_target_ns, spec.tpot_target_ns)
-    first = Pace(spec.priority_ttft_target_ns or own.ttft_ns, spec.priority_tpot_target_ns or own.tpot_ns)
-    return {Tier.PRIORITY: first, Tier.DEFAULT: own, Tier.FLEX: NO_PACE}
+    first = Pace(
+        spec.priority_ttft_target_ns or own.ttft_ns, spec.priority_tpot_target_ns or own.tpot_ns, rank=TOP_RANK
+    )
+    last = Pace(spec.flex_ttft_target_ns, spec.flex_tpot_target_ns, rank=0)
+    return {Tier.PRIORITY: first, Tier.DEFAULT: own, Tier.FLEX: last}
+
+
+def standing(*, rank: int, lifts: int, waited_ns: int) -> int:
+    """Who goes before whom: the class, one more for each time it gave way to a higher one, and for each minute.
+
+    So whatever comes in, a sequence gives way twice at most, and after two minutes stands with the highest.
+    """
+    return min(TOP_RANK, rank + lifts + waited_ns // UNHURRIED_NS)
 
 
 def allowed_ns(now_ns: int, answers: Iterable[tuple[int, int, int]]) -> int:

@@ -203,6 +203,8 @@ MODEL_DOCS: Mapping[str, tuple[str, float | None, float | None, tuple[str, ...]]
     "engine.tpot_target_s": ("Pace of an answer's tokens, which prompts may not disturb; 0 for none.", 0, None, ()),
     "engine.priority_ttft_target_s": ('The same for `service_tier` "priority"; 0 as for others.', 0, None, ()),
     "engine.priority_tpot_target_s": ('The same for `service_tier` "priority"; 0 as for others.', 0, None, ()),
+    "engine.flex_ttft_target_s": ('The same for `service_tier` "flex"; 0 for none.', 0, None, ()),
+    "engine.flex_tpot_target_s": ('The same for `service_tier` "flex"; 0 for none.', 0, None, ()),
     "engine.guess": ('Guess tokens ahead: "off", "prompt" (look-up), or a draft model\'s directory.', 1, None, ()),
     "engine.guess_tokens": ("Tokens guessed ahead at most; fewer where they do not pay.", 0, 64, ()),
     "price.usd_per_hour": ("Dollars for one replica running one hour.", 0, None, ()),

@@ -65,10 +65,11 @@ def test_the_pace_holds_and_costs_little() -> None:
 
 
 def test_priority_comes_first_and_flex_last() -> None:
-    spec = EngineSpec(ttft_target_ns=5 * NS_PER_S, priority_ttft_target_ns=NS_PER_S)
+    spec = EngineSpec(ttft_target_ns=5 * NS_PER_S, priority_ttft_target_ns=NS_PER_S, flex_tpot_target_ns=NS_PER_S)
     by_tier = paces(spec)
-    assert by_tier[Tier.PRIORITY] == Pace(ttft_ns=NS_PER_S)
-    assert by_tier[Tier.FLEX] == NO_PACE
+    assert by_tier[Tier.PRIORITY] == Pace(ttft_ns=NS_PER_S, rank=2)
+    assert by_tier[Tier.DEFAULT] == Pace(ttft_ns=5 * NS_PER_S)
+    assert by_tier[Tier.FLEX] == Pace(tpot_ns=NS_PER_S, rank=0)
     for first, last in ((Tier.PRIORITY, Tier.DEFAULT), (Tier.DEFAULT, Tier.FLEX)):
         run = serve(budget=256, pace=by_tier[first], others=by_tier[last], count=60)
         early = np.mean([ns for name, ns in run.first_ns.items() if not int(name) % 2])

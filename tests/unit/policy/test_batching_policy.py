@@ -32,4 +32,5 @@ def test_coming_in_needs_a_slot_budget_and_blocks_with_slack() -> None:
 
 
 def test_the_latest_arrival_gives_way() -> None:
-    assert choose_victim([3, 9, 5]) == 1
+    assert choose_victim([(1, 3), (1, 9), (1, 5)]) == 1
+    assert choose_victim([(2, 3), (1, 4), (2, 9), (1, 7)]) == 3, "the lowest class first"
