@@ -90,7 +90,7 @@ def answer(
     from baseload.limits.catalogue.models import Models  # noqa: PLC0415
     from baseload.limits.serving.predict import Predictor  # noqa: PLC0415
     from baseload.policy.plan.search import search  # noqa: PLC0415
-    from baseload.policy.plan.spec import OBJECTIVES, check_spec  # noqa: PLC0415
+    from baseload.policy.plan.spec import OBJECTIVES, check_spec, with_hours  # noqa: PLC0415
     from baseload.twin.plan_verify import verified  # noqa: PLC0415
 
     spec = read_spec(path)
@@ -99,7 +99,7 @@ def answer(
             raise SettingsError(f"--objective: unknown {objective!r}.", hint=f"Known: {', '.join(OBJECTIVES)}.")
         spec = msgspec.structs.replace(spec, objective=objective)
     spec, lengths = with_traces(spec, path.parent)
-    check_spec(spec, name=str(path))
+    check_spec(spec := with_hours(spec), name=str(path))
     spec, configs = with_configs(spec, path.parent)
     catalogue = read_catalogue()
     if spec.accelerators_file:
@@ -131,7 +131,7 @@ def read_spec(path: Path) -> "PlanSpec":
 
 def with_traces(spec: "PlanSpec", base: Path) -> tuple["PlanSpec", dict[str, list[tuple[int, int]]]]:
     """The specification with the blanks of traffic filled from its traces, and the lengths found there."""
-    from baseload.twin.traces import read_trace  # noqa: PLC0415  # as above
+    from baseload.twin.traces import read_trace, shared_of  # noqa: PLC0415  # as above
 
     lengths: dict[str, list[tuple[int, int]]] = {}
     models = []
@@ -141,7 +141,10 @@ def with_traces(spec: "PlanSpec", base: Path) -> tuple["PlanSpec", dict[str, lis
             rows = [row for row in rows if row.model in ("", model.name)]
             lengths[model.name] = [(r.input_tokens, r.output_tokens) for r in rows[:LENGTHS_KEPT]]
             times = [row.at_ns / 1e9 for row in rows]
-            model = msgspec.structs.replace(model, traffic=_filled(model.traffic, times, lengths[model.name]))
+            traffic = _filled(model.traffic, times, lengths[model.name])
+            if not traffic.shared_prefix:
+                traffic = msgspec.structs.replace(traffic, shared_prefix=round(shared_of(rows), 3))
+            model = msgspec.structs.replace(model, traffic=traffic)
         models.append(model)
     return msgspec.structs.replace(spec, models=tuple(models)), lengths
 
@@ -213,7 +216,7 @@ def _read(path: Path) -> bytes:
 
 def show(result: "PlanReport", *, every: bool = False) -> None:
     """The report in the terminal; `every` tells of each accelerator that was left out."""
-    from baseload.cli.plan_words import summary  # noqa: PLC0415  # as above
+    from baseload.cli.plan_words import day_lines, summary  # noqa: PLC0415  # as above
 
     if result.conflict is not None:
         say("No plan keeps all limits. These conflict:", style="bold red")
@@ -241,6 +244,10 @@ def show(result: "PlanReport", *, every: bool = False) -> None:
         say(f"  Step {job.step_s:.2f} s, {job.mfu:.0%} of peak. {job.binds}")
         say(f"  Basis: {job.basis}. {job.note}", style="dim")
         _show_jobs(job.ranked)
+    if result.day is not None:
+        say("\nBy the hour:", style="bold")
+        for said in day_lines(result.day):
+            say(f"  {said}")
     if result.sensitivity:
         say("\nIf it is otherwise:")
     for line in result.sensitivity:
@@ -266,6 +273,9 @@ def _show_answer(one: "ModelAnswer") -> None:
             f"  ${choice.usd_per_mtok:.3f} per million tokens, ${choice.usd_per_hour:,.2f}/h, "
             f"{choice.tokens_per_joule:.2f} tokens/J, TTFT {choice.ttft_ms:,.0f} ms, TPOT {choice.tpot_ms:.1f} ms"
         )
+        if choice.prompt_tokens_per_s:
+            tokens = f"{choice.prompt_tokens_per_s:,.0f} prompt or {choice.output_tokens_per_s:,.0f} output tokens/s"
+            say(f"  A replica carries {choice.requests_per_s:.3g} requests/s of this mix; for scaling: {tokens}")
         if number < len(one.checks):
             _show_check(one.checks[number])
         basis = choice.basis

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from baseload.cli.plan_plot import bars_svg, pareto_svg
-from baseload.cli.plan_words import by_reason, choice_line, power, summary
+from baseload.cli.plan_words import by_reason, choice_line, day_lines, day_rows, power, summary
 from baseload.policy.plan.answer import Check, Choice, ModelAnswer, PlanReport
 
 STYLE = """
@@ -51,6 +51,10 @@ def page(result: PlanReport) -> str:
             body.append(_overview(result))
     body += [_answer(one) for one in result.answers]
     body += [_training(result)] if result.training else []
+    if result.day is not None:
+        columns, hours = day_rows(result.day)
+        body += ["<h2>By the hour (UTC)</h2>", _list(day_lines(result.day)), "<p>Requests per second:</p>"]
+        body.append(table(columns, hours, left=2))
     body += [_sensitivity(result)] if result.sensitivity else []
     if result.not_judged:
         rows = [(n.accelerator, n.model or "all", n.site, n.why) for n in result.not_judged]

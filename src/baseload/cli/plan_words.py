@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from baseload.policy.plan.answer import Choice, NotJudged, PlanReport, Totals
+from baseload.policy.plan.answer import Choice, Day, NotJudged, PlanReport, Totals
 
 
 def many(count: int, what: str) -> str:
@@ -67,3 +67,28 @@ def _reason(why: str) -> str:
 def _some(names: Sequence[str], shown: int = 4) -> str:
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
+
+
+def day_lines(day: Day) -> list[str]:
+    """What moving work between sites and hours brings."""
+    saved = day.usd_per_day_unshifted - day.usd_per_day
+    share = f" ({saved / day.usd_per_day_unshifted:.1%})" if day.usd_per_day_unshifted else ""
+    lines = [
+        f"moved for {day.by}: requests cost ${day.usd_per_day:,.2f} of electricity and hourly rent a day instead of "
+        f"${day.usd_per_day_unshifted:,.2f}, ${saved:,.2f} less{share}"
+    ]
+    if day.kg_co2_per_day is not None and day.kg_co2_per_day_unshifted is not None:
+        lines.append(f"{day.kg_co2_per_day:,.1f} kg CO2 a day instead of {day.kg_co2_per_day_unshifted:,.1f}")
+    return [*lines, *(day.moves or ("nothing is worth moving",))]
+
+
+def day_rows(day: Day) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of a table: requests per second by model and place, every third hour."""
+    hours = sorted({row.hour for row in day.hours})[::3]
+    places: dict[tuple[str, str], dict[int, float]] = {}
+    for row in day.hours:
+        for name, load in row.places:
+            at = places.setdefault((row.model, name), {})
+            at[row.hour] = at.get(row.hour, 0.0) + load
+    rows = [[model, name, *(f"{loads.get(h, 0.0):.3g}" for h in hours)] for (model, name), loads in places.items()]
+    return ["model", "place", *(f"{h:02d}:00" for h in hours)], rows

@@ -147,7 +147,7 @@ def annuity(capital: float, years: float, interest: float, residual_share: float
     if years <= 0:
         raise DataError("Capital is written off over a number of years above 0.", hint="Give years of use.")
     left = capital * residual_share
-    if interest <= 0:
+    if interest * years < 1e-9:  # none, or so little that the formula below would divide nothing by nothing
         return (capital - left) / years
     growth = float((1.0 + interest) ** years)
     return (capital - left / growth) * interest * growth / (growth - 1.0)

@@ -18,6 +18,7 @@ from baseload.domain.work import Outcome
 from baseload.limits.serving.replica import StepCost
 from baseload.policy.plan.answer import Check
 from baseload.policy.plan.candidates import Candidate, candidate_for
+from baseload.policy.plan.serve import cached_tokens
 from baseload.policy.plan.spec import Statistic, Traffic, peak_of
 from baseload.twin.clients import Client
 from baseload.twin.run import Simulation
@@ -125,10 +126,12 @@ def _arrivals(traffic: Traffic, rate: float, count: int, seed: int, lengths: Len
         prompts = _log_normal(traffic.prompt_tokens, traffic.prompt_cv, random, count)
         outputs = _log_normal(traffic.output_tokens, traffic.output_cv, random, count)
         picked = [(int(p), int(o)) for p, o in zip(prompts, outputs, strict=True)]
-    return [_arrival(START_NS + int(at * NS_PER_S), p, o) for at, (p, o) in zip(at_s, picked, strict=True)]
+    shared = cached_tokens(traffic)
+    return [_arrival(START_NS + int(at * NS_PER_S), p, o, shared) for at, (p, o) in zip(at_s, picked, strict=True)]
 
 
-def _arrival(at_ns: int, prompt: int, output: int) -> Arrival:
+def _arrival(at_ns: int, prompt: int, output: int, shared: int = 0) -> Arrival:
+    """A request; its first `shared` tokens are the same as everyone's."""
     return Arrival(
         at_ns=at_ns,
         model="m",
@@ -136,8 +139,8 @@ def _arrival(at_ns: int, prompt: int, output: int) -> Arrival:
         prompt_tokens=prompt,
         output_tokens=output,
         max_tokens=output,
-        prefix=-1,
-        prefix_tokens=0,
+        prefix=0 if shared else -1,
+        prefix_tokens=min(shared, prompt - 1),
         stream=True,
     )
 
@@ -164,7 +167,7 @@ def _aggregated(candidate: Candidate, arrivals: list[Arrival], replicas: int, se
 def _disaggregated(candidate: Candidate, arrivals: list[Arrival], units: int, seed: int) -> _Seen:
     unit = candidate.unit
     cost, transfer_ns = unit.option.cost, round(unit.option.transfer_ms * NS_PER_MS)
-    prompts = [_arrival(a.at_ns, a.prompt_tokens, 1) for a in arrivals]
+    prompts = [_arrival(a.at_ns, a.prompt_tokens, 1, a.prefix_tokens) for a in arrivals]
     longest = max(a.prompt_tokens for a in arrivals)
     clients = _run(cost, prompts, units * unit.prefill_workers, 1, longest, seed)
     first, lost = _good(clients, 0)
@@ -201,12 +204,13 @@ def _run(
 ) -> list[Client]:
     """All clients of a run of `replicas` replicas that are always on."""
     longest = max(a.prompt_tokens + a.output_tokens for a in arrivals)
+    shares = any(a.prefix >= 0 for a in arrivals)
     spec = ModelSpec(
         name="m",
         source="simulated",
         scaling=Scaling(min_replicas=replicas, max_replicas=replicas),
         admission=Admission(max_queue=1_000_000, max_wait_ns=3_600 * NS_PER_S, max_concurrency_per_replica=slots),
-        engine=EngineSpec(max_seqs=slots, max_step_tokens=step_tokens, max_waiting=4096, prefix_cache=False),
+        engine=EngineSpec(max_seqs=slots, max_step_tokens=step_tokens, max_waiting=4096, prefix_cache=shares),
         context_tokens=longest + 1,
     )
     config = SimulateConfig(

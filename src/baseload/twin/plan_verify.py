@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from baseload.policy.plan.answer import Check, ModelAnswer, PlanReport
 from baseload.policy.plan.candidates import Candidate, better, candidate_for
 from baseload.policy.plan.problem import Solved, broken, has_power_limit
-from baseload.policy.plan.search import Found, choice_of, totals_of
+from baseload.policy.plan.search import Found, chosen_of, totals_of
 from baseload.policy.plan.spec import PlanSpec
 from baseload.twin.plan_check import Lengths, share_of, verify
 
@@ -128,4 +128,4 @@ def _noted(check: Check, over: list[str]) -> Check:
 
 def _with_checks(answer: ModelAnswer, chosen: list[Candidate], checks: list[Check], found: Found) -> ModelAnswer:
     predictor = found.problem.predictor
-    return replace(answer, chosen=tuple(choice_of(c, predictor) for c in chosen), checks=tuple(checks))
+    return replace(answer, chosen=tuple(chosen_of(c, predictor) for c in chosen), checks=tuple(checks))

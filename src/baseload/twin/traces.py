@@ -150,3 +150,19 @@ def _instant(text: str, unit_ns: int, where: str) -> int:
         return round(moment.timestamp()) * NS_PER_S + int(fraction.ljust(9, "0"))
     except ValueError:
         raise DataError(f"{where}: the arrival {text!r} is neither a number nor a date and time.") from None
+
+
+def shared_of(rows: Iterable[TraceRow]) -> float:
+    """Share of all prompt tokens whose block was asked before: what a prefix cache without bound would save.
+
+    0 for traces without hashes of blocks.
+    """
+    seen: dict[int, None] = {}
+    hits = tokens = 0
+    for row in rows:
+        tokens += row.input_tokens
+        for block in row.blocks:
+            if block in seen:
+                hits += HASHED_TOKENS
+            seen[block] = None
+    return min(hits / tokens, 0.99) if tokens else 0.0

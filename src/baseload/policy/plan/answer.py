@@ -49,6 +49,8 @@ class Choice(Struct, frozen=True, kw_only=True):
     kg_co2_per_month: float | None
     binds: str
     basis: Basis
+    prompt_tokens_per_s: float = 0.0  # that a replica would carry of prompts alone, for an autoscaler; 0: not told
+    output_tokens_per_s: float = 0.0  # and of answers alone
 
 
 class Gain(Struct, frozen=True):
@@ -162,6 +164,27 @@ class Totals(Struct, frozen=True):
     tokens_per_s: float
 
 
+class HourOfModel(Struct, frozen=True):
+    """Requests per second of a model in one hour (UTC), by place."""
+
+    model: str
+    hour: int
+    places: tuple[tuple[str, float], ...]
+
+
+class Day(Struct, frozen=True, kw_only=True):
+    """Work moved between sites and hours. Dollars are of electricity (of places rented by the hour: rent) for the
+    requests themselves, without what idle machines draw; beside them the same with work spread by capacity."""
+
+    by: str  # "price" | "carbon"
+    usd_per_day: float
+    usd_per_day_unshifted: float
+    kg_co2_per_day: float | None
+    kg_co2_per_day_unshifted: float | None
+    moves: tuple[str, ...]
+    hours: tuple[HourOfModel, ...]
+
+
 class PlanReport(Struct, frozen=True, kw_only=True):
     """All of it."""
 
@@ -174,5 +197,6 @@ class PlanReport(Struct, frozen=True, kw_only=True):
     sensitivity: tuple[Sensitivity, ...]
     conflict: Conflict | None
     not_judged: tuple[NotJudged, ...]
+    day: Day | None = None  # where hours differ, or work is flexible
     tight: tuple[Gain, ...] = ()  # limits of the plan that are nearly used up
     seconds: float = 0.0

@@ -11,8 +11,7 @@ that the sum is exact at the mix itself. Modelled, as r is.
 from msgspec.structs import replace
 
 from baseload.policy.plan.candidates import unit_for
-from baseload.policy.plan.options import Option
-from baseload.policy.plan.serve import aggregated
+from baseload.policy.plan.options import Option, recurved
 from baseload.policy.plan.spec import Levels, Traffic
 
 LEAST_SHARE = 0.02  # of the time: a capacity that matters less is not told
@@ -47,12 +46,8 @@ def token_capacity(
 
 def _seconds(option: Option, traffic: Traffic, levels: Levels, network_ms: float) -> float | None:
     """Replica-seconds of a request at the greatest load within the levels; None where none is."""
-    curve = aggregated(option.cost, traffic, levels, step_tokens=option.curve.step_tokens)
-    if curve is None:
+    other = recurved(option, traffic, levels)
+    if other is None:
         return None
-    other = Option(
-        option.accelerator, option.precision, option.tp, option.dp, option.ep, option.pp, option.mode, option.cost,
-        curve, None, 0.0,
-    )  # fmt: skip
     unit = unit_for(other, traffic, levels, network_ms=network_ms)
     return None if unit is None else 1.0 / unit.rate

@@ -14,7 +14,7 @@ from baseload.limits.serving.predict import Predictor
 from baseload.limits.shapes import ModelShape
 from baseload.policy.plan.answer import Explanation, Gain
 from baseload.policy.plan.candidates import Candidate, Unit, replicas_for, unit_for
-from baseload.policy.plan.options import Option, judge_layout
+from baseload.policy.plan.options import Option, judge_layout, recurved
 from baseload.policy.plan.spec import Levels, Objective, peak_of
 
 MORE = 1.25
@@ -51,6 +51,7 @@ def explain(choice: Candidate, shape: ModelShape, predictor: Predictor, objectiv
         share = again.gpus / again.rate / base - 1.0 if again else 0.0
         if share < -WORTH:
             gains.append(Gain(what, f"{what} +{MORE - 1:.0%}", _tokens_more(share), share))
+    gains += _prefix(choice, base, objective)
     gains.sort(key=lambda gain: gain.usd_share)
     gains.append(Gain("money", "price -20%", "20.0% fewer dollars for the same work", -0.2))
     needed = replicas_for(peak_of(model.traffic), unit.rate, 0)
@@ -58,6 +59,26 @@ def explain(choice: Candidate, shape: ModelShape, predictor: Predictor, objectiv
     hardware = next((g.what for g in gains if g.what in _FIGURES), "")
     binds = "granularity" if needed == 1 and used < 0.7 else hardware or unit.binds
     return Explanation(binds, _why(unit, binds, hardware, used, needed), tuple(gains))
+
+
+def _prefix(choice: Candidate, base: float, objective: Objective) -> list[Gain]:
+    """What the prefix cache brings, and what more of its hits would."""
+    model, option = choice.model, choice.unit.option
+    hits = model.traffic.shared_prefix
+    found = []
+    for share in (0.0, min(0.95, hits * MORE)) if hits else ():
+        traffic = msgspec.structs.replace(model.traffic, shared_prefix=share)
+        other = recurved(option, traffic, model.levels)
+        again = other and unit_for(
+            other, traffic, model.levels, network_ms=choice.place.site.network_ms, objective=objective
+        )
+        if not again:
+            continue
+        change = again.gpus / again.rate / base - 1.0
+        words = _tokens_more(change) if change < 0 else f"{change:.1%} more dollars a token"
+        if abs(change) >= WORTH:
+            found.append(Gain("prefix hits", f"prefix hits {hits:.0%} → {share:.0%} of a prompt", words, change))
+    return found
 
 
 def _with_hardware(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from baseload.domain.errors import MissingFigure
+from baseload.domain.errors import MissingFigure, SettingsError
 from baseload.limits.catalogue.accelerators import Accelerator, Catalogue, InstancePrice
 from baseload.limits.money import Offer, Ownership, Tier, cheapest, offers, own
 from baseload.limits.power import AIR
@@ -21,7 +21,7 @@ class Place:
     stock: Stock
     chip: Accelerator
     accelerator: str  # catalogue identifier
-    tier: str  # "on_demand" | "reserved" | "spot" | "owned" | "edge"
+    tier: str  # "on_demand" | "reserved" | "spot", or the kind of a site that owns: "owned" … "device"
     usd_per_hour: float  # of one accelerator
     basis: str
     follows_load: bool  # pays for what runs; else for the peak, always
@@ -98,7 +98,7 @@ def _price(site: Site, stock: Stock, chip: Accelerator, known: Sequence[Offer], 
     }.get(tier, stock.usd_per_hour if stock.capex_usd is None else None)
     if stated is not None:
         return stated, "stated in the plan"
-    if tier in ("owned", "edge"):
+    if site.kind != "cloud":
         return _owned(site, stock, chip, known, tier)
     offer = cheapest(known, Tier(tier), accelerator=chip.name, provider=site.provider)
     who = f"{offer.provider} {offer.instance}".strip()
@@ -107,7 +107,7 @@ def _price(site: Site, stock: Stock, chip: Accelerator, known: Sequence[Offer], 
 
 def _owned(site: Site, stock: Stock, chip: Accelerator, known: Sequence[Offer], tier: str) -> tuple[float, str]:
     if stock.capex_usd is None:
-        if tier == "edge":
+        if tier in ("edge", "device"):
             raise MissingFigure("capex_usd", chip.name, hint="State it in the plan: capex_usd of the accelerator.")
         offer = cheapest(known, Tier.OWNED, accelerator=chip.name, provider=site.provider)
         return offer.usd_per_hour, f"{offer.provider}: {offer.source}"
@@ -127,4 +127,9 @@ def _owned(site: Site, stock: Stock, chip: Accelerator, known: Sequence[Offer], 
         )
     )
     parts = f"capital {cost.capital_usd:.3f}, power {cost.power_usd:.3f}, upkeep {cost.upkeep_usd:.3f}"
+    if cost.total_usd <= 0.0:
+        raise SettingsError(
+            f"Site {site.name!r}: an hour of {chip.name} would cost ${cost.total_usd:.3g}: electricity pays for it.",
+            hint="Mend usd_per_kwh: a plan needs prices above 0.",
+        )
     return cost.total_usd, f"computed: {parts}, space and people {cost.space_usd + cost.people_usd:.3f} $/h"

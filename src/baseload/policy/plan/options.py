@@ -1,7 +1,7 @@
 """Ways to serve one model on one kind of accelerator: weight format × layout × mode, each with its load curve."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from baseload.domain.errors import DataError, MissingFigure
 from baseload.limits.catalogue.accelerators import Accelerator
@@ -14,7 +14,7 @@ from baseload.limits.serving.replica import StepCost, step_cost
 from baseload.limits.shapes import ModelShape
 from baseload.policy.plan.pipeline import MOST_STAGES, pipelined
 from baseload.policy.plan.serve import Curve, aggregated, decode_pool, prefill_pool
-from baseload.policy.plan.spec import ServedModel
+from baseload.policy.plan.spec import Levels, ServedModel, Traffic
 
 STEP_TOKENS = 2048  # the budget of a step that candidates are compared at
 OTHER_STEP_TOKENS = (512, 8192)  # tried for those that are good
@@ -206,6 +206,16 @@ def _transfer_s(shape: ModelShape, cost: StepCost, tokens: int, layout: Layout, 
     """Seconds to send a prompt's cache from one worker to another, over all its accelerators' network links."""
     link = chip.need("scale_out_gbit_per_s") / 8.0 * 1e9 * layout.gpus
     return shape.kv_bytes(tokens, cost.parts.counts.kv_element_bytes) / link
+
+
+def recurved(option: Option, traffic: Traffic, levels: Levels) -> Option | None:
+    """The same layout under other traffic or levels; None where it cannot serve at all."""
+    if option.prefill is None:
+        curve = aggregated(option.cost, traffic, levels, step_tokens=option.curve.step_tokens)
+        return None if curve is None else replace(option, curve=curve)
+    decode = decode_pool(option.cost, traffic, levels)
+    pool = prefill_pool(option.cost, traffic, levels, transfer_s=option.transfer_ms / 1e3)
+    return None if decode is None or pool is None else replace(option, curve=decode, prefill=pool)
 
 
 def refined(option: Option, model: ServedModel) -> Sequence[Option]:

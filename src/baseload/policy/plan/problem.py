@@ -339,6 +339,7 @@ def scaled_traffic(spec: PlanSpec, factor: float) -> PlanSpec:
                 m.traffic,
                 requests_per_s=m.traffic.requests_per_s * factor,
                 peak_requests_per_s=m.traffic.peak_requests_per_s * factor,
+                hours=tuple(rate * factor for rate in m.traffic.hours),
             ),
         )
         for m in spec.models

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from baseload.limits.catalogue.accelerators import InstancePrice
 from baseload.limits.money import HOURS_PER_MONTH
 from baseload.limits.serving.points import Layout
@@ -22,7 +24,9 @@ from baseload.policy.plan.answer import (
     TrainingAnswer,
 )
 from baseload.policy.plan.candidates import Candidate, better, pareto
+from baseload.policy.plan.capacity import token_capacity
 from baseload.policy.plan.conflicts import Limit, Way, conflict, limits_of
+from baseload.policy.plan.day import day_by_hour
 from baseload.policy.plan.explain import explain
 from baseload.policy.plan.offers import power_basis
 from baseload.policy.plan.problem import Extra, Problem, Solved, allowed, has_power_limit, scaled_traffic
@@ -72,9 +76,17 @@ def search(
         sensitivity=tuple(_sensitivity(spec, solved, problem)),
         conflict=None,
         not_judged=left_out,
+        day=day_by_hour(spec, solved),
         tight=tuple(_tight(spec, solved, problem)),
     )
     return Found(report, solved, problem)
+
+
+def chosen_of(candidate: Candidate, predictor: Predictor) -> Choice:
+    """The candidate as plain values, with what its replicas carry in tokens."""
+    model, option = candidate.model, candidate.unit.option
+    prompts, answers = token_capacity(option, model.traffic, model.levels, network_ms=candidate.place.site.network_ms)
+    return replace(choice_of(candidate, predictor), prompt_tokens_per_s=prompts, output_tokens_per_s=answers)
 
 
 def choice_of(candidate: Candidate, predictor: Predictor) -> Choice:
@@ -163,7 +175,7 @@ def _answer(spec: PlanSpec, model: ServedModel, solved: Solved, problem: Problem
         model=model.name,
         shape=f"{shape.name}: {shape.params / 1e9:.1f} B parameters, {shape.active_params / 1e9:.1f} B active",
         levels=describe_levels(model.levels),
-        chosen=tuple(choice_of(c, predictor) for c in chosen),
+        chosen=tuple(chosen_of(c, predictor) for c in chosen),
         ranked=tuple(choice_of(c, predictor) for c in ranked[: spec.alternatives]),
         pareto=tuple(choice_of(c, predictor) for c in pareto(everyone)[:12]),
         by_tier=tuple(choice_of(c, predictor) for c in sorted(tiers.values(), key=lambda c: c.usd_per_mtok)),
@@ -261,7 +273,9 @@ def _sensitivity(spec: PlanSpec, solved: Solved, problem: Problem) -> list[Sensi
             if again is not None:
                 usd = sum(_paid(c, accelerator, factor) for many in again.chosen.values() for c in many)
                 usd += sum(j.column.usd_per_hour for j in again.jobs.values())
-                dearer = Sensitivity(dearer.what, usd / solved.usd_per_hour - 1.0, dearer.changes)
+                dearer = Sensitivity(
+                    dearer.what, usd / solved.usd_per_hour - 1.0 if solved.usd_per_hour else 0.0, dearer.changes
+                )
             found.append(dearer)
     error = _model_error(solved, problem)
     if error:
@@ -288,7 +302,8 @@ def _compared(what: str, before: Solved, after: Solved | None) -> Sensitivity:
         for name, many in before.chosen.items()
         if _kind(many) != _kind(after.chosen[name])
     ]
-    return Sensitivity(what, after.usd_per_hour / before.usd_per_hour - 1.0, "; ".join(changes))
+    share = after.usd_per_hour / before.usd_per_hour - 1.0 if before.usd_per_hour else 0.0
+    return Sensitivity(what, share, "; ".join(changes))
 
 
 def _kind(many: Sequence[Candidate]) -> list[tuple[str, str, str]]:
@@ -308,7 +323,7 @@ def _tight(spec: PlanSpec, solved: Solved, problem: Problem) -> list[Gain]:
         if limit.unit == "ms" or not limit.is_number:
             continue
         again = problem.solve(limit.change(spec, 1.25))
-        share = again.usd_per_hour / solved.usd_per_hour - 1.0 if again else 0.0
+        share = again.usd_per_hour / solved.usd_per_hour - 1.0 if again and solved.usd_per_hour else 0.0
         if share < -0.005:
             more = f"{limit.value:g} → {limit.value * 1.25:g} {limit.unit}"
             found.append(Gain(limit.name, more, f"{-share:.1%} fewer dollars for the whole plan", share))

@@ -9,7 +9,8 @@ Aggregated, with b sequences decoding on average, L prompt tokens and T output t
 `wait` is that of an M/G/1 queue (Pollaczek and Khinchine) whose server is the prompt budget of the steps; its
 quantiles fall off exponentially. The active sequences are taken as Poisson, prompt lengths as log-normal.
 Disaggregated, prompts queue at workers of their own, and decoding is not disturbed by them.
-All of this is modelled; a twin run checks it.
+A shared beginning of prompts is read from the cache, not computed; that it lies in memory once is left out (so the
+room told is too small rather than too large). All of this is modelled; a twin run checks it.
 """
 
 import math
@@ -66,11 +67,12 @@ def aggregated(cost: StepCost, traffic: Traffic, levels: Levels, *, step_tokens:
         return None
     long, out = traffic.prompt_tokens, traffic.output_tokens
     decode = _decode_s(cost, rows, long + out / 2)
-    chunks = math.ceil(long / step_tokens)
+    fresh = long - cached_tokens(traffic)
+    chunks = math.ceil(fresh / step_tokens)
     extra = _extra_s(cost, rows, traffic, step_tokens)
     tpot = decode + extra * rows / out
     rate = rows / (out * tpot)
-    served = extra + long / step_tokens * decode  # of the prompt channel, by one prompt
+    served = extra + fresh / step_tokens * decode  # of the prompt channel, by one prompt
     wait, wait_high = _wait(rate, served, traffic.prompt_cv, levels.ttft_of)
     own = extra + chunks * decode
     long_own = own * _stretch(traffic.prompt_cv, levels.ttft_of)
@@ -100,7 +102,8 @@ def prefill_pool(cost: StepCost, traffic: Traffic, levels: Levels, *, transfer_s
     """A worker that only reads prompts, one at a time, and sends their cache on. `tpot_ms` is 0."""
     if not cost.fits or cost.kv_tokens < traffic.prompt_tokens * _stretch(traffic.prompt_cv, "p99"):
         return None
-    own = cost.prefill_ns(traffic.prompt_tokens) / 1e9
+    cached = cached_tokens(traffic)
+    own = cost.prefill_ns(traffic.prompt_tokens - cached, cached) / 1e9
     busy = np.array([0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9])
     rate = busy / own
     wait, wait_high = _wait(rate, np.full_like(rate, own), traffic.prompt_cv, levels.ttft_of)
@@ -201,7 +204,7 @@ def _extra_s(cost: StepCost, rows: Floats, traffic: Traffic, step_tokens: int) -
     found = []
     for beside in probes:
         positions = int(beside * context)
-        alone, total, done = cost.decode_ns(beside, positions), 0, 0
+        alone, total, done = cost.decode_ns(beside, positions), 0, cached_tokens(traffic)
         while done < traffic.prompt_tokens:
             chunk = min(step_tokens, traffic.prompt_tokens - done)
             pairs = chunk * done + chunk * chunk // 2
@@ -211,6 +214,11 @@ def _extra_s(cost: StepCost, rows: Floats, traffic: Traffic, step_tokens: int) -
         found.append(total / 1e9)
     result: Floats = np.interp(rows, probes, found)
     return result
+
+
+def cached_tokens(traffic: Traffic) -> int:
+    """Tokens of a mean prompt that the prefix cache has; at least one is computed."""
+    return min(round(traffic.shared_prefix * traffic.prompt_tokens), traffic.prompt_tokens - 1)
 
 
 def _wait(rate: Floats, served: Floats, cv: float, of: Statistic) -> tuple[Floats, Floats]:
@@ -262,6 +270,8 @@ def unit_of(prefill_rate: float, decode_rate: float, *, most: int = 8) -> tuple[
 def day_of(traffic: Traffic, *, hours: int = 24) -> Sequence[float]:
     """Requests per second through the day: a wave with the traffic's mean and peak, or the peak all day."""
     peak = traffic.peak_requests_per_s or traffic.requests_per_s
+    if traffic.hours and hours == len(traffic.hours):
+        return traffic.hours
     swing = min(peak - traffic.requests_per_s, traffic.requests_per_s)
     if not traffic.diurnal:
         return [peak] * hours

@@ -3,11 +3,14 @@
 from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from baseload.domain.errors import SettingsError
 
 Objective = Literal["usd_per_mtok", "tokens_per_joule", "latency"]
+HOURS = 24
 Statistic = Literal["mean", "p90", "p95", "p99"]
+Kind = Literal["cloud", "owned", "region", "enterprise", "edge", "device"]  # of a site, from far to near
 OBJECTIVES: tuple[Objective, ...] = ("usd_per_mtok", "tokens_per_joule", "latency")
 
 
@@ -21,6 +24,8 @@ class Traffic(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     output_tokens: int = 0
     prompt_cv: float = 1.0
     output_cv: float = 0.8
+    shared_prefix: float = 0.0  # share of a prompt's tokens that the prefix cache has, on average
+    hours: tuple[float, ...] = ()  # requests per second in each of 24 hours (UTC); instead of mean, peak and wave
     trace: str = ""  # a CSV of arrivals and lengths, as `baseload simulate` reads
 
 
@@ -47,6 +52,7 @@ class ServedModel(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     residency: tuple[str, ...] = ()  # regions it may be served from; empty: any
     spare_replicas: int = 0  # beyond what the peak needs
     interruptible: bool = False  # spot machines will do
+    flexible: bool = False  # a day's work may be done at any of its hours: batch
     max_accelerators: int = 16  # of one replica
 
 
@@ -80,7 +86,7 @@ class Site(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A place that has accelerators. `accelerators` may be names, tables, or "all" for the whole catalogue."""
 
     name: str
-    kind: Literal["cloud", "owned", "edge"] = "cloud"
+    kind: Kind = "cloud"
     region: str = ""
     accelerators: tuple[str | Stock, ...] = ("all",)
     tiers: tuple[Literal["on_demand", "reserved", "spot"], ...] = ("on_demand",)  # of a cloud
@@ -88,6 +94,8 @@ class Site(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     power_mw: float = 0.0  # of the connection, cooling included; 0: no limit
     usd_per_kwh: float | None = None  # owned and edge
     gco2_per_kwh: float | None = None
+    usd_per_kwh_by_hour: tuple[float, ...] = ()  # in each of 24 hours (UTC); fills `usd_per_kwh` with its mean
+    gco2_per_kwh_by_hour: tuple[float, ...] = ()
     pue: float | None = None  # blank: modelled
     network_ms: float = 0.0  # from clients, added to TTFT
     years: float = 5.0  # over which capital is paid back
@@ -110,6 +118,7 @@ class PlanSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     name: str = "plan"
     objective: Objective = "usd_per_mtok"
+    shift_by: Literal["price", "carbon"] = "price"  # where hours are stated: what work is moved for
     models: tuple[ServedModel, ...] = ()
     training: tuple[TrainingJob, ...] = ()
     sites: tuple[Site, ...]
@@ -132,6 +141,7 @@ def check_spec(spec: PlanSpec, *, name: str) -> None:
         twice = [one for i, one in enumerate(names) if one in names[:i]]
         if twice:
             raise SettingsError(f"{name}: two {what}s are called {twice[0]!r}.", hint="Give each its own name.")
+    _check_hours(spec, name=name)
     for model in spec.models:
         where = f"{name}: model {model.name!r}"
         traffic = model.traffic
@@ -155,6 +165,43 @@ def check_spec(spec: PlanSpec, *, name: str) -> None:
             )
     if min(spec.limits.usd_per_month, spec.limits.megawatts, spec.limits.tonnes_co2_per_month) < 0:
         raise SettingsError(f"{name}: limits cannot be negative; 0 is none.", hint=hint)
+
+
+def _check_hours(spec: PlanSpec, *, name: str) -> None:
+    for where, hours in (
+        *((f"model {m.name!r}: traffic.hours", m.traffic.hours) for m in spec.models),
+        *((f"site {s.name!r}: usd_per_kwh_by_hour", s.usd_per_kwh_by_hour) for s in spec.sites),
+        *((f"site {s.name!r}: gco2_per_kwh_by_hour", s.gco2_per_kwh_by_hour) for s in spec.sites),
+    ):
+        if len(hours) not in (0, HOURS):
+            raise SettingsError(f"{name}: {where} has {len(hours)} values.", hint=f"Give {HOURS}, one an hour.")
+
+
+def with_hours(spec: PlanSpec) -> PlanSpec:
+    """The specification with means (and peaks) filled in from what is stated by the hour."""
+    models = []
+    for model in spec.models:
+        traffic = model.traffic
+        if traffic.hours:
+            mean = sum(traffic.hours) / len(traffic.hours)
+            peak = max(traffic.peak_requests_per_s, *traffic.hours)
+            traffic = replace(traffic, requests_per_s=mean, peak_requests_per_s=peak)
+        if model.flexible:  # a day's work done evenly needs no peak
+            traffic = replace(traffic, peak_requests_per_s=0.0, hours=())
+        models.append(replace(model, traffic=traffic))
+    sites = [
+        replace(
+            site,
+            usd_per_kwh=_or_mean(site.usd_per_kwh, site.usd_per_kwh_by_hour),
+            gco2_per_kwh=_or_mean(site.gco2_per_kwh, site.gco2_per_kwh_by_hour),
+        )
+        for site in spec.sites
+    ]
+    return replace(spec, models=tuple(models), sites=tuple(sites))
+
+
+def _or_mean(stated: float | None, hours: tuple[float, ...]) -> float | None:
+    return sum(hours) / len(hours) if stated is None and hours else stated
 
 
 def peak_of(traffic: Traffic) -> float:
