@@ -2,9 +2,11 @@
 
     .venv/bin/python bench/engine/fidelity.py [--peers llama|none] [--models guide,stdlib] [--calibrate own|text]
 
-Two trained models: the shipped `guide`, asked the questions of its system test (in words that stand nowhere in its
-training text, and on which nothing was tuned), and one trained here on Python's standard library (stdlib_model.py; a
-few minutes the first time), reading files that it was not trained on. Our schemes are made by `baseload quantize` as
+Two trained models: the shipped `guide`, asked the questions of fresh_questions.txt, and one trained here on Python's
+standard library (stdlib_model.py; a few minutes the first time), reading files that it was not trained on. These are
+the texts to report: nothing was trained, fitted, calibrated or chosen by them. `--text choose` measures on others
+(the questions of the guide's system test, and other files), by which a change of the method is to be judged. Our
+schemes are made by `baseload quantize` as
 anybody would run it; llama.cpp's files by its own quantizer from the same weights in float16, measured in its own
 environment on the same tokens against the same float32 log-probabilities.
 """
@@ -24,6 +26,7 @@ from rich.table import Table
 from stdlib_model import ensure as ensure_stdlib
 
 from baseload.domain.model import EngineSpec
+from baseload.engine.config import read_json
 from baseload.engine.packed import is_packed, open_packed
 from baseload.engine.quantize.measure import final_states, measure
 from baseload.engine.quantize.source import open_source
@@ -41,16 +44,23 @@ PEERS = ("f16", "q8_0", "q4_0", "q4_k", "q6_k")
 ROWS, LENGTH = 48, 256
 
 
-def guide_case():
-    """tokens int32[rows, 128] and which count: the answers to the questions of tests/system/guide_questions.jsonl.
+def asked_of(text):
+    """The questions, one a line."""
+    if text == "fresh":
+        return (Path(__file__).parent / "fresh_questions.txt").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "tests" / "system" / "guide_questions.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["ask"] for line in lines]
+
+
+def guide_case(text="choose"):
+    """tokens int32[rows, 128] and which count: the answers to the questions of `text`.
 
     The answer to each is the one that the float32 model begins.
     """
     tokenizer, encoder = open_encoder(GUIDE, prompt_weight=0.0)
     pairs = [pair for path in sorted((ROOT / "docs" / "guide").glob("*.md")) for pair in parse_guide(path)]
     topics = [tokenizer.token_to_id(topic(index)) for index in range(len(pairs))]
-    lines = (ROOT / "tests" / "system" / "guide_questions.jsonl").read_text(encoding="utf-8").splitlines()
-    asked = [Message("user", json.loads(line)["ask"]) for line in lines]
+    asked = [Message("user", question) for question in asked_of(text)]
     source = open_source(GUIDE)
     head, rows, counts = source.top()["lm_head"][topics], [], []
     for question in asked:
@@ -96,6 +106,7 @@ def ours(folder, out, scheme, group, calibrate, case, keep):
         "what": f"baseload {scheme}" + (f", groups of {group}" if group else ""),
         "bytes": model.weights.blob.size,
         "rotated": model.weights.about.get("rotated"),
+        "kept": read_json(target / "config.json")["quantization_config"].get("kept", []),
         "perplexity": found.perplexity,
         "ratio": found.ratio,
         "kl": found.kl,
@@ -182,6 +193,7 @@ def main():
     parser.add_argument("--models", default="guide,stdlib")
     parser.add_argument("--schemes", default="", help="of ours, such as w8a8,w4a8; all of them without")
     parser.add_argument("--calibrate", default="own", choices=("own", "text"), help="the model's words, or a text's")
+    parser.add_argument("--text", default="fresh", choices=("fresh", "choose"), help="to report, or to choose by")
     parser.add_argument("--keep", action="store_true", help="measure our folders that are there already")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "out")
@@ -194,10 +206,11 @@ def main():
         out = asked.out / "fidelity" / name
         out.mkdir(parents=True, exist_ok=True)
         if name == "guide":
-            folder, case, text = GUIDE, guide_case(), guide_text(out / "calibrate.txt")
+            folder, case, text = GUIDE, guide_case(asked.text), guide_text(out / "calibrate.txt")
         else:
             folder = ensure_stdlib(asked.out.absolute() / "stdlib", steps=1200)
-            case, text = text_case(folder, folder.parent / "held-out.txt"), folder.parent / "calibrate.txt"
+            held = {"fresh": "fresh.txt", "choose": "held-out.txt"}[asked.text]
+            case, text = text_case(folder, folder.parent / held), folder.parent / "calibrate.txt"
         calibrate = text if asked.calibrate == "text" else None
         wanted = [pair for pair in SCHEMES if not asked.schemes or pair[0] in asked.schemes.split(",")]
         rows = [ours(folder, out, *pair, calibrate, case, asked.keep) for pair in wanted]

@@ -2,7 +2,8 @@
 
     .venv/bin/python bench/engine/stdlib_model.py [--out bench/out/stdlib] [--steps 1200]
 
-Writes OUT/model (a Hugging Face directory), OUT/calibrate.txt and OUT/held-out.txt. Every tenth file is held out: it
+Writes OUT/model (a Hugging Face directory), OUT/calibrate.txt, OUT/held-out.txt and OUT/fresh.txt. Every tenth file
+is held out, some of them for choosing how to quantize and others to report: such a file
 is in neither the training nor the calibration text. The calibration text is a part of what the model was trained on.
 A few minutes on two cores; nothing is done where OUT/model is there already with the same settings.
 """
@@ -21,7 +22,7 @@ SHAPE = ModelShape(hidden_size=256, intermediate_size=768, layers=4, heads=4, kv
 
 
 def write_texts(out: Path) -> None:
-    """OUT/train/*.txt, calibrate.txt and held-out.txt, split by file."""
+    """OUT/train/*.txt, calibrate.txt, held-out.txt and fresh.txt, split by file."""
     folder = Path(sysconfig.get_paths()["stdlib"])
     files = sorted(path for path in folder.glob("*.py")) + sorted(folder.glob("[a-z]*/*.py"))
     files = [path for path in files if path.parent.name not in _SKIPPED]
@@ -42,13 +43,14 @@ def write_texts(out: Path) -> None:
         (out / "train" / f"{index}.txt").write_text("\n".join(learnt[index::8]), encoding="utf-8")
     (out / "calibrate.txt").write_text("\n".join(calibrate)[:CALIBRATE_BYTES], encoding="utf-8")
     (out / "held-out.txt").write_text("\n".join(held)[:HELD_OUT_BYTES], encoding="utf-8")
+    (out / "fresh.txt").write_text("\n".join(held)[HELD_OUT_BYTES : 2 * HELD_OUT_BYTES], encoding="utf-8")
 
 
 def ensure(out: Path, *, steps: int, progress: bool = True) -> Path:
     """The model's directory; trained now where it is not there, or resumed where training was interrupted."""
     note = out / "trained.json"
     about = {"steps": steps, "python": sysconfig.get_python_version(), "shape": str(SHAPE)}
-    if note.exists() and json.loads(note.read_text()) == about:
+    if note.exists() and json.loads(note.read_text()) == about and (out / "fresh.txt").exists():
         return out / "model"
     write_texts(out)
     config = TrainConfig(

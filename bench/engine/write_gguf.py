@@ -12,22 +12,10 @@ import gguf
 import llama_cpp
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "src"))  # of ours, this environment can import no more than this
+from baseload.engine.gguf.names import is_turned, name_of, pairs
+
 FILE_TYPES = {"q8_0": 7, "q4_0": 2, "q4_k": 15, "q6_k": 18}  # LLAMA_FTYPE_MOSTLY_…; q4_k: the Q4_K_M mixture
-LAYER = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "mlp.gate": "ffn_gate_inp",
-}
-ROOT = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
 def tensors(folder):
@@ -46,12 +34,6 @@ def tensors(folder):
             else:
                 wide = part.view({"F32": np.float32, "F16": np.float16}[about["dtype"]]).astype(np.float32)
             yield name, wide.reshape(about["shape"])
-
-
-def rotated(weights, heads):
-    """Rows in the order that llama.cpp's rotary embedding of the Llama family wants: pairs side by side."""
-    rows = weights.shape[0] // heads
-    return weights.reshape(heads, 2, rows // 2, -1).swapaxes(1, 2).reshape(weights.shape)
 
 
 def write_f16(source, target):
@@ -90,21 +72,15 @@ def write_f16(source, target):
     writer.add_add_bos_token(False)
     experts = {}
     for name, value in tensors(source):
-        stem = name.removesuffix(".weight")
-        if stem in ROOT:
-            add(writer, ROOT[stem], value)
+        target_name, expert = name_of(name)
+        if expert is not None:
+            experts.setdefault(target_name, {})[expert] = value.astype(np.float16)
             continue
-        _, _, layer, rest = stem.split(".", 3)
-        if rest.startswith("mlp.experts."):
-            _, _, expert, kind = rest.split(".")
-            experts.setdefault((int(layer), kind), {})[int(expert)] = value.astype(np.float16)
-            continue
-        if not is_moe and rest in ("self_attn.q_proj", "self_attn.k_proj"):
-            value = rotated(value, config["num_attention_heads" if "q_proj" in rest else "num_key_value_heads"])
-        add(writer, f"blk.{layer}.{LAYER[rest]}", value)
-    for (layer, kind), parts in experts.items():
-        stacked = np.stack([parts[index] for index in range(len(parts))])
-        writer.add_tensor(f"blk.{layer}.ffn_{kind.removesuffix('_proj')}_exps.weight", stacked)
+        if is_turned("qwen3moe" if is_moe else "llama", target_name):
+            value = pairs(value, config["num_attention_heads" if "attn_q" in target_name else "num_key_value_heads"])
+        add(writer, target_name, value)
+    for name, parts in experts.items():
+        writer.add_tensor(name, np.stack([parts[index] for index in range(len(parts))]))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -113,8 +89,8 @@ def write_f16(source, target):
 
 def add(writer, name, value):
     """Norms and routers stay float32, as llama.cpp's own converter leaves them."""
-    is_small = value.ndim == 1 or name.endswith("ffn_gate_inp")
-    writer.add_tensor(f"{name}.weight", value.astype(np.float32 if is_small else np.float16))
+    is_small = value.ndim == 1 or "ffn_gate_inp" in name
+    writer.add_tensor(name, value.astype(np.float32 if is_small else np.float16))
 
 
 def quantize(source, target, kind):

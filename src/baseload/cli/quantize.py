@@ -83,6 +83,8 @@ def _print(outcome: "Outcome") -> None:
     say(
         f"Wrote {outcome.out}: {outcome.scheme}{group}, {outcome.weights_bytes:,} bytes, {share:.0%} of the original."
     )
+    if outcome.kept:
+        say(f"Kept in bfloat16, because their rounding costs most: {', '.join(outcome.kept)}.")
     rows = [
         ("perplexity, float32", f"{fidelity.perplexity_float32:,.4f}"),
         ("perplexity, quantized", f"{fidelity.perplexity:,.4f}  ({fidelity.ratio - 1:+.3%})"),

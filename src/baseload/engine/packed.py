@@ -126,15 +126,18 @@ def write_packed(
     scheme: str,
     group: int,
     down_hadamard: int,
+    kept: Sequence[str] = (),
     about: Mapping[str, Any] | None = None,
     files: Sequence[Path] = (),
 ) -> None:
     """Writes a packed directory at `out`, which must not be there; `files` are copied into it.
 
+    `kept` names the matrices that stay in bfloat16 though the scheme is another: config.json says so.
+
     Nothing of it is to be seen under its name until all of it is on disk.
     """
     said = {"scheme": scheme, "group": group, "down_hadamard": down_hadamard}
-    method = {"quant_method": METHOD, **said, "layout": LAYOUT}
+    method = {"quant_method": METHOD, **said, "layout": LAYOUT, **({"kept": list(kept)} if kept else {})}
     out.mkdir(parents=True)
     write_map(out, tensors, {**(about or {}), **said})
     text = json.dumps({**config_json, "quantization_config": method}, indent=2) + "\n"

@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 
 from baseload.domain.errors import DataError, ModelError, SettingsError
+from baseload.engine.config import read_json
+from baseload.engine.native.weights_map import Matrix
 from baseload.engine.packed import open_packed, partial_of
 from baseload.engine.quantize import transforms
 from baseload.engine.quantize.calibrate import from_file
+from baseload.engine.quantize.equalize import after_rows, factors, read_by
 from baseload.engine.quantize.layerwise import Fit, quantize_layers
 from baseload.engine.quantize.measure import final_states, measure
 from baseload.engine.quantize.openings import OPENINGS
@@ -83,20 +86,53 @@ def test_fitting_is_better_than_rounding_to_nearest(model_of: Models, text_file:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3moe"])
-def test_turning_and_balancing_change_nothing(family: str, model_of: Models) -> None:
+def test_turning_and_exchanging_factors_change_nothing(family: str, model_of: Models) -> None:
     source = open_source(model_of(family))
     tokens = np.random.default_rng(0).integers(3, 200, (2, 24)).astype(np.int32)
     top = source.top()
     exact = final_states(source.config, source.layer, top, tokens) @ top["lm_head"].T
     turn = transforms.orthogonal(source.config.hidden, 3)
-    reach = np.random.default_rng(1).random(source.config.heads * source.config.head_dim).astype(np.float32) + 0.1
+    c, rng = source.config, np.random.default_rng(1)
+
+    def some(*shape: int) -> np.ndarray:
+        return np.exp(rng.standard_normal(shape)).astype(np.float32)
 
     def layer(index: int) -> transforms.Layer:
-        return transforms.balance(source.config, transforms.rotate_layer(source.layer(index), turn), reach)
+        found = transforms.rotate_layer(source.layer(index), turn)
+        found = read_by(found, "attn_norm", ("qkv",), some(c.hidden))
+        found = read_by(found, "feed_norm", ("gate_up", "router", "experts.gate_up"), some(c.hidden))
+        scale = some(c.kv_heads, 1, c.head_dim)
+        wide = np.repeat(scale, c.heads // c.kv_heads, axis=1).reshape(-1)
+        found = after_rows(found, "qkv", (c.heads + c.kv_heads) * c.head_dim, "out", (scale.reshape(-1), wide))
+        if "down" not in found:
+            return found
+        scale = some(c.intermediate)
+        return after_rows(found, "gate_up", c.intermediate, "down", (scale, scale))
 
-    turned = transforms.rotate_top(top, turn)
+    turned = read_by(transforms.rotate_top(top, turn), "final_norm", ("lm_head",), some(c.hidden))
     changed = final_states(source.config, layer, turned, tokens) @ turned["lm_head"].T
     assert np.max(np.abs(changed - exact)) < 2e-3 * np.max(np.abs(exact))
+
+
+@pytest.mark.parametrize(("heads", "block"), [((1, 1), 0), ((2, 4), 0), ((1, 1), 64)])
+def test_factors_make_both_roundings_cost_less(heads: tuple[int, int], block: int) -> None:
+    rng = np.random.default_rng(0)
+    size = np.exp(rng.standard_normal(128)).astype(np.float32)
+    inputs = rng.standard_normal((300, 128)).astype(np.float32) * size
+    inputs[::7] = 0  # padding
+    weight = rng.standard_t(5, (96, 128)).astype(np.float32)
+    scale = factors(inputs, weight, heads=heads, block=block)
+    wide = np.repeat(scale.reshape(heads[0], 1, -1), heads[1], axis=1).reshape(-1)
+    assert wide.shape == (128,)
+
+    def error(divide: np.ndarray) -> float:
+        x, w = (transforms.hadamard(part, block) for part in (inputs / divide, weight * divide))
+        steps = [np.maximum(np.max(np.abs(part), axis=1, keepdims=True), 1e-9) / 127 for part in (x, w)]
+        rounded = [np.rint(part / step) * step for part, step in zip((x, w), steps, strict=True)]
+        return float(np.mean(np.square(rounded[0] @ rounded[1].T - inputs @ weight.T)))
+
+    assert error(wide) < 0.95 * error(np.ones(128, np.float32))
+    assert np.array_equal(factors(inputs * 0, weight), np.ones(128, np.float32))
 
 
 def test_the_transform_is_its_own_inverse() -> None:
@@ -117,6 +153,15 @@ def test_a_model_calibrates_itself(model_of: Models, tmp_path: Path, monkeypatch
     request = Request(model_of("llama"), tmp_path / "out", Scheme.parse("w8a8"), rotate=True)
     outcome = quantize(request, show=silent)
     assert outcome.rotated
+    assert outcome.kept  # of a small model in 8 bits, what costs most stays in bfloat16
+    stated = read_json(tmp_path / "out" / "config.json")["quantization_config"]
+    assert stated["kept"] == list(outcome.kept)
+    packed = open_packed(tmp_path / "out")
+    schemes = {name: packed.weights.matrix(name).scheme for name in ("layers.0.out", "layers.1.out", "lm_head")}
+    assert {name for name, scheme in schemes.items() if scheme == "bf16"} <= set(outcome.kept)
+    plain = sum(entry.n * entry.k for entry in packed.weights.entries.values() if isinstance(entry, Matrix))
+    extra = sum(packed.weights.matrix(name).n * packed.weights.matrix(name).k for name in outcome.kept)
+    assert extra <= plain / 16
     assert outcome.fidelity.kl < LOOSEST["w8a8"]
     assert outcome.calibration == "what the model says itself"
 

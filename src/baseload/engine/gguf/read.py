@@ -4,7 +4,6 @@ Read through the `gguf` package of llama.cpp's authors (an extra: `pip install '
 that package can restore is read: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K … Q6_K and others.
 """
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -15,10 +14,14 @@ from numpy.typing import NDArray
 
 from baseload.domain.errors import BadWeights, ModelError, UnsupportedArchitecture
 from baseload.engine.config import Fields, ModelConfig
+from baseload.engine.gguf.names import halves, is_turned, name_of
 from baseload.engine.registry import ARCHITECTURES
 from baseload.engine.weights import Piece
 
 MAGIC = b"GGUF"
+GROUP = 32  # columns that share a step in files of 4 bits
+_FOUR_BITS = {"Q4_0": (32, 18), "Q4_1": (32, 20), "Q4_K": (256, 144)}  # weights and bytes of a block
+Floats = NDArray[np.float32]
 _HINT = "Download the file again."
 _KINDS = {
     "llama": "LlamaForCausalLM",
@@ -32,31 +35,6 @@ _MODEL_TYPES = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
     "Qwen3MoeForCausalLM": "qwen3_moe",
-}
-_ROOT = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-_LAYER = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "mlp.gate": "ffn_gate_inp",
-    "block_sparse_moe.gate": "ffn_gate_inp",
-}
-_EXPERT = re.compile(r"(?:mlp|block_sparse_moe)\.experts\.(\d+)\.(\w+)")
-_EXPERTS = {
-    "gate_proj": "ffn_gate_exps",
-    "up_proj": "ffn_up_exps",
-    "down_proj": "ffn_down_exps",
-    "w1": "ffn_gate_exps",
-    "w3": "ffn_up_exps",
-    "w2": "ffn_down_exps",
 }
 
 
@@ -98,7 +76,7 @@ class GgufFile:
         tensor = self._tensors.get(name)
         return 0 if tensor is None else int(tensor.shape[-1])
 
-    def read(self, name: str, shape: tuple[int, ...], expert: int | None = None) -> NDArray[np.float32]:
+    def read(self, name: str, shape: tuple[int, ...], expert: int | None = None) -> Floats:
         """A tensor in float32, or one expert's part of it; BadWeights where it is missing or misshapen."""
         tensor = self._tensors.get(name)
         if tensor is None:
@@ -118,8 +96,37 @@ class GgufFile:
                 f"{self.path}: tensor {name} has type {tensor.tensor_type.name}, which cannot be read.",
                 hint="Use a file in F16, BF16, Q8_0, Q6_K, Q5_K, Q4_K or Q4_0.",
             ) from None
-        whole: NDArray[np.float32] = np.asarray(restored, np.float32).reshape(shape)
+        whole: Floats = np.asarray(restored, np.float32).reshape(shape)
         return whole
+
+    def types(self) -> dict[str, str]:
+        """The type of each tensor, such as Q4_K, by name."""
+        return {name: str(tensor.tensor_type.name) for name, tensor in self._tensors.items()}
+
+    def groups(self, name: str, shape: tuple[int, ...], expert: int | None = None) -> tuple[Floats, Floats]:
+        """Step and offset of each group of 32 columns (see `open_groups`) of a tensor that `read` accepts."""
+        tensor = self._tensors[name]
+        kind = tensor.tensor_type.name
+        count = -(-shape[-1] // GROUP)
+        if kind not in _FOUR_BITS or len(shape) != 2:
+            none = np.full((shape[0], count), np.nan, np.float32)
+            return none, none
+        data = np.ascontiguousarray(tensor.data if expert is None else tensor.data[expert])
+        blocks = data.view(np.uint8).reshape(shape[0] * shape[1] // _FOUR_BITS[kind][0], -1)
+        if blocks.shape[1] != _FOUR_BITS[kind][1]:
+            raise BadWeights(f"{self.path}: tensor {name} is not of the size of its type {kind}.", hint=_HINT)
+        floats = np.ascontiguousarray(blocks[:, :4]).view(np.float16).astype(np.float32)
+        step, offset = floats[:, :1], floats[:, 1:]
+        if kind == "Q4_0":
+            offset = -8 * step
+        elif kind == "Q4_K":
+            scale, minimum = self._library.quants.Q4_K.get_scale_min(np.ascontiguousarray(blocks[:, 4:16]))
+            step, offset = step * scale, -offset * minimum
+        down = step < 0  # counted from the other end
+        return (
+            np.abs(step).reshape(shape[0], count),
+            np.where(down, offset + 15 * step, offset).reshape(shape[0], count),
+        )
 
 
 def is_gguf(path: Path) -> bool:
@@ -145,7 +152,7 @@ def library() -> ModuleType:
     return gguf
 
 
-def open_weights(path: Path) -> tuple[ModelConfig, Callable[[Piece], NDArray[np.float32]]]:
+def open_weights(path: Path) -> tuple[ModelConfig, Callable[[Piece], Floats]]:
     """The configuration of a file, and a function that gives any one tensor of it in float32.
 
     Raises ModelError, UnsupportedArchitecture or BadWeights.
@@ -153,15 +160,34 @@ def open_weights(path: Path) -> tuple[ModelConfig, Callable[[Piece], NDArray[np.
     file = GgufFile(path)
     config = config_of(file)
 
-    def read(piece: Piece) -> NDArray[np.float32]:
-        name, expert = _name_of(piece.name)
-        tensor = file.read(name, piece.shape, expert)
-        if file.kind == "llama" and name.split(".")[2:3] in (["attn_q"], ["attn_k"]):
-            heads = config.heads if name.split(".")[2] == "attn_q" else config.kv_heads
-            return _halves(tensor, heads)
-        return tensor
+    def read(piece: Piece) -> Floats:
+        name, expert = name_of(piece.name)
+        return _in_order(file, config, name, file.read(name, piece.shape, expert))
 
     return config, read
+
+
+def open_groups(path: Path) -> Callable[[Piece, int], Floats]:
+    """A function that gives of one matrix's groups of 32 columns the step (0) or the offset (1), float32[N, K / 32].
+
+    Every weight of a group is step · code + offset, code in 0..15 and step ≥ 0; NaN where the tensor's type is not
+    one of 4 bits. Raises as `open_weights` does.
+    """
+    file = GgufFile(path)
+    config = config_of(file)
+
+    def read(piece: Piece, which: int) -> Floats:
+        name, expert = name_of(piece.name)
+        return _in_order(file, config, name, file.groups(name, piece.shape, expert)[which])
+
+    return read
+
+
+def _in_order(file: GgufFile, config: ModelConfig, name: str, tensor: Floats) -> Floats:
+    """Rows as we have them."""
+    if not is_turned(file.kind, name):
+        return tensor
+    return halves(tensor, config.heads if name.split(".")[2] == "attn_q" else config.kv_heads)
 
 
 def config_of(file: GgufFile) -> ModelConfig:
@@ -245,24 +271,6 @@ def _first(value: Any) -> Any:
     if isinstance(value, list) and value and all(item == value[0] for item in value):
         return value[0]
     return value
-
-
-def _name_of(name: str) -> tuple[str, int | None]:
-    """The file's name of one of our tensors, and which expert's part of it."""
-    stem, _, kind = name.rpartition(".")
-    if stem in _ROOT:
-        return f"{_ROOT[stem]}.{kind}", None
-    _, _, layer, rest = stem.split(".", 3)
-    expert = _EXPERT.fullmatch(rest)
-    if expert is not None:
-        return f"blk.{layer}.{_EXPERTS[expert[2]]}.{kind}", int(expert[1])
-    return f"blk.{layer}.{_LAYER[rest]}.{kind}", None
-
-
-def _halves(tensor: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """Rows of each head as rotary embedding by halves wants them; llama.cpp has the pairs side by side."""
-    each = tensor.shape[0] // heads
-    return tensor.reshape(heads, each // 2, 2, -1).swapaxes(1, 2).reshape(tensor.shape)
 
 
 def _check_magic(path: Path) -> None:

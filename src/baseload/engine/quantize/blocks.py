@@ -21,6 +21,12 @@ def rounded(x: jax.Array) -> jax.Array:
     return jnp.round(x / scale) * scale
 
 
+@jax.jit
+def to_bfloat16(x: jax.Array) -> jax.Array:
+    """What is left of activations that enter a matrix in bfloat16."""
+    return x.astype(jnp.bfloat16).astype(jnp.float32)
+
+
 @partial(jax.jit, static_argnums=2)
 def norm(x: jax.Array, weight: jax.Array, config: ModelConfig) -> jax.Array:
     """The norm of x[rows, H]."""

@@ -7,11 +7,12 @@ groups (Kim et al.'s and AutoGPTQ's "static groups").
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import lapack
 
 from baseload.engine.quantize.levels import Levels
 
 Matrix = NDArray[np.float32]
-_BLOCK = 64  # columns whose corrections are gathered before the rest of the matrix is touched
+_BLOCK, _NEAR = 256, 16  # columns whose corrections are gathered before the rest (of the block) is touched
 
 
 def compensate(weight: Matrix, upper: Matrix, order: NDArray[np.intp], levels: Levels) -> NDArray[np.int16]:
@@ -30,51 +31,65 @@ def compensate(weight: Matrix, upper: Matrix, order: NDArray[np.intp], levels: L
     errors = np.empty((_BLOCK, rows), np.float32)
     for first in range(0, columns, _BLOCK):
         last = min(first + _BLOCK, columns)
-        for index in range(first, last):
-            group = order[index] // levels.group
-            code = np.clip(np.rint((left[index] - offsets[group]) * inverse[group]), low[group], high[group])
-            codes[order[index]] = code
-            error = errors[index - first]
-            np.divide(left[index] - code * steps[group] - offsets[group], upper[index, index], out=error)
-            if index + 1 < last:
-                left[index + 1 : last] -= upper[index, index + 1 : last, None] * error
+        for near in range(first, last, _NEAR):
+            end = min(near + _NEAR, last)
+            for index in range(near, end):
+                group = order[index] // levels.group
+                code = np.clip(np.rint((left[index] - offsets[group]) * inverse[group]), low[group], high[group])
+                codes[order[index]] = code
+                error = errors[index - first]
+                np.divide(left[index] - code * steps[group] - offsets[group], upper[index, index], out=error)
+                if index + 1 < end:
+                    left[index + 1 : end] -= upper[index, index + 1 : end, None] * error
+            if end < last:
+                left[end:last] -= upper[near:end, end:last].T @ errors[near - first : end - first]
         if last < columns:
             left[last:] -= upper[first:last, last:].T @ errors[: last - first]
     return np.ascontiguousarray(codes.T)
 
 
-def inverse_factor(hessian: NDArray[np.float64], damping: float) -> tuple[Matrix, NDArray[np.intp]]:
+def inverse_factor(hessian: Matrix, damping: float) -> tuple[Matrix, NDArray[np.intp]]:
     """U, upper triangular float32[K, K] with UᵀU the inverse of the damped Hessian, and the order of its columns.
 
-    `hessian` is the sum of x xᵀ over the calibration's inputs, float64[K, K]; columns with large inputs come first.
+    `hessian` is the sum of x xᵀ over the calibration's inputs, [K, K]; columns with large inputs come first.
     `damping` is relative to the mean of its diagonal. A column that no input touches is rounded for itself.
+    With the order of rows and columns reversed, the Cholesky factor L of the Hessian is the inverse of U, reversed.
     """
-    order = np.argsort(-np.diag(hessian), kind="stable")
-    damped = hessian[np.ix_(order, order)]
-    diagonal = np.diag(damped).copy()
-    mean = float(np.mean(diagonal)) or 1.0
-    dead = np.flatnonzero(diagonal <= 1e-9 * mean)
-    damped[dead, dead] = mean
+    diagonal = np.diag(hessian)
+    order = np.argsort(-diagonal, kind="stable")
+    mean = np.float32(np.mean(diagonal)) or np.float32(1)
+    dead = np.flatnonzero(diagonal[order] <= 1e-9 * mean)
     while True:
-        try:
-            inverse = np.linalg.inv(damped + np.eye(len(order)) * (damping * mean))
-            return np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32), order
-        except np.linalg.LinAlgError:
-            damping = max(damping, 1e-4) * 10  # too close to singular for its size
-            if not damping < 1e3:
-                return np.eye(len(order), dtype=np.float32), order
+        damped = hessian[np.ix_(order[::-1], order[::-1])].astype(np.float32)
+        last = len(order) - 1 - dead
+        damped[last, last] = mean
+        damped[np.diag_indices_from(damped)] += np.float32(damping) * mean
+        lower, failed = lapack.spotrf(damped, lower=True, clean=True)
+        if not failed:
+            inverse, failed = lapack.strtri(lower, lower=True)
+        if not failed and np.all(np.isfinite(inverse)):
+            return np.ascontiguousarray(inverse[::-1, ::-1]), order
+        damping = max(damping, 1e-4) * 10  # too close to singular for its size
+        if not damping < 1e3:
+            return np.eye(len(order), dtype=np.float32), order
 
 
-def realigned(weight: Matrix, cross: NDArray[np.float64], inverse: NDArray[np.float64]) -> Matrix:
+def realigned(weight: Matrix, cross: Matrix, inverse: Matrix) -> Matrix:
     """The float weight W* whose W* x̂ is nearest to what the original model computes.
 
-    `cross` is the sum of (y - W x̂) x̂ᵀ, float64[N, K]: what the output of the original model had more than this
+    `cross` is the sum of (y - W x̂) x̂ᵀ, float32[N, K]: what the output of the original model had more than this
     weight gives on the quantized model's inputs. `inverse` is `ridge_inverse` of the same inputs.
     """
     return np.asarray(weight + cross @ inverse, np.float32)
 
 
-def ridge_inverse(hessian: NDArray[np.float64], damping: float) -> NDArray[np.float64]:
+def ridge_inverse(hessian: Matrix, damping: float) -> Matrix:
     """The inverse of the damped Hessian: regression with it stays near the weight where inputs say little."""
-    ridge = hessian + np.eye(len(hessian)) * (damping * np.mean(np.diag(hessian)) + 1e-30)
-    return np.asarray(np.linalg.inv(ridge), np.float64)
+    ridge = hessian.astype(np.float32)
+    ridge[np.diag_indices_from(ridge)] += np.float32(damping * np.mean(np.diag(hessian)) + 1e-30)
+    lower, failed = lapack.spotrf(ridge, lower=True)
+    if not failed:
+        inverse, failed = lapack.spotri(lower, lower=True)
+    if failed or not np.all(np.isfinite(inverse)):
+        return np.zeros_like(ridge)  # nothing can be said: the weight stays as it is
+    return np.asarray(np.tril(inverse) + np.tril(inverse, -1).T, np.float32)

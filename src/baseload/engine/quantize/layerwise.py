@@ -6,15 +6,18 @@ the exact outputs (as GPTAQ, Li et al. 2025, and Qronos do), and the matrices th
 make good what the stream has lost before them.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import jax
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from baseload.engine.config import ModelConfig
-from baseload.engine.quantize import blocks, transforms
+from baseload.engine.quantize import blocks, equalize, transforms
 from baseload.engine.quantize.calibrate import Calibration
 from baseload.engine.quantize.gptq import compensate, inverse_factor, realigned, ridge_inverse
 from baseload.engine.quantize.levels import Levels, Matrix
@@ -26,7 +29,8 @@ DAMPING = 0.01
 REALIGN_DAMPING = 0.05
 _CHUNK_TOKENS = 2048
 _STEADY = 0.1  # of an expert's Hessian comes from the rows of all experts
-_PIECE = 1 << 24  # weights of a matrix rounded at a time
+_LOOKED_CHUNKS = 4  # of the calibration, to choose factors by
+_PIECE = 1 << 22  # weights of a matrix rounded at a time by one core
 Array = jax.Array | NDArray[np.float32]
 
 
@@ -42,7 +46,19 @@ class Rounded:
         return self.levels.restore(self.codes)
 
 
-Value = Matrix | Rounded | list[Rounded]  # experts
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A matrix that is not rounded to integers but to bfloat16, and so are its inputs."""
+
+    weight: Matrix
+
+    def restore(self) -> Matrix:
+        """The float32 matrix it stands for."""
+        return self.weight.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+Fitted = Rounded | Kept
+Value = Matrix | Fitted | list[Fitted]  # experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +69,8 @@ class Fit:
     realign: bool = True
     rotate: bool = False
     hadamard: bool = True
-    balance: bool = True
+    equalize: bool = True
+    keep: tuple[str, ...] = ()  # matrices that stay in bfloat16, by their full names
 
 
 def quantize_layers(
@@ -77,6 +94,8 @@ def quantize_layers(
             layer = transforms.rotate_layer(layer, turn)
         for name, value in walk.layer(layer, index):
             yield f"layers.{index}.{name}", value
+    if fit.equalize:
+        top = walk.equal_head(top)
     yield "final_norm", top["final_norm"]
     yield "lm_head", walk.head(top)
 
@@ -86,9 +105,9 @@ class _Sums:
 
     def __init__(self, columns: int, hidden: int = 0) -> None:
         self.count = 0
-        self.hessian = np.zeros((columns, columns))
-        self.lacks = np.zeros((columns, columns))
-        self.residual = np.zeros((hidden, columns)) if hidden else None
+        self.hessian = np.zeros((columns, columns), np.float32)
+        self.lacks = np.zeros((columns, columns), np.float32)
+        self.residual = np.zeros((hidden, columns), np.float32) if hidden else None
 
     def add(self, mask: Array, exact: Array, rounded: Array, residual: Array | None = None) -> None:
         """Some rows more, those whose mask[rows, 1] is 1."""
@@ -110,6 +129,8 @@ class _Walk:
         self._chunks = [slice(at * length, min(at + each, rows) * length) for at in range(0, rows, each)]
         self._turns = blocks.angles(config, length)
         self._exact = self._rounded = np.zeros((0, 0), np.float32)
+        self._cores = len(os.sched_getaffinity(0))
+        self._pool = ThreadPoolExecutor(self._cores)
 
     def begin(self, embed: Matrix) -> None:
         self._exact = embed[self._tokens.reshape(-1)]
@@ -120,16 +141,18 @@ class _Walk:
     def layer(self, layer: Layer, index: int) -> Iterator[tuple[str, Value]]:
         """Rounds the layer's matrices in the order in which data meets them, and moves both streams through it."""
         window = self._config.windows[index]
-        if self._fit.balance:
-            layer = transforms.balance(self._config, layer, self._reach(layer, window))
+        if self._fit.equalize:
+            layer = self._equal_attention(layer, window)
         yield "attn_norm", layer["attn_norm"]
-        qkv = self._fit_one("qkv", layer["qkv"], self._norm_sums(layer["attn_norm"]))
+        base = f"layers.{index}."
+        qkv = self._fit_one(base + "qkv", layer["qkv"], self._norm_sums(layer["attn_norm"], base + "qkv"))
         yield "qkv", qkv
-        exact, rounded = self._attend(layer, qkv, window)
+        exact, rounded = self._attend(layer, qkv, window, self._entering(base + "qkv"))
+        entering = self._entering(base + "out")
         sums = _Sums(exact.shape[1], self._config.hidden)
         for at in self._chunks:
-            sums.add(self._mask[at], exact[at], blocks.rounded(rounded[at]), self._exact[at] - self._rounded[at])
-        out = self._fit_one("out", layer["out"], sums)
+            sums.add(self._mask[at], exact[at], entering(rounded[at]), self._exact[at] - self._rounded[at])
+        out = self._fit_one(base + "out", layer["out"], sums)
         yield "out", out
         for name in ("qkv_bias", "q_norm", "k_norm", "out_bias"):
             if name in layer:
@@ -138,29 +161,34 @@ class _Walk:
         weight = out.restore()
         for at in self._chunks:
             self._exact[at] += np.asarray(blocks.dot(exact[at], layer["out"])) + out_bias
-            self._rounded[at] += np.asarray(blocks.dot(blocks.rounded(rounded[at]), weight)) + out_bias
+            self._rounded[at] += np.asarray(blocks.dot(entering(rounded[at]), weight)) + out_bias
+        if self._fit.equalize:
+            layer = self._equal_feed(layer)
         yield "feed_norm", layer["feed_norm"]
-        yield from self._experts(layer) if "router" in layer else self._dense(layer)
+        yield from self._experts(layer, base) if "router" in layer else self._dense(layer, base)
 
-    def _dense(self, layer: Layer) -> Iterator[tuple[str, Value]]:
+    def _dense(self, layer: Layer, base: str) -> Iterator[tuple[str, Value]]:
         block = transforms.down_block(self._config) if self._fit.hadamard else 0
-        gate_up = self._fit_one("gate_up", layer["gate_up"], self._norm_sums(layer["feed_norm"]))
+        gate_up = self._fit_one(
+            base + "gate_up", layer["gate_up"], self._norm_sums(layer["feed_norm"], base + "gate_up")
+        )
         yield "gate_up", gate_up
         down = transforms.hadamard(layer["down"], block)
         bias = layer.get("gate_up_bias", np.zeros(len(layer["gate_up"]), np.float32))
         restored = gate_up.restore()
+        before, entering = self._entering(base + "gate_up"), self._entering(base + "down")
 
         def hidden(at: slice) -> tuple[jax.Array, jax.Array]:
-            exact, rounded = self._normed(layer["feed_norm"], at)
+            exact, rounded = self._normed(layer["feed_norm"], at, before)
             return (
                 blocks.spread(blocks.swiglu(exact, layer["gate_up"], bias), block),
-                blocks.rounded(blocks.spread(blocks.swiglu(rounded, restored, bias), block)),
+                entering(blocks.spread(blocks.swiglu(rounded, restored, bias), block)),
             )
 
         sums = _Sums(down.shape[1], self._config.hidden)
         for at in self._chunks:
             sums.add(self._mask[at], *hidden(at), self._exact[at] - self._rounded[at])
-        fitted = self._fit_one("down", down, sums)
+        fitted = self._fit_one(base + "down", down, sums)
         yield "down", fitted
         for name in ("gate_up_bias", "down_bias"):
             if name in layer:
@@ -171,7 +199,7 @@ class _Walk:
             self._exact[at] += np.asarray(blocks.dot(exact, down)) + down_bias
             self._rounded[at] += np.asarray(blocks.dot(rounded, weight)) + down_bias
 
-    def _experts(self, layer: Layer) -> Iterator[tuple[str, Value]]:
+    def _experts(self, layer: Layer, base: str) -> Iterator[tuple[str, Value]]:
         """Each expert with the rows routed to it; the shared part of the Hessian steadies those with few."""
         moe = self._config.moe
         assert moe is not None
@@ -195,13 +223,13 @@ class _Walk:
             sums = _Sums(exact.shape[1])
             sums.add(mask, exact[rows], rounded[rows])
             sums.hessian += shared.hessian * (_STEADY * max(sums.count, 1) / max(shared.count, 1))
-            gate_ups.append(self._fit_one("gate_up", gate_up, sums))
+            gate_ups.append(self._fit_one(base + "experts.gate_up", gate_up, sums))
             inner_exact = blocks.spread(blocks.swiglu(exact[rows], gate_up, none), block)
             inner = blocks.spread(blocks.swiglu(rounded[rows], gate_ups[-1].restore(), none), block)
             inner = blocks.rounded(inner)
             sums = _Sums(down.shape[1])
             sums.add(mask, inner_exact, inner)
-            downs.append(self._fit_one("down", down, sums))
+            downs.append(self._fit_one(base + "experts.down", down, sums))
             given = np.asarray(blocks.dot(inner, downs[-1].restore())) * _weight_of(routes[1], expert)[rows]
             rounded_out[rows[:count]] += given[:count]
             rows, count = blocks.rows_for(routes[0][0], expert)
@@ -213,9 +241,9 @@ class _Walk:
         yield "experts.gate_up", gate_ups
         yield "experts.down", downs
 
-    def head(self, top: Layer) -> Rounded:
+    def head(self, top: Layer) -> Fitted:
         """The projection to the vocabulary."""
-        return self._fit_one("lm_head", top["lm_head"], self._norm_sums(top["final_norm"]))
+        return self._fit_one("lm_head", top["lm_head"], self._norm_sums(top["final_norm"], "lm_head"))
 
     # -- the streams ------------------------------------------------------------------------------------------
 
@@ -224,21 +252,25 @@ class _Walk:
         for stream in (self._exact, self._rounded):
             yield np.concatenate([np.asarray(blocks.norm(stream[at], norm, self._config)) for at in self._chunks])
 
-    def _normed(self, norm: Matrix, at: slice) -> tuple[jax.Array, jax.Array]:
+    def _entering(self, name: str) -> Callable[[Array], jax.Array]:
+        """How the engine rounds what enters the matrix of this full name."""
+        return blocks.to_bfloat16 if name in self._fit.keep else blocks.rounded
+
+    def _normed(self, norm: Matrix, at: slice, entering: Callable[[Array], jax.Array]) -> tuple[jax.Array, jax.Array]:
         return (
             blocks.norm(self._exact[at], norm, self._config),
-            blocks.rounded(blocks.norm(self._rounded[at], norm, self._config)),
+            entering(blocks.norm(self._rounded[at], norm, self._config)),
         )
 
     def _both(self, norm: Matrix) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
         for at in self._chunks:
-            exact, rounded = self._normed(norm, at)
+            exact, rounded = self._normed(norm, at, blocks.rounded)
             yield np.asarray(exact), np.asarray(rounded)
 
-    def _norm_sums(self, norm: Matrix) -> _Sums:
+    def _norm_sums(self, norm: Matrix, name: str) -> _Sums:
         sums = _Sums(self._config.hidden)
         for at in self._chunks:
-            sums.add(self._mask[at], *self._normed(norm, at))
+            sums.add(self._mask[at], *self._normed(norm, at, self._entering(name)))
         return sums
 
     def _attention(self, layer: Layer, weight: Matrix, normed: jax.Array, window: int) -> jax.Array:
@@ -248,49 +280,81 @@ class _Walk:
         )
         return mixed
 
-    def _attend(self, layer: Layer, qkv: Rounded, window: int) -> tuple[Matrix, Matrix]:
+    def _attend(
+        self, layer: Layer, qkv: Fitted, window: int, entering: Callable[[Array], jax.Array]
+    ) -> tuple[Matrix, Matrix]:
         weight = qkv.restore()
         exact, rounded = [], []
         for at in self._chunks:
-            first, second = self._normed(layer["attn_norm"], at)
+            first, second = self._normed(layer["attn_norm"], at, entering)
             exact.append(np.asarray(self._attention(layer, layer["qkv"], first, window)))
             rounded.append(np.asarray(self._attention(layer, weight, second, window)))
         return np.concatenate(exact), np.concatenate(rounded)
 
-    def _reach(self, layer: Layer, window: int) -> Matrix:
-        """The largest absolute value of each channel of attention's result in the exact model, float32[heads · D]."""
-        tops = [
-            np.max(np.abs(np.asarray(self._attention(
-                layer, layer["qkv"], blocks.norm(self._exact[at], layer["attn_norm"], self._config), window
-            ))), axis=0)
-            for at in self._chunks
-        ]  # fmt: skip
-        return np.asarray(np.max(tops, axis=0), np.float32)
+    # -- factors exchanged ------------------------------------------------------------------------------------
+
+    def _looked_at(self, norm: Matrix, then: Callable[[jax.Array], jax.Array] = lambda x: x) -> Matrix:
+        """What follows the norm of the exact stream, for some rows of the calibration; 0 where they are padding."""
+        found = []
+        for at in self._chunks[:: -(-len(self._chunks) // _LOOKED_CHUNKS)]:
+            given = then(blocks.norm(self._exact[at], norm, self._config))
+            found.append(np.asarray(given) * self._mask[at])
+        return np.concatenate(found)
+
+    def _equal_attention(self, layer: Layer, window: int) -> Layer:
+        """Factors between the norm and qkv, and between values and the columns of `out`."""
+        c = self._config
+        scale = equalize.factors(self._looked_at(layer["attn_norm"]), layer["qkv"])
+        layer = equalize.read_by(layer, "attn_norm", ("qkv",), scale)
+        mixed = self._looked_at(layer["attn_norm"], lambda x: self._attention(layer, layer["qkv"], x, window))
+        each = c.heads // c.kv_heads
+        scale = equalize.factors(mixed, layer["out"], heads=(c.kv_heads, each))
+        wide = np.repeat(scale.reshape(c.kv_heads, 1, -1), each, axis=1).reshape(-1)
+        return equalize.after_rows(layer, "qkv", (c.heads + c.kv_heads) * c.head_dim, "out", (scale, wide))
+
+    def _equal_feed(self, layer: Layer) -> Layer:
+        """Factors between the norm and gate_up, and between the rows of up and the columns of `down`."""
+        inputs, experts = self._looked_at(layer["feed_norm"]), layer.get("experts.gate_up")
+        readers = layer["gate_up"] if experts is None else experts.reshape(-1, experts.shape[-1])
+        scale = equalize.factors(inputs, readers)
+        layer = equalize.read_by(layer, "feed_norm", ("gate_up", "router", "experts.gate_up"), scale)
+        if experts is not None:
+            return layer
+        bias = layer.get("gate_up_bias", np.zeros(len(layer["gate_up"]), np.float32))
+        hidden = self._looked_at(layer["feed_norm"], lambda x: blocks.swiglu(x, layer["gate_up"], bias))
+        block = transforms.down_block(self._config) if self._fit.hadamard else 0
+        scale = equalize.factors(hidden, layer["down"], block=block)
+        return equalize.after_rows(layer, "gate_up", len(scale), "down", (scale, scale))
+
+    def equal_head(self, top: Layer) -> Layer:
+        """Factors between the last norm and the head."""
+        scale = equalize.factors(self._looked_at(top["final_norm"]), top["lm_head"])
+        return equalize.read_by(top, "final_norm", ("lm_head",), scale)
 
     # -- one matrix -------------------------------------------------------------------------------------------
 
-    def _fit_one(self, name: str, weight: Matrix, sums: _Sums) -> Rounded:
-        """The codes of one matrix for these inputs."""
-        scale = 1 / max(sums.count, 1)
+    def _fit_one(self, name: str, weight: Matrix, sums: _Sums) -> Fitted:
+        """The codes of one matrix for these inputs. Rows are independent: some at a time, on all cores."""
+        scale = np.float32(1 / max(sums.count, 1))
         hessian = sums.hessian * scale
-        importance = np.diag(hessian).astype(np.float32) + np.float32(1e-6 * np.mean(np.diag(hessian)) + 1e-20)
-        realign = self._fit.realign and sums.count > 0
-        if self._fit.compensate:
-            upper, order = inverse_factor(hessian, DAMPING)
-        inverse = ridge_inverse(hessian, REALIGN_DAMPING) if realign else None
-        columns = weight.shape[1]
-        pieces = []
-        for at in range(0, len(weight), max(_PIECE // columns, 1)):
-            part = weight[at : at + max(_PIECE // columns, 1)]
-            if inverse is not None:
-                cross = part.astype(np.float64) @ (sums.lacks * scale)
-                if sums.residual is not None:
-                    cross += sums.residual[at : at + len(part)] * scale
-                part = realigned(part, cross, inverse)
+        importance = np.diag(hessian) + np.float32(1e-6 * np.mean(np.diag(hessian)) + 1e-20)
+        if self._fit.realign and sums.count > 0:
+            inverse = ridge_inverse(hessian, REALIGN_DAMPING)
+            cross = weight @ (sums.lacks * scale)
+            if sums.residual is not None:
+                cross += sums.residual * scale
+            weight = realigned(weight, cross, inverse)
+        if name in self._fit.keep:
+            return Kept(weight)
+        factor = inverse_factor(hessian, DAMPING) if self._fit.compensate else None
+
+        def fitted(at: int) -> Rounded:
+            part = weight[at : at + each]
             levels = self._scheme.choose(name, part, importance)
-            codes = compensate(part, upper, order, levels) if self._fit.compensate else levels.nearest(part)
-            pieces.append(Rounded(levels, codes))
-        return _joined(pieces)
+            return Rounded(levels, levels.nearest(part) if factor is None else compensate(part, *factor, levels))
+
+        each = max(min(_PIECE // weight.shape[1], -(-len(weight) // self._cores)), 1)
+        return _joined(list(self._pool.map(fitted, range(0, len(weight), each))))
 
 
 def _joined(pieces: list[Rounded]) -> Rounded:

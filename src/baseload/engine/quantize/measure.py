@@ -9,20 +9,21 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
 from baseload.engine.config import ModelConfig
+from baseload.engine.native.weights_map import Matrix
 from baseload.engine.packed import PackedModel
 from baseload.engine.quantize import blocks
 from baseload.engine.quantize.source import ModelSource
 from baseload.engine.quantize.transforms import Layer
 
 Tokens = NDArray[np.int32]
-Matrix = NDArray[np.float32]
+Floats = NDArray[np.float32]
 Round = Callable[[jax.Array], jax.Array]
+Rounding = Callable[[str], Round]  # by the full name of a matrix
 _CHUNK_TOKENS = 2048
 _HEAD_TOKENS = 512
 
@@ -42,19 +43,41 @@ class Fidelity(Struct, frozen=True):
         return self.perplexity / self.perplexity_float32
 
 
-def measure(source: ModelSource, packed: PackedModel, tokens: Tokens, weights: Matrix | None = None) -> Fidelity:
+def measure(source: ModelSource, packed: PackedModel, tokens: Tokens, weights: Floats | None = None) -> Fidelity:
     """Both models on int32[rows, row_tokens]; the prediction of a token counts where `weights`[rows, row_tokens] > 0.
 
     Without weights every token but a row's first counts. Memory: one layer of each in float32, and both streams.
     """
     exact = final_states(source.config, source.layer, source.top(), tokens)
+    return _against(exact, source, packed, tokens, weights, rounding_of(packed))
+
+
+def relief(source: ModelSource, packed: PackedModel, tokens: Tokens, weights: Floats) -> dict[str, float]:
+    """By how much the KL divergence falls where the inputs of one matrix only are not rounded, for each of 8 bits."""
+    exact = final_states(source.config, source.layer, source.top(), tokens)
+    usual = rounding_of(packed)
+    whole = _against(exact, source, packed, tokens, weights, usual).kl
+    found = {}
+    for name, entry in packed.weights.entries.items():
+        if isinstance(entry, Matrix) and entry.scheme == "w8" and not entry.count:
+
+            def spared(other: str, name: str = name) -> Round:
+                return _as_it_is if other == name else usual(other)
+
+            found[name] = whole - _against(exact, source, packed, tokens, weights, spared).kl
+    return found
+
+
+def _against(
+    exact: Floats,
+    source: ModelSource,
+    packed: PackedModel,
+    tokens: Tokens,
+    weights: Floats | None,
+    rounding: Rounding,
+) -> Fidelity:
     rounded = final_states(
-        packed.config,
-        packed.layer,
-        packed.top(),
-        tokens,
-        rounding=rounding_of(packed.scheme),
-        block=packed.down_hadamard,
+        packed.config, packed.layer, packed.top(), tokens, rounding=rounding, block=packed.down_hadamard
     )
     exact_head, rounded_head = source.top()["lm_head"], packed.top()["lm_head"]
     counts = np.ones(tokens.shape, np.float32) if weights is None else weights
@@ -68,9 +91,15 @@ def measure(source: ModelSource, packed: PackedModel, tokens: Tokens, weights: M
     return Fidelity(len(at), math.exp(float_loss), math.exp(loss), max(kl, 0.0), same)
 
 
-def rounding_of(scheme: str) -> Round:
-    """How the engine rounds what enters a matrix."""
-    return _to_bfloat16 if scheme == "bf16" else blocks.rounded
+def rounding_of(packed: PackedModel) -> Rounding:
+    """How the engine rounds what enters each matrix."""
+    entries = packed.weights.entries
+
+    def of(name: str) -> Round:
+        entry = entries[name]
+        return blocks.to_bfloat16 if isinstance(entry, Matrix) and entry.scheme == "bf16" else blocks.rounded
+
+    return of
 
 
 def final_states(
@@ -79,11 +108,11 @@ def final_states(
     top: Layer,
     tokens: Tokens,
     *,
-    rounding: Round | None = None,
+    rounding: Rounding | None = None,
     block: int = 0,
-) -> Matrix:
+) -> Floats:
     """What enters the head, float32[rows · row_tokens, H]; with `rounding`, as the packed model has it."""
-    entering: Round = rounding if rounding is not None else _as_it_is
+    entering: Rounding = rounding if rounding is not None else _not_at_all
     rows, length = tokens.shape
     each = max(_CHUNK_TOKENS // length, 1) * length
     turns = blocks.angles(config, length)
@@ -92,45 +121,52 @@ def final_states(
     for index in range(config.layers):
         layer = layer_of(index)
         for part in parts:
-            x[part] = _layer(config, layer, jnp.asarray(x[part]), turns, config.windows[index], entering, block)
-    normed = [np.asarray(entering(blocks.norm(x[part], top["final_norm"], config))) for part in parts]
+            x[part] = _layer(config, layer, index, jnp.asarray(x[part]), turns, entering, block)
+    normed = [np.asarray(entering("lm_head")(blocks.norm(x[part], top["final_norm"], config))) for part in parts]
     return np.concatenate(normed)
 
 
 def _layer(
     config: ModelConfig,
     layer: Layer,
+    index: int,
     x: jax.Array,
-    turns: tuple[Matrix, Matrix],
-    window: int,
-    entering: Round,
+    turns: tuple[Floats, Floats],
+    entering: Rounding,
     block: int,
 ) -> NDArray[np.float32]:
-    normed = entering(blocks.norm(x, layer["attn_norm"], config))
+    base, window = f"layers.{index}.", config.windows[index]
+    normed = entering(base + "qkv")(blocks.norm(x, layer["attn_norm"], config))
     norms = (layer["q_norm"], layer["k_norm"]) if config.qk_norm else None
     mixed = blocks.attention(config, layer["qkv"], layer.get("qkv_bias"), norms, normed, turns, np.int32(window))
-    x = x + blocks.dot(entering(mixed), layer["out"]) + layer.get("out_bias", np.float32(0))
+    x = x + blocks.dot(entering(base + "out")(mixed), layer["out"]) + layer.get("out_bias", np.float32(0))
     plain = blocks.norm(x, layer["feed_norm"], config)
     if "router" in layer:
-        return np.asarray(x) + _experts(config, layer, plain, entering, block)
+        return np.asarray(x) + _experts(config, layer, base, plain, entering, block)
     bias = layer.get("gate_up_bias", np.zeros(len(layer["gate_up"]), np.float32))
-    hidden = entering(blocks.spread(blocks.swiglu(entering(plain), layer["gate_up"], bias), block))
-    return np.asarray(x + blocks.dot(hidden, layer["down"]) + layer.get("down_bias", np.float32(0)))
+    hidden = blocks.spread(blocks.swiglu(entering(base + "gate_up")(plain), layer["gate_up"], bias), block)
+    return np.asarray(
+        x + blocks.dot(entering(base + "down")(hidden), layer["down"]) + layer.get("down_bias", np.float32(0))
+    )
 
 
-def _experts(config: ModelConfig, layer: Layer, plain: jax.Array, entering: Round, block: int) -> Matrix:
+def _experts(
+    config: ModelConfig, layer: Layer, base: str, plain: jax.Array, entering: Rounding, block: int
+) -> Floats:
     moe = config.moe
     assert moe is not None
     chosen, weights = (
         np.asarray(part) for part in blocks.routed(plain, layer["router"], moe.experts_per_token, moe.normalize)
     )
-    normed, out = np.asarray(entering(plain)), np.zeros(plain.shape, np.float32)
+    normed, out = np.asarray(entering(base + "experts.gate_up")(plain)), np.zeros(plain.shape, np.float32)
     none = np.zeros(2 * moe.intermediate, np.float32)
     for expert in range(moe.experts):
         rows, count = blocks.rows_for(chosen, expert)
         hidden = blocks.spread(blocks.swiglu(normed[rows], layer["experts.gate_up"][expert], none), block)
         weight = np.sum(np.where(chosen[rows] == expert, weights[rows], 0), axis=1, keepdims=True)
-        given = np.asarray(blocks.dot(entering(hidden), layer["experts.down"][expert])) * weight
+        given = (
+            np.asarray(blocks.dot(entering(base + "experts.down")(hidden), layer["experts.down"][expert])) * weight
+        )
         out[rows[:count]] += given[:count]
     return out
 
@@ -149,8 +185,8 @@ def _compare(
     return jnp.stack([*losses, divergence, same.astype(jnp.float32)])
 
 
-def _to_bfloat16(x: jax.Array) -> jax.Array:
-    return x.astype(ml_dtypes.bfloat16).astype(jnp.float32)
+def _not_at_all(name: str) -> Round:
+    return _as_it_is
 
 
 def _as_it_is(x: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ from baseload.engine.config import ModelConfig
 from baseload.engine.native.packing import Packed, interleave_gate_up, pack_bf16, pack_w4, pack_w8
 from baseload.engine.native.weights_map import Source
 from baseload.engine.packed import to_bfloat16
-from baseload.engine.quantize.layerwise import Rounded, Value
+from baseload.engine.quantize.layerwise import Fitted, Kept, Rounded, Value
 from baseload.engine.quantize.source import ModelSource
 
 PLAIN = ("norm", "bias", "router")  # ends of names: never packed
@@ -20,7 +20,7 @@ def packed_tensors(config: ModelConfig, tensors: Iterable[tuple[str, Value]]) ->
     for name, value in tensors:
         if isinstance(value, list):
             yield name, [_pack(config, name, one) for one in value]
-        elif isinstance(value, Rounded):
+        elif isinstance(value, Rounded | Kept):
             yield name, _pack(config, name, value)
         elif name == "embed":
             yield name, to_bfloat16(value)
@@ -46,7 +46,9 @@ def plain_tensors(source: ModelSource) -> Iterator[tuple[str, Source]]:
     yield "lm_head", pack_bf16(top["lm_head"])
 
 
-def _pack(config: ModelConfig, name: str, rounded: Rounded) -> Packed:
+def _pack(config: ModelConfig, name: str, rounded: Fitted) -> Packed:
+    if isinstance(rounded, Kept):
+        return pack_bf16(_interleaved(name, rounded.weight).astype(np.float32))
     levels = rounded.levels
     arrays: list[NDArray[np.generic]] = [rounded.codes, levels.scale, levels.step, levels.offset]
     codes, scale, step, offset = (_interleaved(name, array) for array in arrays)

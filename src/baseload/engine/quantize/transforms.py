@@ -1,9 +1,9 @@
 """Changes of a model's weights that leave what it computes as it is, and make it easier to round.
 
 `rotate` turns the residual stream by a random orthogonal matrix, folding the norms' weights into what follows them
-(QuaRot: Ashkboos et al. 2024): channels with outliers are spread over all. `balance` scales values and the columns
-of `out` against each other (SmoothQuant: Xiao et al. 2023). `hadamard` is done to the columns of `down`, and by the
-engine to what enters it: SwiGLU's output has few large values at other places for each token.
+(QuaRot: Ashkboos et al. 2024): channels with outliers are spread over all. `hadamard` is done to the columns of
+`down`, and by the engine to what enters it: SwiGLU's output has few large values at other places for each token.
+Factors that a matrix exchanges with what enters it: quantize/equalize.py.
 """
 
 import numpy as np
@@ -14,7 +14,6 @@ from baseload.engine.config import ModelConfig
 Matrix = NDArray[np.float32]
 Layer = dict[str, Matrix]
 HADAMARD_BLOCK = 64
-_ALPHA = 0.6
 
 
 def orthogonal(size: int, seed: int) -> Matrix:
@@ -50,27 +49,6 @@ def rotate_top(top: Layer, turn: Matrix) -> Layer:
         "final_norm": np.ones_like(top["final_norm"]),
         "lm_head": (top["lm_head"] * top["final_norm"]) @ turn,
     }
-
-
-def balance(config: ModelConfig, layer: Layer, reach: Matrix) -> Layer:
-    """Values scaled down, and their columns of `out` up, where attention's result `reach`[heads · D] far.
-
-    All query heads of a group share a value head, so they share its scale.
-    """
-    c, D = config, config.head_dim
-    groups = c.heads // c.kv_heads
-    peaks = np.max(reach.reshape(c.kv_heads, groups, D), axis=1)
-    scale = np.power(np.maximum(peaks, 1e-6 * max(float(np.max(peaks)), 1e-20)), _ALPHA)
-    scale = (scale / np.exp(np.mean(np.log(scale)))).astype(np.float32)
-    first = (c.heads + c.kv_heads) * D
-    out = dict(layer)
-    out["qkv"] = layer["qkv"].copy()
-    out["qkv"][first:] /= scale.reshape(-1, 1)
-    if "qkv_bias" in layer:
-        out["qkv_bias"] = layer["qkv_bias"].copy()
-        out["qkv_bias"][first:] /= scale.reshape(-1)
-    out["out"] = layer["out"] * np.repeat(scale[:, None], groups, axis=1).reshape(-1)
-    return out
 
 
 def down_block(config: ModelConfig) -> int:
