@@ -10,7 +10,9 @@ from pathlib import Path
 import openai
 import pytest
 
-from baseload.domain.work import Outcome
+from baseload.domain.events import KeyCreated
+from baseload.domain.work import Outcome, Tier
+from baseload.gateway.keys import make_key
 
 pytestmark = pytest.mark.system
 
@@ -122,3 +124,38 @@ async def test_client_that_goes_frees_the_slot(tiny, tiny_url):
     (entry,) = tiny.control.entries()
     assert entry.outcome is Outcome.CANCELLED
     assert 0 < entry.tokens.completion < 400
+
+
+async def test_the_class_of_service_is_echoed_whole_and_in_every_chunk(tiny):
+    fixed = {"model": "tiny", "messages": USER, "seed": 3, "max_tokens": 3}
+    make = tiny.openai.chat.completions.create
+    for asked, said in ((None, None), ("auto", "default"), ("default", "default"), ("flex", "flex")):
+        tier = {} if asked is None else {"service_tier": asked}
+        whole = await make(**fixed, **tier)
+        assert whole.service_tier == said
+        assert ("service_tier" in whole.model_fields_set) == (said is not None)
+        stream = await make(**fixed, **tier, stream=True, stream_options={"include_usage": True})
+        assert {chunk.service_tier async for chunk in stream} == {said}
+    plain = await tiny.openai.completions.create(model="tiny", prompt="x", extra_body={"service_tier": "flex"})
+    assert plain.service_tier == "flex"
+    with pytest.raises(openai.BadRequestError, match="service_tier"):
+        await make(**fixed, service_tier="gold")
+
+
+async def test_a_key_has_a_class_and_may_ask_for_no_higher(tiny):
+    fixed = {"model": "tiny", "messages": USER, "max_tokens": 3}
+    for own, allowed in (("flex", ["flex"]), ("default", ["flex", "default"]), ("priority", list(Tier))):
+        key, secret = make_key(own, now_ns=tiny.control.now_ns(), tier=Tier(own))
+        tiny.control.tell(KeyCreated(key))
+        make = tiny.openai.with_options(api_key=secret, max_retries=0).chat.completions.create
+        for tier in Tier:
+            if tier in allowed:
+                assert (await make(**fixed, service_tier=tier.value)).service_tier == tier
+                continue
+            with pytest.raises(openai.PermissionDeniedError) as caught:
+                await make(**fixed, service_tier=tier.value)
+            assert caught.value.param == "service_tier"
+            assert f"--tier {tier.value}" in str(caught.value)
+        assert (await make(**fixed, service_tier="auto")).service_tier == own
+        unasked = await make(**fixed)
+        assert unasked.service_tier == (None if own == "default" else own)

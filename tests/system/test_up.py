@@ -187,10 +187,25 @@ def test_a_fresh_folder_comes_with_a_guide_that_answers(tmp_path: Path, cache: P
 
 def test_keys_and_models_are_managed_from_the_command_line(start: Callable[..., Up], tmp_path: Path) -> None:
     up = start()
+    where = ["--data-dir", str(up.data_dir)]
     made = up.json("keys", "create", "shop", "--model", "tiny", "--rpm", "100")
     with up.client(made["secret"]) as client:
         assert [model.id for model in client.models.list()] == ["tiny"]
-    where = ["--data-dir", str(up.data_dir)]
+    fast = up.json("keys", "create", "fast", "--tier", "priority")
+    assert {key["name"]: key["tier"] for key in up.json("keys", "list")} == {
+        "first key": "default",
+        "shop": "default",
+        "fast": "priority",
+    }
+    assert "priority" in run("keys", "list", *where).stdout
+    wrong_tier = run("keys", "create", "gold", "--tier", "gold", *where)
+    assert (wrong_tier.returncode, "Traceback" in wrong_tier.stderr) == (2, False)
+    with up.client(made["secret"]) as client, pytest.raises(openai.PermissionDeniedError, match="--tier priority"):
+        client.chat.completions.create(model="tiny", messages=QUESTION, service_tier="priority")
+    with up.client(fast["secret"]) as client:
+        asked = {"model": "tiny", "messages": QUESTION, "max_tokens": 3}
+        said = [client.chat.completions.create(**asked, service_tier=tier) for tier in ("priority", "auto", "flex")]
+        assert [answer.service_tier for answer in said] == ["priority", "priority", "flex"]
     refused = run("status", "--url", up.url, "--key", made["secret"])
     assert (refused.returncode, refused.stdout) == (3, ""), "this key may not administer"
     assert "Next:" in refused.stderr

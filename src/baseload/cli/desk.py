@@ -10,6 +10,7 @@ from baseload.domain.events import KeyCreated, KeyRevoked, ModelPut, ModelRemove
 from baseload.domain.model import ModelSpec
 from baseload.domain.status import ControlStatus
 from baseload.domain.tenant import KeyLimits, ShownKey
+from baseload.domain.work import Tier
 from baseload.gateway.keys import make_key
 
 
@@ -34,7 +35,7 @@ class Desk(Protocol):
         """All keys that are not revoked."""
 
     async def create_key(
-        self, name: str, *, is_admin: bool, models: Sequence[str], limits: KeyLimits
+        self, name: str, *, is_admin: bool, models: Sequence[str], limits: KeyLimits, tier: Tier = Tier.DEFAULT
     ) -> tuple[ShownKey, str]:
         """A new key and its secret, which is never shown again."""
 
@@ -82,13 +83,15 @@ class LocalDesk:
         return [ShownKey.of(key) for key in found]
 
     async def create_key(
-        self, name: str, *, is_admin: bool, models: Sequence[str], limits: KeyLimits
+        self, name: str, *, is_admin: bool, models: Sequence[str], limits: KeyLimits, tier: Tier = Tier.DEFAULT
     ) -> tuple[ShownKey, str]:
         """A new key and its secret."""
         for model in models:
             if self._control.model(model) is None:
                 raise unknown_model(model, self._control.models())
-        key, secret = make_key(name, now_ns=self._control.now_ns(), is_admin=is_admin, models=models, limits=limits)
+        key, secret = make_key(
+            name, now_ns=self._control.now_ns(), is_admin=is_admin, models=models, limits=limits, tier=tier
+        )
         await self._control.acknowledge(KeyCreated(key))
         return ShownKey.of(key), secret
 

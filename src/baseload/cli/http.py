@@ -12,6 +12,7 @@ from baseload.domain.errors import BaseloadError, ControlError, SettingsError
 from baseload.domain.model import ModelSpec
 from baseload.domain.status import ControlStatus
 from baseload.domain.tenant import KeyLimits, ShownKey
+from baseload.domain.work import Tier
 
 T = TypeVar("T")
 TIMEOUT_S = 30.0
@@ -69,10 +70,10 @@ class HttpDesk:
         return self._get("/admin/v1/keys", _Keys).keys
 
     async def create_key(
-        self, name: str, *, is_admin: bool, models: Sequence[str], limits: KeyLimits
+        self, name: str, *, is_admin: bool, models: Sequence[str], limits: KeyLimits, tier: Tier = Tier.DEFAULT
     ) -> tuple[ShownKey, str]:
         """A new key and its secret."""
-        wanted = {"name": name, "is_admin": is_admin, "models": list(models), "limits": limits}
+        wanted = {"name": name, "is_admin": is_admin, "models": list(models), "limits": limits, "tier": tier}
         body = self._call("POST", "/admin/v1/keys", msgspec.json.encode(wanted))
         made = msgspec.json.decode(body, type=_CreatedKey)
         return made.key, made.secret

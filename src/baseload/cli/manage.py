@@ -18,6 +18,7 @@ from baseload.cli.settings import anchored, cache_dir
 from baseload.domain.errors import SettingsError
 from baseload.domain.model import ModelSpec
 from baseload.domain.tenant import KeyLimits, ShownKey
+from baseload.domain.work import Tier
 from baseload.web.snapshot import span
 from baseload.wire.settings import model_from_assignments
 
@@ -197,7 +198,7 @@ def list_keys(
         if as_json:
             print_json(found)
         else:
-            columns = ("id", "name", "begins", "rights", "models", "limits", "created (UTC)")
+            columns = ("id", "name", "begins", "rights", "class", "models", "limits", "created (UTC)")
             print_table(columns, [_key_row(one) for one in found])
 
     with_desk(Place(data_dir, settings, url, key), show)
@@ -214,6 +215,7 @@ def _key_row(key: ShownKey) -> tuple[str, ...]:
         key.name,
         f"{key.prefix}…" if key.prefix else "",
         "admin" if key.is_admin else "requests",
+        key.tier.value,
         ", ".join(key.models) or "all",
         ", ".join(filter(None, limits)) or "none",
         when(key.created_ns),
@@ -236,6 +238,9 @@ def create_key(
     max_in_flight: Annotated[
         int, typer.Option("--at-once", min=0, max=10**12, help="Requests at once; 0: no limit.")
     ] = 0,
+    tier: Annotated[
+        Tier, typer.Option("--tier", help="The highest service_tier it may ask for, and has where it asks for none.")
+    ] = Tier.DEFAULT,
     data_dir: DataDir = "",
     settings: SettingsFile = "",
     url: Url = "",
@@ -248,7 +253,7 @@ def create_key(
 
     async def create(desk: Desk) -> None:
         limits = KeyLimits(requests_per_minute, tokens_per_minute, max_in_flight)
-        made, secret = await desk.create_key(name, is_admin=is_admin, models=model or [], limits=limits)
+        made, secret = await desk.create_key(name, is_admin=is_admin, models=model or [], limits=limits, tier=tier)
         if as_json:
             print_json({**msgspec.to_builtins(made), "secret": secret})
         else:

@@ -49,7 +49,7 @@ class Lane(Struct):
 
     model: str
     admission: Admission
-    queue: OrderedDict[str, None]  # request ids, first come first served
+    queue: OrderedDict[str, None]  # request ids, first come first served within a class
     again: dict[str, None]  # request ids to dispatch again; before the queue, never blocking it
     deadlines: list[tuple[int, str]]  # heap over waiting requests; stale ones are skipped
     prefixes: OrderedDict[int, str]  # prefix hash -> the replica that served it last
@@ -63,6 +63,7 @@ class Lane(Struct):
     asked_tokens_total: int = 0  # prompt tokens (estimated) of those requests
     prompt_tokens_total: int = 0
     completion_tokens_total: int = 0
+    has_classes: bool = False  # whether any that waits is of another class than the default
 
     @property
     def waiting(self) -> int:

@@ -22,7 +22,8 @@ from baseload.domain.fleet import ReplicaView
 from baseload.domain.model import Admission, Price
 from baseload.domain.rng import Rng
 from baseload.domain.units import NS_PER_S
-from baseload.domain.work import Outcome, PhaseTimes, Request, RequestEntry, TokenCounts
+from baseload.domain.work import Outcome, PhaseTimes, Request, RequestEntry, Tier, TokenCounts
+from baseload.policy.pacing import TOP_RANK, standing
 from baseload.policy.routing import choose_replica, draw
 
 PREFIXES_KEPT = 16_384  # prefix hashes remembered per model, newest first
@@ -101,6 +102,9 @@ class RouterMachine:
             why = f"{limits.max_queue} requests already wait for {request.model}, its limit."
             self.refuse(ticket, now_ns, Reason.QUEUE_FULL, why, retry_after_ns=NS_PER_S)
         else:
+            if not lane.queue:
+                lane.has_classes = False
+            lane.has_classes = lane.has_classes or request.tier is not Tier.DEFAULT
             lane.queue[request.request_id] = None
             self._watch_deadline(lane, ticket)
             return lane
@@ -173,12 +177,24 @@ class RouterMachine:
                 del lane.again[request_id]
                 self._dispatch(lane, ticket, self._choose(lane, elsewhere, ticket.request), now_ns)
         while lane.open and lane.queue:
-            ticket = tickets[next(iter(lane.queue))]
+            ticket = tickets[self._next(lane, now_ns) if lane.has_classes else next(iter(lane.queue))]
             if ticket.deadline_ns <= now_ns:
                 self._refuse_late(ticket, now_ns)
                 continue
             del lane.queue[ticket.request.request_id]
             self._dispatch(lane, ticket, self._choose(lane, lane.open, ticket.request), now_ns)
+
+    def _next(self, lane: Lane, now_ns: int) -> str:
+        """Who goes first of those that wait: the highest class (one more for each minute), then who came first."""
+        tickets, best, first = self.state.tickets, -1, ""
+        for request_id in lane.queue:
+            ticket = tickets[request_id]
+            claim = standing(rank=ticket.request.tier.rank, lifts=0, waited_ns=now_ns - ticket.arrived_ns)
+            if claim > best:
+                best, first = claim, request_id
+            if best == TOP_RANK:
+                break
+        return first
 
     def expire(self, lane: Lane, now_ns: int) -> None:
         """Refuse what waited too long, and set the timer for the next."""

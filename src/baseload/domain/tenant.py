@@ -2,6 +2,8 @@
 
 from msgspec import Struct
 
+from baseload.domain.work import Tier
+
 
 class KeyLimits(Struct, frozen=True, forbid_unknown_fields=True):
     """Bounds on one key; 0 means none."""
@@ -22,6 +24,7 @@ class Key(Struct, frozen=True, forbid_unknown_fields=True):
     models: tuple[str, ...] = ()  # empty: every model
     limits: KeyLimits = KeyLimits()
     prefix: str = ""  # the first characters of the secret, to recognise it by ("bl-Ab3x")
+    tier: Tier = Tier.DEFAULT  # the highest class of service it may ask for, and what it gets where it asks for none
 
 
 class ShownKey(Struct, frozen=True):
@@ -34,11 +37,14 @@ class ShownKey(Struct, frozen=True):
     is_admin: bool
     models: tuple[str, ...]
     limits: KeyLimits
+    tier: Tier = Tier.DEFAULT
 
     @staticmethod
     def of(key: Key) -> "ShownKey":
         """What may be shown of this key."""
-        return ShownKey(key.key_id, key.name, key.prefix, key.created_ns, key.is_admin, key.models, key.limits)
+        return ShownKey(
+            key.key_id, key.name, key.prefix, key.created_ns, key.is_admin, key.models, key.limits, key.tier
+        )
 
 
 class Allowance(Struct, frozen=True):

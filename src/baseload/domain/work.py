@@ -20,7 +20,15 @@ class Tier(StrEnum):
 
     PRIORITY = "priority"
     DEFAULT = "default"
-    FLEX = "flex"  # no targets: it waits until others have their pace
+    FLEX = "flex"  # it waits until others have their pace
+
+    @property
+    def rank(self) -> int:
+        """0 to 2: a higher one goes first."""
+        return _TIER_RANKS[self.value]
+
+
+_TIER_RANKS = {"flex": 0, "default": 1, "priority": 2}
 
 
 class Request(Struct, frozen=True, array_like=True):
@@ -36,6 +44,7 @@ class Request(Struct, frozen=True, array_like=True):
     stream: bool = False
     n: int = 1
     prefix_hashes: tuple[int, ...] = ()  # of growing prompt prefixes, for cache affinity; at most 8
+    tier: Tier = Tier.DEFAULT
 
 
 class TokenCounts(Struct, frozen=True, array_like=True):

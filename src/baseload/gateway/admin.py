@@ -6,7 +6,7 @@
     PUT    models/NAME                ModelSpec → 200
     DELETE models/NAME                → 200 {"removed": NAME}
     GET    keys                       {"keys": [Key without its hash, …]}
-    POST   keys                       {"name", "is_admin", "models", "limits"} → 201 {"key": …, "secret": …}, once
+    POST   keys                       {"name", "is_admin", "models", "limits", "tier"} → 201 {"key", "secret"}, once
     DELETE keys/KEY_ID                → 200 {"revoked": KEY_ID}
     GET    usage?from_day=&to_day=    {"usage": [UsageRow, …]}
     GET    events?after_seq=&limit=&kind=&model=    {"events": [JournalRow, …]}
@@ -28,6 +28,7 @@ from baseload.domain.events import KeyCreated, KeyRevoked, ModelPut, ModelRemove
 from baseload.domain.model import ModelSpec
 from baseload.domain.tenant import KeyLimits, ShownKey
 from baseload.domain.units import seconds
+from baseload.domain.work import Tier
 from baseload.gateway.keys import make_key
 from baseload.wire.settings import wrong_field
 
@@ -48,6 +49,7 @@ class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     is_admin: bool = False
     models: tuple[str, ...] = ()
     limits: KeyLimits = KeyLimits()
+    tier: Tier = Tier.DEFAULT
 
 
 class ShutdownOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -139,7 +141,12 @@ class Administration:
             text = f"A limit must be between 0 (none) and {MOST_OF_A_LIMIT}."
             raise Refusal(Reason.BAD_REQUEST, text, param="limits")
         key, secret = make_key(
-            asked.name, now_ns=self._control.now_ns(), is_admin=asked.is_admin, models=asked.models, limits=limits
+            asked.name,
+            now_ns=self._control.now_ns(),
+            is_admin=asked.is_admin,
+            models=asked.models,
+            limits=limits,
+            tier=asked.tier,
         )
         await self._control.acknowledge(KeyCreated(key))
         return Answer(201, {"key": ShownKey.of(key), "secret": secret})

@@ -16,11 +16,12 @@ from baseload.core.ports import Control
 from baseload.domain.actions import Dispatch, Refuse
 from baseload.domain.errors import NetError, Reason, Refusal
 from baseload.domain.events import DispatchFailed, FirstByteSent, RequestFinished
-from baseload.domain.work import Outcome, PhaseTimes, Request, TokenCounts
+from baseload.domain.work import Outcome, PhaseTimes, Request, Tier, TokenCounts
 from baseload.gateway.metrics import Metrics
 from baseload.gateway.stream import EventStream, read_whole
 from baseload.net.client import Call, Client, Fault
 from baseload.net.server import Exchange
+from baseload.wire.openai import TIER_HEADER
 from baseload.wire.openai_answers import DONE
 from baseload.wire.openai_errors import JSON, error_body, error_event, error_of_worker
 
@@ -36,6 +37,11 @@ _REASON_OF_FAULT = {
     Fault.PROTOCOL: Reason.WORKER_ERROR,
     Fault.POOL_FULL: Reason.QUEUE_FULL,
 }
+
+
+def _tier_line(request: Request) -> str:
+    """The class of service for the worker, where it is not the usual one."""
+    return "" if request.tier is Tier.DEFAULT else f"{TIER_HEADER}: {request.tier.value}\r\n"
 
 
 class Office(Protocol):
@@ -103,7 +109,7 @@ class Forward(msgspec.Struct, eq=False):
                 request.endpoint.value,
                 self._body,
                 self,
-                lines=f"content-type: application/json\r\nx-request-id: {request.request_id}\r\n",
+                lines=f"content-type: {JSON}\r\nx-request-id: {request.request_id}\r\n{_tier_line(request)}",
                 repeatable=True,  # a completion changes nothing: asking twice costs time only
                 first_byte_timeout_s=office.first_byte_timeout_s,
                 idle_timeout_s=office.idle_timeout_s,

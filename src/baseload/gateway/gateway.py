@@ -22,7 +22,7 @@ from baseload.domain.errors import JournalError, Reason, Refusal
 from baseload.domain.model import ModelSpec
 from baseload.domain.tenant import Key
 from baseload.domain.units import NS_PER_MS, NS_PER_S
-from baseload.domain.work import Endpoint, Request
+from baseload.domain.work import Endpoint, Request, Tier
 from baseload.gateway.admin import PREFIX, Administration, PrepareModel
 from baseload.gateway.forward import Forward
 from baseload.gateway.intake import take_in
@@ -120,6 +120,7 @@ class Gateway:
         key = authenticate(control, headers)
         intake = take_in(endpoint, exchange.body)
         self._model(intake.model, key)
+        tier = key.tier if intake.tier is None else _allowed_tier(intake.tier, key)
         request_id = self._new_id()
         request = Request(
             request_id=request_id,
@@ -132,6 +133,7 @@ class Gateway:
             stream=intake.stream,
             n=intake.n,
             prefix_hashes=intake.prefix_hashes,
+            tier=tier,
         )
         lines = _ids(request_id, headers)
         limits = key.limits
@@ -259,6 +261,18 @@ class Gateway:
         self.metrics.refused(refusal.reason)
         status, headers, body = error_body(refusal)
         exchange.respond(status, body, headers=headers, lines=_ids(self._new_id(), exchange.headers))
+
+
+def _allowed_tier(tier: Tier, key: Key) -> Tier:
+    """The class of service that was asked for, where the key may have it."""
+    if tier.rank > key.tier.rank:
+        raise Refusal(
+            Reason.FORBIDDEN,
+            f"The key '{key.name}' may not ask for service_tier '{tier}'; its class is '{key.tier}'.",
+            hint=f"Leave service_tier out, or have a key made with 'baseload keys create NAME --tier {tier}'.",
+            param="service_tier",
+        )
+    return tier
 
 
 def _ids(request_id: str, headers: dict[str, str]) -> str:

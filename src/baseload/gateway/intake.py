@@ -4,7 +4,7 @@ from hashlib import blake2b
 
 import msgspec
 
-from baseload.domain.work import Endpoint
+from baseload.domain.work import Endpoint, Tier
 from baseload.wire.openai import ChatRequest, CompletionRequest, parse_chat, parse_completion
 
 BYTES_PER_TOKEN = 4  # of English text, roughly; the worker counts exactly
@@ -27,6 +27,7 @@ class Intake(msgspec.Struct, frozen=True):
     prefix_hashes: tuple[int, ...]
     body: bytes
     withhold_usage: bool
+    tier: Tier | None  # the class of service asked for; None: the key's own
 
 
 def take_in(endpoint: Endpoint, body: bytes) -> Intake:
@@ -61,6 +62,7 @@ def take_in(endpoint: Endpoint, body: bytes) -> Intake:
         prefix_hashes=hashes,
         body=with_usage(body) if stream and not asked.include_usage else body,
         withhold_usage=not asked.include_usage,
+        tier=asked.tier,
     )
 
 

@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Sequence
 
 from baseload.domain.tenant import Key, KeyLimits
+from baseload.domain.work import Tier
 from baseload.wire.bearer import hash_secret
 
 SECRET_START = "bl-"  # noqa: S105  # the part that every secret begins with
@@ -16,6 +17,7 @@ def make_key(
     is_admin: bool = False,
     models: Sequence[str] = (),
     limits: KeyLimits | None = None,
+    tier: Tier = Tier.DEFAULT,
 ) -> tuple[Key, str]:
     """A new key and its secret (256 random bits). Nobody can read the secret again later."""
     secret = SECRET_START + secrets.token_urlsafe(32)
@@ -27,6 +29,7 @@ def make_key(
         is_admin=is_admin,
         models=tuple(models),
         limits=limits or KeyLimits(),
+        tier=tier,
         prefix=secret[: len(SECRET_START) + 4],
     )
     return key, secret

@@ -19,7 +19,7 @@ Predict = Callable[[int, int, int], int]  # (tokens, positions decodes attend to
 UNHURRIED_NS = 60 * NS_PER_S  # a request without a target for its first token is due after so long
 PIECE_TOKENS = 16  # the least of a prompt that a step computes
 GRAIN_TOKENS = 8  # of the search for more
-TOP_RANK = 2  # of "priority"
+TOP_RANK = Tier.PRIORITY.rank
 MARGIN = 0.94  # of the target: what steps take varies (repeats differ by 3–5 %)
 LEAST_SLACK = 0.5  # an answer behind its pace catches up with steps of half its target, where decodes allow it
 MOST_SLACK = 6.0  # a step lasts at most so many times the target, however far ahead everybody is
@@ -30,7 +30,7 @@ class Pace(Struct, frozen=True):
 
     ttft_ns: int = 0
     tpot_ns: int = 0
-    rank: int = 1  # 0 flex, 1 default, 2 priority
+    rank: int = Tier.DEFAULT.rank
 
     @property
     def patience_ns(self) -> int:
@@ -45,9 +45,11 @@ def paces(spec: EngineSpec) -> dict[Tier, Pace]:
     """The targets of each class of requests of a model."""
     own = Pace(spec.ttft_target_ns, spec.tpot_target_ns)
     first = Pace(
-        spec.priority_ttft_target_ns or own.ttft_ns, spec.priority_tpot_target_ns or own.tpot_ns, rank=TOP_RANK
+        spec.priority_ttft_target_ns or own.ttft_ns,
+        spec.priority_tpot_target_ns or own.tpot_ns,
+        rank=Tier.PRIORITY.rank,
     )
-    last = Pace(spec.flex_ttft_target_ns, spec.flex_tpot_target_ns, rank=0)
+    last = Pace(spec.flex_ttft_target_ns, spec.flex_tpot_target_ns, rank=Tier.FLEX.rank)
     return {Tier.PRIORITY: first, Tier.DEFAULT: own, Tier.FLEX: last}
 
 

@@ -16,6 +16,7 @@ from baseload.domain.errors import Reason, Refusal
 from baseload.domain.sampling import Grammar, GrammarKind, Sampling
 from baseload.domain.work import Tier
 
+TIER_HEADER = "x-baseload-service-tier"  # from the gateway to a worker: the key's class, where none was asked for
 MOST_COMPLETIONS = 128  # of one request
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 
@@ -144,9 +145,9 @@ class _Common(Struct, frozen=True, kw_only=True):
     structured_outputs: StructuredOutputs | None = None
 
     @property
-    def tier(self) -> Tier:
-        """The class of service asked for."""
-        return Tier(self.service_tier) if self.service_tier in ("flex", "priority") else Tier.DEFAULT
+    def tier(self) -> Tier | None:
+        """The class of service asked for; None: the key's own ("auto", which "scale" means here too, or nothing)."""
+        return Tier(self.service_tier) if self.service_tier in ("flex", "default", "priority") else None
 
     @property
     def include_usage(self) -> bool:

@@ -110,6 +110,7 @@ class _Answer(Struct, frozen=True):
     usage: Usage | UnsetType = UNSET
     baseload: Phases | UnsetType = UNSET
     system_fingerprint: str | UnsetType = UNSET
+    service_tier: str | UnsetType = UNSET
 
 
 class ModelCard(Struct, frozen=True):
@@ -143,9 +144,22 @@ def chat_response(
     choices: Sequence[ChatChoice],
     usage: Usage,
     baseload: Phases | None = None,
+    service_tier: str = "",
 ) -> bytes:
     """A whole chat answer, as JSON. `created` is in seconds since 1970."""
-    return _encoder.encode(_Answer(answer_id, "chat.completion", created, model, choices, usage, baseload or UNSET))
+    return _encoder.encode(
+        _Answer(
+            answer_id,
+            "chat.completion",
+            created,
+            model,
+            choices,
+            usage,
+            baseload or UNSET,
+            UNSET,
+            service_tier or UNSET,
+        )
+    )
 
 
 def chat_chunk(
@@ -156,9 +170,20 @@ def chat_chunk(
     choices: Sequence[ChatChoice],
     usage: Usage | None = None,
     baseload: Phases | None = None,
+    service_tier: str = "",
 ) -> bytes:
     """One chunk of a chat stream, as JSON. The usage chunk has no choices."""
-    answer = _Answer(answer_id, "chat.completion.chunk", created, model, choices, usage or UNSET, baseload or UNSET)
+    answer = _Answer(
+        answer_id,
+        "chat.completion.chunk",
+        created,
+        model,
+        choices,
+        usage or UNSET,
+        baseload or UNSET,
+        UNSET,
+        service_tier or UNSET,
+    )
     return _encoder.encode(answer)
 
 
@@ -170,9 +195,22 @@ def completion_response(
     choices: Sequence[CompletionChoice],
     usage: Usage,
     baseload: Phases | None = None,
+    service_tier: str = "",
 ) -> bytes:
     """A whole text completion, as JSON."""
-    return _encoder.encode(_Answer(answer_id, "text_completion", created, model, choices, usage, baseload or UNSET))
+    return _encoder.encode(
+        _Answer(
+            answer_id,
+            "text_completion",
+            created,
+            model,
+            choices,
+            usage,
+            baseload or UNSET,
+            UNSET,
+            service_tier or UNSET,
+        )
+    )
 
 
 def completion_chunk(
@@ -183,10 +221,21 @@ def completion_chunk(
     choices: Sequence[CompletionChoice],
     usage: Usage | None = None,
     baseload: Phases | None = None,
+    service_tier: str = "",
 ) -> bytes:
     """One chunk of a text completion stream, as JSON. The usage chunk has no choices."""
     return _encoder.encode(
-        _Answer(answer_id, "text_completion", created, model, choices, usage or UNSET, baseload or UNSET)
+        _Answer(
+            answer_id,
+            "text_completion",
+            created,
+            model,
+            choices,
+            usage or UNSET,
+            baseload or UNSET,
+            UNSET,
+            service_tier or UNSET,
+        )
     )
 
 

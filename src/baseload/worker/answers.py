@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 
 from baseload.domain.errors import Refusal
-from baseload.domain.work import PhaseTimes, TokenCounts
+from baseload.domain.work import PhaseTimes, Tier, TokenCounts
 from baseload.engine.jobs import Delta
 from baseload.engine.tokenizer import TextTokenizer
 from baseload.net.server import Exchange
@@ -43,6 +43,7 @@ class Answer:
         tokenizer: TextTokenizer,
         width: int,
         arrived_ns: int,
+        tier: Tier | None = None,
     ) -> None:
         self.exchange = exchange
         self.arrived_ns = arrived_ns
@@ -52,6 +53,7 @@ class Answer:
         self._headers = (("x-request-id", answer_id),)
         self._created = int(time.time())
         self._model = request.model
+        self._tier = "" if tier is None else tier.value  # shown to whoever asked for one, or has another than usual
         self._streams = bool(request.stream)
         self._wants_usage = request.include_usage
         self._wants_logprobs = request.logprobs is not None and request.logprobs is not False
@@ -100,6 +102,7 @@ class Answer:
                     choices=(),
                     usage=used,
                     baseload=times,
+                    service_tier=self._tier,
                 )
             )
         self.exchange.end(tail + DONE)
@@ -124,10 +127,18 @@ class Answer:
             logprobs = ChatLogprobs([self._token(delta)]) if shows else None
             part = ChatDelta(role="assistant", content=text) if first else ChatDelta(content=text)
             choice = ChatChoice(index=index, delta=part, logprobs=logprobs, finish_reason=delta.finish)
-            return chat_chunk(answer_id=self._id, created=self._created, model=self._model, choices=(choice,))
+            return chat_chunk(
+                answer_id=self._id,
+                created=self._created,
+                model=self._model,
+                choices=(choice,),
+                service_tier=self._tier,
+            )
         listed = self._listed([delta], offset) if shows else None
         plain = CompletionChoice(index=index, text=text, logprobs=listed, finish_reason=delta.finish)
-        return completion_chunk(answer_id=self._id, created=self._created, model=self._model, choices=(plain,))
+        return completion_chunk(
+            answer_id=self._id, created=self._created, model=self._model, choices=(plain,), service_tier=self._tier
+        )
 
     def _whole(self, used: Usage, times: Phases) -> bytes:
         texts = ["".join(parts) for parts in self._texts]
@@ -150,6 +161,7 @@ class Answer:
                 choices=chats,
                 usage=used,
                 baseload=times,
+                service_tier=self._tier,
             )
         plain = [
             CompletionChoice(
@@ -161,7 +173,13 @@ class Answer:
             for index, text in enumerate(texts)
         ]
         return completion_response(
-            answer_id=self._id, created=self._created, model=self._model, choices=plain, usage=used, baseload=times
+            answer_id=self._id,
+            created=self._created,
+            model=self._model,
+            choices=plain,
+            usage=used,
+            baseload=times,
+            service_tier=self._tier,
         )
 
     def _token(self, delta: Delta) -> TokenLogprob:

@@ -13,10 +13,18 @@ import msgspec
 
 from baseload.domain.errors import Reason, Refusal
 from baseload.domain.fleet import WorkerSample
+from baseload.domain.work import Tier
 from baseload.engine.jobs import Delta, Ended, Failed, Job, Output
 from baseload.engine.loop import EngineLoop
 from baseload.net.server import Exchange
-from baseload.wire.openai import ChatMessage, ChatRequest, CompletionRequest, parse_chat, parse_completion
+from baseload.wire.openai import (
+    TIER_HEADER,
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    parse_chat,
+    parse_completion,
+)
 from baseload.wire.openai_answers import model_list
 from baseload.wire.openai_errors import JSON, error_body, method_not_allowed_body
 from baseload.wire.prometheus import CONTENT_TYPE
@@ -26,6 +34,7 @@ from baseload.worker.prepare import Served, chat_tokens, prepare
 
 _INLINE_BYTES = 32 << 10  # a larger body is prepared in a thread, so that others are not held up
 
+_TIERS = tuple(tier.value for tier in Tier)
 _Part = TypeVar("_Part")
 
 
@@ -158,7 +167,13 @@ class WorkerApp:
             raise Refusal(Reason.UNKNOWN_MODEL, message, param="model")
         request_id = str(next(self._numbers))
         if len(exchange.body) <= _INLINE_BYTES and not _has_grammar(request):
-            job = prepare(request, served=self.served, request_id=request_id, seed=secrets.randbits(63))
+            job = prepare(
+                request,
+                served=self.served,
+                request_id=request_id,
+                seed=secrets.randbits(63),
+                tier=_tier(exchange, request),
+            )
             self._submit(exchange, request, job, arrived_ns)
             return
         task = self._loop.create_task(self._prepare_aside(exchange, request, request_id, arrived_ns))
@@ -170,7 +185,12 @@ class WorkerApp:
     ) -> None:
         try:
             job = await asyncio.to_thread(
-                prepare, request, served=self.served, request_id=request_id, seed=secrets.randbits(63)
+                prepare,
+                request,
+                served=self.served,
+                request_id=request_id,
+                seed=secrets.randbits(63),
+                tier=_tier(exchange, request),
             )
             if not exchange.closed:
                 self._submit(exchange, request, job, arrived_ns)
@@ -192,6 +212,7 @@ class WorkerApp:
             tokenizer=self.served.tokenizer,
             width=job.width,
             arrived_ns=arrived_ns,
+            tier=job.tier if request.service_tier or TIER_HEADER in exchange.headers else None,
         )
         exchange.on_disconnect = lambda: self._client_gone(job.request_id)
 
@@ -259,6 +280,14 @@ class WorkerApp:
 def _refuse(exchange: Exchange, refusal: Refusal) -> None:
     status, headers, body = error_body(refusal)
     exchange.respond(status, body, content_type=JSON, headers=headers)
+
+
+def _tier(exchange: Exchange, request: ChatRequest | CompletionRequest) -> Tier:
+    """The class of service: as asked, else as the gateway says that the key has it, else the default."""
+    said = exchange.headers.get(TIER_HEADER)
+    if said is not None and said not in _TIERS:
+        raise Refusal(Reason.BAD_REQUEST, f"{TIER_HEADER} must be one of {', '.join(_TIERS)}.")
+    return request.tier or Tier(said or Tier.DEFAULT)
 
 
 def _has_grammar(request: ChatRequest | CompletionRequest) -> bool:

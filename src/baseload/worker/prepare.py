@@ -6,6 +6,7 @@ from typing import Any
 
 from baseload.domain.errors import Reason, Refusal
 from baseload.domain.sampling import Sampling
+from baseload.domain.work import Tier
 from baseload.engine.jobs import Job
 from baseload.engine.structured import GrammarCompiler
 from baseload.engine.tokenizer import TextTokenizer
@@ -26,7 +27,9 @@ class Served:
     defaults: Sampling  # of requests that say nothing of sampling
 
 
-def prepare(request: ChatRequest | CompletionRequest, *, served: Served, request_id: str, seed: int) -> Job:
+def prepare(
+    request: ChatRequest | CompletionRequest, *, served: Served, request_id: str, seed: int, tier: Tier = Tier.DEFAULT
+) -> Job:
     """The job. Raises Refusal. Takes time in proportion to the prompt, and to the grammar if there is one."""
     sampling = to_sampling(request, defaults=served.defaults)
     _check_ids(sampling, served.vocab_size)
@@ -44,7 +47,7 @@ def prepare(request: ChatRequest | CompletionRequest, *, served: Served, request
         )
     grammar = served.grammars.compile(sampling.grammar) if sampling.grammar is not None else None
     seed = seed if sampling.seed is None else sampling.seed
-    return Job(request_id, prompts, sampling, seed, grammar, tier=request.tier)
+    return Job(request_id, prompts, sampling, seed, grammar, tier=tier)
 
 
 def chat_tokens(messages: Sequence[ChatMessage], served: Served) -> list[int]:

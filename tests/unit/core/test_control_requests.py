@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from baseload.core.control import ControlMachine
 from baseload.domain.errors import Reason
 from baseload.domain.events import (
     DispatchFailed,
@@ -20,7 +21,7 @@ from baseload.domain.fleet import WorkerSample
 from baseload.domain.model import Admission, ModelSpec, Scaling
 from baseload.domain.tenant import Key, KeyLimits
 from baseload.domain.units import NS_PER_S
-from baseload.domain.work import Outcome, TokenCounts
+from baseload.domain.work import Outcome, Tier, TokenCounts
 
 
 def spec(replicas: int = 1, *, most: int = 0, **admission: Any) -> ModelSpec:
@@ -59,6 +60,32 @@ def test_requests_queue_in_order_beyond_a_replicas_capacity(stage: Any) -> None:
     stage.tell(RequestFinished(asked[3], Outcome.CANCELLED, Reason.CLIENT_GONE, TokenCounts()))
     stage.answer(asked[0])
     assert stage.dispatched() == [(asked[4], replica_id)], "the one that left the queue is passed over"
+
+
+def test_of_those_that_wait_the_highest_class_goes_first_and_nobody_for_ever(stage: Any) -> None:
+    stage.tell(KeyCreated(Key("key_2", "fast", "2" * 64, stage.now, tier=Tier.PRIORITY)))
+    (replica_id,) = awake(stage, max_concurrency_per_replica=1, max_wait_ns=600 * NS_PER_S)
+    running = stage.ask()
+    flex, first, second = stage.ask(tier=Tier.FLEX), stage.ask(), stage.ask()
+    fast = stage.ask(key_id="key_2", tier=Tier.PRIORITY)
+    for expected in (fast, first):
+        stage.answer(running)
+        assert stage.dispatched() == [(expected, replica_id)]
+        running = expected
+    stage.machine = ControlMachine.restore(stage.machine.snapshot())
+    stage.wait(61)
+    third = stage.ask(key_id="key_2", tier=Tier.DEFAULT)
+    for expected in (second, flex, third):  # after a minute a class higher: second with priority, flex before third
+        stage.answer(running)
+        assert stage.dispatched() == [(expected, replica_id)]
+        running = expected
+
+
+def test_a_key_cannot_ask_for_a_higher_class_by_any_way(stage: Any) -> None:
+    awake(stage)
+    request_id = stage.ask(tier=Tier.PRIORITY)
+    (refusal,) = stage.refused()
+    assert (refusal.reason, stage.entry(request_id).outcome) == (Reason.FORBIDDEN, Outcome.REFUSED)
 
 
 def test_a_full_queue_refuses_with_a_time_to_come_back(stage: Any) -> None:
