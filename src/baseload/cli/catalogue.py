@@ -40,6 +40,7 @@ COLUMNS: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("max_w", "W"),
         ("network_gbit_per_s", "Gb/s"),
         ("memory_gb", "memory GB"),
+        ("capex_usd", "$"),
     ),
     "racks": (
         ("name", "name"),

@@ -200,7 +200,7 @@ def test_every_row_is_answered_or_says_what_is_missing() -> None:
         _row(benchmark="llama31_8b", accelerator="Cerebras WSE-3", batch=64),
         _row(benchmark="nobody_counted_this"),
         _row(benchmark="llama31_8b", batch=0),
-        _row(benchmark="llama31_8b", accelerator="Apple M4 Max", batch=64),
+        _row(benchmark="llama31_8b", accelerator="Apple M4 Pro", batch=64),
         _row(benchmark="llama31_8b", batch=64, tensor=8),
         _row(benchmark="llama2_70b_lora", accelerators=7, batch=8),
     ]
@@ -209,7 +209,7 @@ def test_every_row_is_answered_or_says_what_is_missing() -> None:
     assert "Cerebras WSE-3" in said[1].note
     assert "nobody_counted_this" in said[2].note
     assert said[3].note == "missing: global_batch_size"
-    assert "bf16_tflops of M4 Max" in said[4].note
+    assert "bf16_tflops of M4 Pro" in said[4].note
     assert said[5].layout == Parallel(tensor=8)
     assert added(rows[1], said[1])["step_time"] == ""
     assert float(added(rows[0], said[0])["step_time"]) == pytest.approx(said[0].step_s, rel=1e-4)
