@@ -39,12 +39,12 @@ def simulate(
     # The twin is a world of its own; commands for the live one should not wait for its import.
     from baseload.twin.hunts import run_or_hunt  # noqa: PLC0415
     from baseload.twin.run import describe_failures  # noqa: PLC0415
-    from baseload.twin.spec import SimulateConfig, load  # noqa: PLC0415
+    from baseload.twin.spec import SimulateConfig, accepted, load  # noqa: PLC0415
 
     check_writable(report, output)
     config = load(spec) if spec is not None else SimulateConfig()
-    config = _changed(
-        config, seed=seed, seeds=seeds, trace=trace, requests=requests, rate=rate, cell=cell, exact=exact
+    config = accepted(
+        _changed(config, seed=seed, seeds=seeds, trace=trace, requests=requests, rate=rate, cell=cell, exact=exact)
     )
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=err(),

@@ -25,7 +25,7 @@ from baseload.twin.workload import Arrival
 
 _SHARED_S = (
     "node_every_s", "switch_every_s", "flap_every_s", "slow_every_s", "throttle_every_s", "spot_every_s",
-    "disk_full_every_s", "price_every_s",
+    "disk_full_every_s", "price_every_s", "partition_every_s",
 )  # fmt: skip
 _ENCODER, _DECODER = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(list[Arrival])
 

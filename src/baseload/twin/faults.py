@@ -44,6 +44,7 @@ class FaultMaker:
         self._repeat(faults.node_every_s, self._fail_node)
         self._repeat(faults.switch_every_s, self._fail_switch)
         self._repeat(self._flap_every_s(faults), self._flap)
+        self._repeat(faults.partition_every_s, self._part)
         self._repeat(faults.slow_every_s, self._slow_one)
         self._repeat(faults.throttle_every_s, self._throttle)
         self._repeat(faults.spot_every_s, self._reclaim)
@@ -128,6 +129,12 @@ class FaultMaker:
         chosen = self._drawn_worker()
         if chosen is not None:
             self._cut([chosen], "link flap", exponential_ns(self._rng, 1.0))
+
+    def _part(self) -> None:
+        """A partition: of the workers about a half is on the other side."""
+        beyond = [worker for _, worker in sorted(self._world.slots.items()) if self._rng.below(2)]
+        if beyond:
+            self._cut(beyond, "partition", exponential_ns(self._rng, self._world.faults.partition_s))
 
     def _cut(self, workers: Sequence[Worker], kind: str, for_ns: int) -> None:
         world = self._world

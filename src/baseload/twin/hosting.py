@@ -7,6 +7,7 @@ import msgspec
 
 from baseload.domain.errors import DataError, SettingsError
 from baseload.domain.model import ModelSpec
+from baseload.limits.catalogue.models import Models
 from baseload.limits.serving.replica import StepCost, step_cost
 from baseload.limits.shapes import ModelShape, parse_config
 from baseload.limits.step_time import StepTimeTable, default_table, parse_json, parse_toml
@@ -72,7 +73,10 @@ def load_table(physics: Physics, base: Path | None) -> StepTimeTable:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
+        raise DataError(
+            f"{path}: cannot be read: {error.strerror}.",
+            hint="`step_time_file` names a table; [physics.step_time] holds one inline.",
+        ) from None
     return (parse_json if path.suffix == ".json" else parse_toml)(data, name=str(path))
 
 
@@ -81,6 +85,11 @@ def _step_cost(chosen: Hardware, name: str, base: Path | None) -> StepCost:
         raise SettingsError(
             f"hardware.{name}: `model` and `accelerator` are needed.",
             hint='For example: model = "llama-3.1-70b", accelerator = "h100-sxm", tp = 8.',
+        )
+    if not chosen.model.endswith(".json") and Models().find(chosen.model)[1] != "config":
+        raise SettingsError(
+            f"hardware.{name}: the catalogue has no model {chosen.model!r}, and its shape would be a guess.",
+            hint='Name its config.json instead: `model = "config.json"`, relative to the specification.',
         )
     return step_cost(
         _shape(chosen.model, base),
@@ -106,5 +115,7 @@ def _shape(model: str, base: Path | None) -> ModelShape | str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}.") from None
+        raise DataError(
+            f"{path}: cannot be read: {error.strerror}.", hint="`model` names a model's config.json."
+        ) from None
     return parse_config(data, name=str(path))

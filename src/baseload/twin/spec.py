@@ -1,6 +1,6 @@
 """What to simulate, as frozen values read from TOML; unknown settings are refused."""
 
-import math
+import tomllib
 from pathlib import Path
 
 import msgspec
@@ -12,6 +12,7 @@ from baseload.domain.tenant import KeyLimits
 from baseload.domain.units import NS_PER_S
 from baseload.limits.step_time import StepTimeSpec
 from baseload.twin.cluster.spec import Cluster
+from baseload.twin.ranges import complaint, joint_complaint
 from baseload.wire.toml import parse_toml
 
 
@@ -85,6 +86,10 @@ class Hardware(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     memory_share: float = 0.0  # of the accelerator's memory; 0: the engine's usual setting
     typical_tokens: int = 2048  # length of a sequence, for the KV room
     usd_per_accelerator_hour: float = 0.0  # 0: the model's `price` stands
+    prefill_workers: int = 0  # above 0: a replica is so many workers that compute prompts, and …
+    decode_workers: int = 1  # … so many that write answers, each of `tp` × `dp` × `pp` accelerators
+    prefill_tp: int = 0  # tp of the prefill workers; 0: as `tp`
+    kv_gb_per_s: float = 0.0  # at which a prompt's KV cache goes over; 0: the accelerators' network adapters'
 
 
 class Slo(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -156,6 +161,8 @@ class Faults(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     switch_every_s: float = 0.0  # a switch: the workers below cannot be reached for a while
     switch_s: float = 10.0
     flap_every_s: float = 0.0  # one worker's link goes down for about a second
+    partition_every_s: float = 0.0  # half of the workers cannot be reached, nor be heard, for a while
+    partition_s: float = 10.0
     slow_every_s: float = 0.0  # a worker is silently slower for a while
     slow_for_s: float = 60.0
     slow_by: float = 2.0  # that many times
@@ -202,41 +209,35 @@ class SimulateConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 def load(path: Path) -> SimulateConfig:
-    """The configuration in a TOML file; `SettingsError` names the file and the setting at fault."""
+    """The configuration in a TOML file; `SettingsError` names the file, table and setting at fault."""
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {error.strerror}.") from None
-    config = parse_toml(data, SimulateConfig, name=str(path), hint="See docs/simulate.md for the settings.")
-    for section in ("workload", "physics", "faults", "slo", "policies", "hardware"):
-        wrong = _out_of_range(msgspec.to_builtins(getattr(config, section)), section)
-        if wrong:
-            raise SettingsError(f"{path}: {wrong}.", hint="See docs/simulate.md for the settings.")
-    if not all(map(math.isfinite, (config.energy.pue, *config.energy.usd_per_kwh, *config.energy.carbon_g_per_kwh))):
-        raise SettingsError(f"{path}: `energy` has a figure that is not a number.", hint="Mend it.")
-    return msgspec.structs.replace(config, spec_path=str(path))
+        raise SettingsError(
+            f"{path}: cannot be read: {error.strerror}.",
+            hint="Name a TOML file; configs/simulate holds examples, and without a file a small one runs.",
+        ) from None
+    try:
+        raw = tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid TOML: {error}.", hint="Mend the file at that place.") from None
+    wrong = complaint(raw, SimulateConfig)
+    if wrong:
+        raise SettingsError(f"{path}: {wrong}.", hint=_SEE)
+    config = parse_toml(data, SimulateConfig, name=str(path), hint=_SEE)
+    return accepted(msgspec.structs.replace(config, spec_path=str(path)))
 
 
-def _out_of_range(value: object, at: str) -> str:
-    """Which number within `value` cannot be one of its setting, and why; "" where none."""
-    if isinstance(value, dict):
-        return next(filter(None, (_out_of_range(of, f"{at}.{key}") for key, of in value.items())), "")
-    if isinstance(value, list | tuple):
-        return next(filter(None, (_out_of_range(of, at) for of in value)), "")
-    if isinstance(value, int | float) and not 0 <= value < math.inf:
-        return f"`{at}` must be a number of at least 0, not {value}"
-    if at in SHARES and isinstance(value, int | float) and value > 1:
-        return f"`{at}` is a share, at most 1, not {value}"
-    return ""
+def accepted(config: SimulateConfig) -> SimulateConfig:
+    """The same, once all its values can be and go together; else SettingsError."""
+    wrong = complaint(msgspec.to_builtins(config), SimulateConfig, filled=True) or joint_complaint(config)
+    if wrong:
+        where = f"{config.spec_path}: " if config.spec_path else ""
+        raise SettingsError(f"{where}{wrong}.", hint=_SEE)
+    return config
 
 
-SHARES = frozenset(
-    {"workload.stream", "workload.shared_prefix", "workload.sources.stream", "workload.sources.shared_prefix"}
-    | {f"faults.{name}" for name in ("crash_after_answer", "start_fails", "start_loop", "slow_starts", "start_hangs")}
-    | {f"faults.{name}" for name in ("stalls", "worker_errors", "disconnects", "lost_dispatches", "slow_dispatches")}
-    | {"faults.lost_reports", "faults.slow_reports"}
-)
-
+_SEE = "Mend that setting; docs/simulate.md tells what each means."
 DEFAULT_MODEL = ModelSpec(
     name="guide",
     source="simulated",

@@ -49,6 +49,8 @@ def _faults(rng: Rng) -> Faults:
         switch_every_s=also_s(2.0, 30.0),
         switch_s=0.1 + 5 * more.unit(),
         flap_every_s=also_s(1.0, 20.0),
+        partition_every_s=also_s(2.0, 30.0),
+        partition_s=0.1 + 5 * more.unit(),
         slow_every_s=also_s(2.0, 30.0),
         slow_for_s=20 * more.unit(),
         slow_by=1.0 + 9 * more.unit(),

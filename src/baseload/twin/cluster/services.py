@@ -98,12 +98,13 @@ class ServiceLoad:
             self._scaled_up_ns = now_ns
         elif desired < len(self.wanted):
             self._slack_since_ns = -1
-        while len(self.wanted) < desired:
-            self._start()
+        while len(self.wanted) < desired and self._start():
+            pass
         while len(self.wanted) > desired:
             self._drop()
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
+        """Ask for one more replica; False where it is refused for good, and nothing is asked for ten minutes."""
         self._numbers += 1
         service = self.service
         spec = JobSpec(
@@ -120,6 +121,8 @@ class ServiceLoad:
         if spec.job_id not in self._world.runs:  # refused
             del self.wanted[spec.job_id]
             self._scaled_up_ns = self._world.now_ns + seconds(600)
+            return False
+        return True
 
     def _drop(self) -> None:
         """The youngest goes, one that has no place yet first."""
