@@ -24,7 +24,7 @@ from baseload.core.sequence import Sequenced
 from baseload.core.step_times import StepTimes
 from baseload.domain.errors import Reason, Refusal
 from baseload.policy.batching import admits, choose_victim, share_budget
-from baseload.policy.pacing import NO_PACE, TOP_RANK, allowed_ns, has_room, prefill_tokens
+from baseload.policy.pacing import NO_PACE, TOP_RANK, UNKNOWN_TOKENS, allowed_ns, has_room, prefill_tokens
 
 _by_arrival = attrgetter("arrival")
 
@@ -260,16 +260,13 @@ class Batcher:
 
     def _budget(self, now_ns: int, pending: Sequence[int]) -> int:
         """Tokens of this step, so that the answers with a target keep their pace."""
-        times = self._step_times
-        if times is None or not times.steps:
-            return self.max_step_tokens
+        times, rows = self._step_times, pending.count(1)
         decodes = [seq for seq, left in zip(self._running, pending, strict=True) if left == 1]
-        paced = [
-            (seq.first_token_ns, seq.total - seq.prompt, seq.pace.tpot_ns)
-            for seq in decodes
-            if seq.pace.tpot_ns and seq.first_token_ns >= 0
-        ]
-        rows = len(decodes)
+        paced = [seq.promise for seq in decodes if seq.pace.tpot_ns and seq.first_token_ns >= 0]
+        if times is None or not paced:
+            return self.max_step_tokens
+        if not times.steps:
+            return min(self.max_step_tokens, rows + UNKNOWN_TOKENS)
         start = next((seq.computed for seq, left in zip(self._running, pending, strict=True) if left > 1), 0)
         room = prefill_tokens(
             budget=self.max_step_tokens - rows,

@@ -50,6 +50,11 @@ class Sequenced:
         """When its first token is due."""
         return self.arrived_ns + self.pace.patience_ns
 
+    @property
+    def promise(self) -> tuple[int, int, int]:
+        """When its first token came, how many it has since, and what each may take: what its pace is kept by."""
+        return self.first_token_ns, self.total - self.prompt, self.pace.tpot_ns
+
     def finished(self, by: FinishedBy, now_ns: int) -> Finished:
         """What it used, now that it ends."""
         started = self.started_ns if self.started_ns >= 0 else now_ns

@@ -18,6 +18,7 @@ Predict = Callable[[int, int, int], int]  # (tokens, positions decodes attend to
 
 UNHURRIED_NS = 60 * NS_PER_S  # a request without a target for its first token is due after so long
 PIECE_TOKENS = 16  # the least of a prompt that a step computes
+UNKNOWN_TOKENS = 64  # of prompts beside answers with a pace, until it is known what a step costs
 GRAIN_TOKENS = 8  # of the search for more
 TOP_RANK = Tier.PRIORITY.rank
 MARGIN = 0.94  # of the target: what steps take varies (repeats differ by 3–5 %)
