@@ -51,7 +51,7 @@ from baseload.domain.units import NS_PER_S
 from baseload.domain.work import Entry, Outcome, Request
 
 LAST_SLACK_NS = 30 * NS_PER_S  # after the forced stop, longest the workers' exits are waited for
-POLICY_VERSION = "3"
+POLICY_VERSION = "4"
 
 
 class ControlMachine:

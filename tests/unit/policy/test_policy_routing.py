@@ -37,11 +37,21 @@ def test_prompts_still_to_be_computed_weigh_more_than_requests() -> None:
         ([view("a", 2), view("b", 2)], 0),  # a tie goes to the first
         ([view("a", 2, kv=0.5), view("b", 2, kv=0.1)], 1),  # at equal load, the emptier cache
         ([view("a", 3, capacity=64), view("b", 2, capacity=8)], 0),  # load is relative to capacity
-        ([view("a", 0), view("b", 4, hits=2)], 1),  # the known prefix is worth a little queue
-        ([view("a", 0), view("b", 5, hits=2)], 0),  # but not more than a little
+        ([view("a", 0), view("b", 3, hits=2)], 1),  # the known prefix is worth a little queue
+        ([view("a", 0), view("b", 4, hits=2)], 0),  # but not more than a little
+        ([view("a", 0), view("b", 4, hits=3)], 1),  # a longer one is worth more
+        ([view("a", 0), view("b", 5, hits=8)], 0),  # requests beside one another slow each other down
         ([view("a", 0), view("b", 1, hits=2, kv=0.96)], 0),  # a full cache will have evicted it
         ([view("a", 1, hits=1), view("b", 1, hits=3)], 1),  # the longer prefix wins
     ],
 )
 def test_choice(views: list[ReplicaView], chosen: int) -> None:
     assert choose_replica(views) == chosen
+
+
+def test_a_known_prefix_does_not_draw_requests_behind_long_prompts() -> None:
+    """Counted in requests, two more beside 24,000 tokens to compute were taken for a little more."""
+    knows = ReplicaView("a", 3, 64, 0.2, 4, held_tokens=24_000, waiting_tokens=24_000)
+    assert choose_replica([knows, ReplicaView("b", 2, 64, 0.2, 0, held_tokens=2_000)]) == 1
+    little = ReplicaView("a", 3, 64, 0.2, 8, held_tokens=24_000, waiting_tokens=1_000)
+    assert choose_replica([little, ReplicaView("b", 2, 64, 0.2, 0, held_tokens=2_000)]) == 0
