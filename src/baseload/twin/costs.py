@@ -11,7 +11,6 @@ from math import sqrt
 from typing import Protocol
 
 from baseload.core.counted import Counts
-from baseload.domain.model import ModelSpec
 from baseload.limits.serving.replica import FS_PER_NS, StepCost
 from baseload.limits.step_time import StepTimeTable
 
@@ -66,19 +65,6 @@ class Costs(Protocol):
 
     def line(self, rows: int, context_tokens: int) -> Line:
         """The coming steps in which `rows` sequences decode; the first reads `context_tokens` positions."""
-
-
-class Hosting(Protocol):
-    """What replicas run on."""
-
-    def costs_of(self, spec: ModelSpec) -> Costs:
-        """What steps of a replica of this model take."""
-
-    def kv_tokens_of(self, spec: ModelSpec) -> int:
-        """KV positions of one replica."""
-
-    def accelerators_of(self, model: str) -> int:
-        """Accelerators of one replica."""
 
 
 class TableCosts:

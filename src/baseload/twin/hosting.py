@@ -7,11 +7,13 @@ import msgspec
 
 from baseload.domain.errors import DataError, SettingsError
 from baseload.domain.model import ModelSpec
+from baseload.limits.catalogue.accelerators import read_catalogue
 from baseload.limits.catalogue.models import Models
 from baseload.limits.serving.replica import StepCost, step_cost
 from baseload.limits.shapes import ModelShape, parse_config
 from baseload.limits.step_time import StepTimeTable, default_table, parse_json, parse_toml
 from baseload.twin.costs import Costs, ReplicaCosts, TableCosts
+from baseload.twin.pools import UnitCost
 from baseload.twin.spec import Hardware, Physics
 
 
@@ -24,13 +26,18 @@ class Fleet:
         hardware: Mapping[str, Hardware],
         *,
         base: Path | None = None,
-        costs: Mapping[str, StepCost] | None = None,
+        costs: Mapping[str, StepCost | UnitCost] | None = None,
     ) -> None:
         self._kv_tokens = physics.kv_tokens
         self._default: Costs = TableCosts(load_table(physics, base))
-        self.step_costs = {name: _step_cost(chosen, name, base) for name, chosen in hardware.items()}
+        self.step_costs: dict[str, StepCost | UnitCost] = {
+            name: _cost(chosen, name, base) for name, chosen in hardware.items()
+        }
         self.step_costs |= costs or {}
-        self._costs: dict[str, Costs] = {name: ReplicaCosts(cost) for name, cost in self.step_costs.items()}
+        self._costs: dict[str, Costs] = {
+            name: ReplicaCosts(cost if isinstance(cost, StepCost) else cost.decode)
+            for name, cost in self.step_costs.items()
+        }
         self._hardware = hardware
 
     def costs_of(self, spec: ModelSpec) -> Costs:
@@ -42,6 +49,11 @@ class Fleet:
         cost = self.step_costs.get(spec.name)
         return self._kv_tokens if cost is None else max(1, cost.kv_tokens)
 
+    def unit_of(self, spec: ModelSpec) -> UnitCost | None:
+        """What its steps take where prefill and decode are apart; None: they are not."""
+        cost = self.step_costs.get(spec.name)
+        return cost if isinstance(cost, UnitCost) else None
+
     def accelerators_of(self, model: str) -> int:
         """Accelerators of one replica; 1 where only a table of step times is known."""
         cost = self.step_costs.get(model)
@@ -49,7 +61,8 @@ class Fleet:
 
     def basis_of(self, models: list[str]) -> str:
         """What the step times rest on."""
-        bases = dict.fromkeys(self._costs.get(name, self._default).basis for name in models)
+        units = {name: cost.basis for name, cost in self.step_costs.items() if isinstance(cost, UnitCost)}
+        bases = dict.fromkeys(units.get(name) or self._costs.get(name, self._default).basis for name in models)
         return "; ".join(bases)
 
     def priced(self, spec: ModelSpec) -> ModelSpec:
@@ -80,7 +93,7 @@ def load_table(physics: Physics, base: Path | None) -> StepTimeTable:
     return (parse_json if path.suffix == ".json" else parse_toml)(data, name=str(path))
 
 
-def _step_cost(chosen: Hardware, name: str, base: Path | None) -> StepCost:
+def _cost(chosen: Hardware, name: str, base: Path | None) -> StepCost | UnitCost:
     if not chosen.accelerator or not chosen.model:
         raise SettingsError(
             f"hardware.{name}: `model` and `accelerator` are needed.",
@@ -91,12 +104,37 @@ def _step_cost(chosen: Hardware, name: str, base: Path | None) -> StepCost:
             f"hardware.{name}: the catalogue has no model {chosen.model!r}, and its shape would be a guess.",
             hint='Name its config.json instead: `model = "config.json"`, relative to the specification.',
         )
+    model = _shape(chosen.model, base)
+    decode = _step_cost(chosen, model, chosen.tp)
+    if not chosen.prefill_workers:
+        return decode
+    prefill = _step_cost(chosen, model, chosen.prefill_tp) if chosen.prefill_tp else decode
+    shape = model if isinstance(model, ModelShape) else Models().find(model)[0]
+    element, per_s = decode.parts.counts.kv_element_bytes, _link_bytes_per_s(chosen, prefill, decode)
+    return UnitCost(
+        prefill=prefill,
+        decode=decode,
+        prefill_workers=chosen.prefill_workers,
+        decode_workers=chosen.decode_workers,
+        transfer_ns=lambda tokens: round(shape.kv_bytes(tokens, element) / per_s * 1e9),
+    )
+
+
+def _link_bytes_per_s(chosen: Hardware, prefill: StepCost, decode: StepCost) -> float:
+    """At which a cache goes over: as told, or by the network adapters of the smaller of the two workers."""
+    if chosen.kv_gb_per_s > 0:
+        return chosen.kv_gb_per_s * 1e9
+    chip = read_catalogue().find(chosen.accelerator)
+    return chip.need("scale_out_gbit_per_s") / 8.0 * 1e9 * min(prefill.accelerators, decode.accelerators)
+
+
+def _step_cost(chosen: Hardware, model: ModelShape | str, tp: int) -> StepCost:
     return step_cost(
-        _shape(chosen.model, base),
+        model,
         chosen.accelerator,
         engine=chosen.engine,
         version=chosen.version,
-        tp=chosen.tp,
+        tp=tp,
         dp=chosen.dp,
         ep=chosen.ep,
         pp=chosen.pp,

@@ -19,6 +19,7 @@ from baseload.twin.baselines import machine_for
 from baseload.twin.clients import Client
 from baseload.twin.faults import FaultMaker, make_keys
 from baseload.twin.hosting import Fleet
+from baseload.twin.pools import UnitCost
 from baseload.twin.report import Failure, Hunt, SimulateReport, make_report
 from baseload.twin.sources import all_arrivals
 from baseload.twin.spec import DEFAULT_MODEL, SimulateConfig
@@ -38,7 +39,7 @@ def simulate(
     config: SimulateConfig,
     *,
     progress: Callable[[int, int], None] | None = None,
-    costs: Mapping[str, StepCost] | None = None,
+    costs: Mapping[str, StepCost | UnitCost] | None = None,
 ) -> SimulateReport:
     """Run it. With `seeds` > 0: a hunt; `progress(done, seeds)` is called after each seed.
 
@@ -84,7 +85,7 @@ class Simulation:
         *,
         is_hunt: bool = False,
         machine: type[ControlMachine] | None = None,
-        costs: Mapping[str, StepCost] | None = None,
+        costs: Mapping[str, StepCost | UnitCost] | None = None,
         arrivals: Sequence[Arrival] | None = None,
     ) -> None:
         """`arrivals`, in order of time, instead of those that `config.workload` describes."""

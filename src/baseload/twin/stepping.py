@@ -119,6 +119,16 @@ class Stepper:
 
     # -- looking ------------------------------------------------------------------------------------------------
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything is queued or runs."""
+        return self.batcher.busy
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of the KV blocks that are held."""
+        return self.batcher.kv_usage
+
     def generated(self, seq_id: str) -> int:
         """Tokens made so far for a sequence that has not ended."""
         made = self.batcher.generated(seq_id)

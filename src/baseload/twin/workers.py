@@ -15,6 +15,7 @@ from baseload.domain.model import ModelSpec
 from baseload.twin.agenda import Agenda, Happening
 from baseload.twin.clients import Exchange
 from baseload.twin.costs import Costs
+from baseload.twin.pools import Pools, UnitCost
 from baseload.twin.prefixes import kv_hashes
 from baseload.twin.spec import Faults, Physics
 from baseload.twin.stepping import Stepper
@@ -50,6 +51,9 @@ class Host(Protocol):
 
     def kv_tokens_of(self, spec: ModelSpec) -> int:
         """KV positions of one replica."""
+
+    def unit_of(self, spec: ModelSpec) -> UnitCost | None:
+        """What its steps take where prefill and decode are apart; None: they are not."""
 
     def happens(self, share: float) -> bool:
         """Whether a fault with this share of occasions happens now."""
@@ -88,16 +92,7 @@ class Worker:
         self.slot = -1  # its place in the world; -1: somebody else's
         self.slow_by = 1.0  # so many times as long as they should its steps take
         self.cut_until_ns = 0  # nothing gets through to it or from it until then
-        self.engine = Stepper(
-            spec.engine,
-            kv_tokens=host.kv_tokens_of(spec),
-            max_context=spec.engine.max_context or spec.context_tokens or 8192,
-            costs=host.costs_of(spec),
-            clock=host.agenda,
-            on_step=self._stepped,
-            exact=host.exact,
-            stretch=self._stretched if host.faults.stalls > 0 else None,
-        )
+        self.engine = self._engine()
         self._exchanges: dict[str, Exchange] = {}
         self._reported_ns = 0
         self._metered_ns = host.agenda.now_ns
@@ -243,6 +238,21 @@ class Worker:
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
+    def _engine(self) -> Stepper | Pools:
+        host, spec = self.host, self.spec
+        max_context = spec.engine.max_context or spec.context_tokens or 8192
+        stretch = self._stretched if host.faults.stalls > 0 else None
+        unit = host.unit_of(spec)
+        if unit is not None:
+            return Pools(
+                spec.engine, cost=unit, max_context=max_context, clock=host.agenda, on_step=self._stepped,
+                exact=host.exact, stretch=stretch,
+            )  # fmt: skip
+        return Stepper(
+            spec.engine, kv_tokens=host.kv_tokens_of(spec), max_context=max_context, costs=host.costs_of(spec),
+            clock=host.agenda, on_step=self._stepped, exact=host.exact, stretch=stretch,
+        )  # fmt: skip
+
     def _forked(self) -> None:
         if self.life is Life.FORKING:
             self.life = Life.STARTING
@@ -304,9 +314,9 @@ class Worker:
             host.agenda.after(answer_ns, _later(exchange.client.finished, exchange))
             if host.happens(host.faults.crash_after_answer):
                 host.agenda.after(2 * answer_ns, lambda: self.die(SIGSEGV))
-        if not self.batcher.busy:
+        if not self.engine.busy:
             assert not self._exchanges, f"the batcher lost {list(self._exchanges)}"
-            assert self.batcher.kv_usage == 0, "the batcher holds blocks for nobody"
+            assert self.engine.kv_usage == 0, "the batcher holds blocks for nobody"
         self._end_if_drained()
 
     def _hung_up(self, exchange: Exchange) -> None:

@@ -41,7 +41,9 @@ from baseload.twin.agenda import Agenda
 from baseload.twin.chance import exponential_ns
 from baseload.twin.checkers import Checkers
 from baseload.twin.clients import Client, Exchange, request_of
-from baseload.twin.costs import Costs, Hosting
+from baseload.twin.costs import Costs
+from baseload.twin.hosting import Fleet
+from baseload.twin.pools import UnitCost
 from baseload.twin.published import accelerator_mttf_s
 from baseload.twin.spec import Faults, Physics
 from baseload.twin.tally import FaultNote, Tally
@@ -73,7 +75,7 @@ class World:
         *,
         seed: int,
         physics: Physics,
-        hosting: Hosting,
+        hosting: Fleet,
         faults: Faults,
         start_ns: int = START_NS,
         checked: bool = True,
@@ -160,6 +162,10 @@ class World:
     def kv_tokens_of(self, spec: ModelSpec) -> int:
         """KV positions of one replica."""
         return self.hosting.kv_tokens_of(spec)
+
+    def unit_of(self, spec: ModelSpec) -> UnitCost | None:
+        """What its steps take where prefill and decode are apart; None: they are not."""
+        return self.hosting.unit_of(spec)
 
     # -- the driver: journal, step, perform --------------------------------------------------------------------
 
