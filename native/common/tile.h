@@ -25,6 +25,11 @@ struct TileConfig {  // palette 1, as LDTILECFG reads it
     column_bytes[tile] = 64;
     rows[tile] = static_cast<uint8_t>(row_count);
   }
+  static TileConfig whole() {  // all eight tiles of 16 rows
+    TileConfig config;
+    for (int tile = 0; tile < 8; ++tile) config.set(tile, 16);
+    return config;
+  }
 };
 static_assert(sizeof(TileConfig) == 64);
 

@@ -3,7 +3,8 @@
 
 #include <immintrin.h>
 
-#include "matmul/impl.h"
+#include "matmul/kernels.h"
+#include "matmul/vectors.h"
 
 namespace baseload {
 namespace {

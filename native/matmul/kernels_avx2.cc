@@ -1,6 +1,7 @@
 // AVX2 alone. 8-bit weights are widened to 16 bits (a byte product of the full range would saturate in VPMADDUBSW),
 // once for all rows of a block; activations come widened.
 #include "matmul/avx2_ops.h"
+#include "matmul/impl.h"
 
 namespace baseload {
 namespace {

@@ -1,5 +1,6 @@
 // AVX-512 with VNNI and BF16.
 #include "matmul/avx512_ops.h"
+#include "matmul/impl.h"
 
 namespace baseload {
 

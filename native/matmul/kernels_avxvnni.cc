@@ -1,5 +1,6 @@
 // AVX2 with VPDPBUSD on 256-bit registers (Alder Lake and later, Zen 5).
 #include "matmul/avx2_ops.h"
+#include "matmul/impl.h"
 
 namespace baseload {
 namespace {

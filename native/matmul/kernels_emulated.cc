@@ -4,6 +4,6 @@
 
 namespace baseload {
 
-const Kernels* kernels_emulated() { return AmxImpl<EmulatedTiles, Portable>::table("emulated"); }
+const Kernels* kernels_emulated() { return AmxImpl<EmulatedTiles, Portable, &kernels_portable>::table("emulated"); }
 
 }  // namespace baseload

@@ -1,5 +1,6 @@
 // The kernels in plain C++, for processors without the instruction sets we know and as the tests' second opinion.
 #include "matmul/portable_ops.h"
+#include "matmul/impl.h"
 
 namespace baseload {
 

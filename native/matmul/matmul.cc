@@ -46,13 +46,15 @@ Activations make_activations(const Product& p) {
     at += round_up(bytes, kAlign);
     return here;
   };
-  // Tiles are loaded by 16 rows: room for them behind the last.
-  const int64_t room = round_up(rows, 32);
-  const int64_t values = take(room * kp * (floats ? 4 : bf16 ? 2 : 1)), wides = take(wide ? rows * kp * 2 : 0);
+  const int64_t size = floats ? 4 : bf16 ? 2 : 1, room = rows + kTileRows;
+  // An odd number of cache lines from row to row: neighbouring rows lie in different sets of the nearest cache.
+  const int64_t lda = kp * size / 64 % 2 ? kp : kp + 64 / size;
+  const int64_t values = take(room * lda * size), wides = take(wide ? rows * lda * 2 : 0);
   const int64_t scale = take(rows * 4), sum = take(rows * 4), sums = take(four ? rows * blocks * 8 : 0);
   uint8_t* base = activations_arena.get(at + kAlign);
   Activations a;
   a.kp = kp;
+  a.lda = lda;
   a.codes = reinterpret_cast<int8_t*>(base + values);
   a.bf16 = reinterpret_cast<uint16_t*>(base + values);
   a.floats = reinterpret_cast<float*>(base + values);
@@ -126,7 +128,7 @@ void run_task(const Product& p, const Activations& a, const Cut& c, int64_t expe
   b.out = p.out;
   b.columns = p.columns;
   b.ldo = p.columns;
-  b.scratch = scratch_arena.get(kScratchPanels * p.w.kp * kPanel + kScratchExtra);
+  b.scratch = scratch_arena.get(kScratchPanels * p.w.kp * kPanel);
   p.kernels->run(b);
 }
 

@@ -1,7 +1,8 @@
 // The operations in plain C++.
 #pragma once
 
-#include "matmul/impl.h"
+#include "matmul/kernels.h"
+#include "matmul/vectors.h"
 
 namespace baseload {
 namespace {
