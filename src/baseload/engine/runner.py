@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from baseload.domain.model import EngineSpec
-from baseload.engine.buckets import Buckets, split
+from baseload.engine.buckets import Buckets, pick, split
 from baseload.engine.config import ModelConfig
 from baseload.engine.decoder import layer_params
 from baseload.engine.device import configure
@@ -136,7 +136,10 @@ class Runner(OpenedModel):
     def _prefill(self, index: int, span: Span) -> Part:
         table = np.full(self.shape.table_blocks, self.shape.blocks, np.int32)
         table[: len(span.blocks)] = span.blocks
-        calls = split(self._usable("prefill"), len(span.tokens))
+        usable = self._usable("prefill")
+        if span.wants_logits and span.logits > usable[-1]:  # in one call, even if its program is still to be compiled
+            usable = (pick(self.buckets.prefill, span.logits),)
+        calls = split(usable, len(span.tokens))
         for first, count, bucket in calls:
             tokens = np.zeros(bucket, np.int32)
             tokens[:count] = span.tokens[first : first + count]
@@ -149,7 +152,7 @@ class Runner(OpenedModel):
             return [index], None
         if span.logits > count:
             raise ValueError("the last tokens of a span do not fit into one step's rows")
-        rows = next(size for size in self.buckets.decode if size >= span.logits)
+        rows = max(self.buckets.decode[0], 1 << (span.logits - 1).bit_length())
         picks = np.full(rows, count - 1, np.int32)
         picks[: span.logits] = np.arange(count - span.logits, count)
         return [index] * span.logits, self._head(x, bucket, picks, span.logits)
