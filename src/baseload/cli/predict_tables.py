@@ -1,0 +1,95 @@
+"""What the four `baseload predict` commands share: arguments, reading their files, and writing what they say."""
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import typer
+
+from baseload.domain.errors import DataError
+
+T = TypeVar("T")
+Points = Annotated[
+    Path, typer.Argument(help="A CSV, a row for each answer; columns: docs/limits.md, docs/limits-training.md.")
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The CSV to write: the columns given and ours.")]
+Calibrate = Annotated[
+    Path | None, typer.Option("--calibrate", help="Measured rows (the same columns) to calibrate by.")
+]
+OwnCatalogue = Annotated[
+    Path | None, typer.Option("--catalogue", "--accelerators", help="Your own catalogue: a TOML file.")
+]
+Configs = Annotated[
+    Path | None, typer.Option("--configs", help="A folder of ORG--MODEL_config.json or ORG/MODEL/config.json.")
+]
+
+
+def read_file(path: Path) -> bytes:
+    """A file's bytes; DataError says in one line why there are none."""
+    try:
+        return path.read_bytes()
+    except IsADirectoryError:
+        raise DataError(f"{path}: a folder, not a file.", hint="Name a CSV file in it.") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.", hint="Name a CSV file.") from None
+
+
+def calibration(path: Path, read: Callable[..., Sequence[T]], measured: Callable[[T], bool]) -> list[T]:
+    """The measured rows of a file to calibrate by; DataError where it has none, so that nobody thinks it helped."""
+    rows = [row for row in read(read_file(path), name=str(path)) if measured(row)]
+    if not rows:
+        raise DataError(
+            f"{path}: no row with a measured value to calibrate by.",
+            hint="Name the measured columns as the pages of the limits model do, or leave --calibrate out.",
+        )
+    return rows
+
+
+def check_output(path: Path) -> None:
+    """DataError where nothing can be written, before the work is done."""
+    if path.is_dir():
+        raise DataError(f"{path}: a folder, not a file.", hint="Name the CSV to write with -o.")
+    if not path.parent.is_dir():
+        raise DataError(f"{path}: its folder does not exist.", hint=f"Create {path.parent}, or name another with -o.")
+
+
+def write_answers(path: Path, asked: bytes, cells: Sequence[Mapping[str, Any]]) -> None:
+    """The columns given, and ours after them; a column of ours that was given is ours."""
+    reader = csv.DictReader(io.StringIO(asked.decode("utf-8-sig")))
+    ours = list(cells[0]) if cells else ["basis", "expected_error", "note"]
+    own = [name for name in reader.fieldnames or () if name not in ours]
+    try:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, [*own, *ours], extrasaction="ignore")
+            writer.writeheader()
+            for row, of in zip(reader, cells, strict=True):
+                writer.writerow({name: row[name] for name in own} | dict(of))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}.", hint="Name another file with -o.") from None
+
+
+def read_configs(folder: Path | None) -> dict[str, Any]:
+    """Models' config.json in a folder, by name; none without a folder. DataError names one that is no JSON object."""
+    if folder is None:
+        return {}
+    if not folder.is_dir():
+        raise DataError(f"{folder}: not a folder.", hint="Name a folder of config.json files.")
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*config.json")):
+        if path.name == "config.json":
+            name = path.parent.name
+        elif path.name.endswith("_config.json") and not path.name.endswith("_quant_config.json"):
+            name = path.name.removesuffix("_config.json").replace("--", "/")
+        else:
+            continue
+        try:
+            config = msgspec.json.decode(read_file(path), type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise DataError(
+                f"{path}: not a JSON object: {error}.", hint="Give the model's own config.json."
+            ) from None
+        found.setdefault(name, config)
+    return found
