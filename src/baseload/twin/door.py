@@ -18,7 +18,7 @@ from baseload.core.router import PREFIXES_KEPT
 from baseload.domain.fleet import ReplicaView
 from baseload.domain.model import ModelSpec
 from baseload.domain.rng import Rng
-from baseload.policy.routing import choose_replica, draw
+from baseload.policy.routing import SEQUENCE, choose_replica, draw
 from baseload.twin.costs import Costs
 from baseload.twin.hosting import Fleet
 from baseload.twin.prefixes import router_hashes
@@ -60,6 +60,14 @@ class _Cell:
         self.capacity = capacity
         self.in_flight = self.held_tokens = self.waiting_tokens = 0
 
+    def view(self, hits: int) -> ReplicaView:
+        """The cell as its mean replica: a known beginning saves one replica's work, not a whole cell's. What is left
+        of requests in flight counts as tokens of the same work."""
+        running = self.in_flight // self.replicas
+        held = (SEQUENCE * (self.in_flight - running * self.replicas) + self.held_tokens) // self.replicas
+        waiting = self.waiting_tokens // self.replicas
+        return ReplicaView(self.name, running, self.capacity, 0.0, hits, held, waiting)
+
 
 class _Lane:
     """The door for one model."""
@@ -67,7 +75,7 @@ class _Lane:
     def __init__(self, spec: ModelSpec, costs: Costs, cells: int, rng: Rng) -> None:
         most = [max(1, part(spec.scaling.max_replicas, cell, cells)) for cell in range(cells)]
         places = spec.admission.max_concurrency_per_replica
-        self._cells = [_Cell(str(at), replicas, replicas * places) for at, replicas in enumerate(most)]
+        self._cells = [_Cell(str(at), replicas, places) for at, replicas in enumerate(most)]
         self._seqs = spec.engine.max_seqs
         self._costs = costs
         self._rng = rng
@@ -101,14 +109,7 @@ class _Lane:
                 break
         if knower >= 0 and knower not in drawn:
             drawn.append(knower)
-        views = []
-        for at in drawn:
-            cell, known = cells[at], hits if at == knower else 0
-            views.append(
-                ReplicaView(
-                    cell.name, cell.in_flight, cell.capacity, 0.0, known, cell.held_tokens, cell.waiting_tokens
-                )
-            )
+        views = [cells[at].view(hits if at == knower else 0) for at in drawn]
         return drawn[choose_replica(views)]
 
     def _advance(self, now_ns: int) -> None:
