@@ -105,6 +105,14 @@ def answer(
     if spec.accelerators_file:
         own = path.parent / spec.accelerators_file
         catalogue = read_catalogue(_read(own), name=str(own))
+    prices = read_prices()
+    providers = sorted({price.provider for price in prices})
+    for site in spec.sites:
+        if site.provider and site.provider not in providers:
+            known = ", ".join(providers)
+            raise SettingsError(
+                f"{path}: site {site.name!r}: unknown provider {site.provider!r}.", hint=f"Known: {known}."
+            )
     predictor = Predictor(catalogue=catalogue, models=Models(configs))
     asked = [(m.name, m.model) for m in spec.models] + [(t.name, t.model) for t in spec.training]
     shapes = {name: _shape(predictor.models, model, name) for name, model in asked}
@@ -113,8 +121,8 @@ def answer(
         from baseload.policy.plan.training import ways  # noqa: PLC0415  # as above
 
         progress("timing training")
-        extras = {job.name: ways(job, shapes[job.name], spec, catalogue, read_prices()) for job in spec.training}
-    found = search(spec, predictor=predictor, prices=read_prices(), shapes=shapes, extras=extras, progress=progress)
+        extras = {job.name: ways(job, shapes[job.name], spec, catalogue, prices) for job in spec.training}
+    found = search(spec, predictor=predictor, prices=prices, shapes=shapes, extras=extras, progress=progress)
     return verified(found, spec, lengths=lengths, progress=progress) if check else found.report
 
 
@@ -287,12 +295,20 @@ def _show_answer(one: "ModelAnswer") -> None:
     say(f"  Binds: {one.explained.binds}. {one.explained.why}")
     for gain in one.explained.relax:
         say(f"    {gain.by}: {gain.effect}")
+    if one.ranked and one.ranked[0].usd_per_hour and all(_is_part(c, one) for c in one.ranked):
+        say("  No single place holds all of it; ranked by what each place holds:", style="dim")
     _show_ranked(one.ranked)
     if len(one.by_tier) > 1:
         tiers = ", ".join(f"{c.tier} ${c.usd_per_mtok:.3f} ({c.accelerator}, {c.site})" for c in one.by_tier)
         say(f"  By total cost per million tokens: {tiers}")
     for line in text_plot(one):
         say(line, style="dim")
+
+
+def _is_part(choice: "Choice", one: "ModelAnswer") -> bool:
+    """Whether a ranked choice serves less than all of the model's traffic."""
+    whole = sum(c.requests_per_s * c.replicas * c.used for c in one.chosen)
+    return choice.requests_per_s * choice.replicas * choice.used < 0.98 * whole
 
 
 def _show_check(check: "Check") -> None:

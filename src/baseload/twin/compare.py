@@ -247,7 +247,10 @@ def _verdict(differences: Sequence[Difference], names: tuple[str, str]) -> str:
     low, high = sorted((cost.a, cost.b))
     part = f"{cheaper} costs {1 - low / high:.1%} less per request within levels than {dearer}"
     if not attained.better:
-        return f"{part}, at attainment that does not differ."
+        return (
+            f"{part}; that they attain {attained.a:.2%} (A) and {attained.b:.2%} (B) is no difference that the seeds "
+            "confirm."
+        )
     less = attained.better != cost.better
     return (
         f"{part}, {'but attains less' if less else 'and attains more'}: {attained.a:.2%} (A), {attained.b:.2%} (B)."

@@ -28,16 +28,17 @@ def verified(
     if found.solved is None:
         return found.report
     solved, checks = _checked(found.solved, found, spec, lengths or {}, progress)
-    slow = 1.0
+    slow = {model.name: 1.0 for model in spec.models}
     for _ in range(MOST_MARGINS):
         missed = _missed(solved, checks, spec)
-        if missed <= 1.0:
+        if max(missed.values(), default=0.0) <= 1.0:
             break
-        slow *= missed
+        slow = {name: each * max(1.0, missed[name]) for name, each in slow.items()}
         again = found.problem.solve(spec, slow=slow)
         if again is None:
             break
-        progress(f"planning again with times {slow - 1.0:+.0%}")
+        longer = ", ".join(f"{name} {each - 1.0:+.0%}" for name, each in slow.items() if each > 1.0)
+        progress(f"planning again with longer times: {longer}")
         eased = {name: [_at_its_load(c) for c in many] for name, many in again.chosen.items()}
         solved, checks = _checked(Solved(eased, again.jobs), found, spec, lengths or {}, progress)
     over, chosen = broken(spec, solved), solved.chosen
@@ -64,12 +65,13 @@ def _checked(
     return Solved(chosen, solved.jobs), checks
 
 
-def _missed(solved: Solved, checks: dict[str, list[Check]], spec: PlanSpec) -> float:
-    """By how much times should be stretched for another plan: what the twin missed a level by, or the replicas added
-    over the limits; at most 1: not at all."""
+def _missed(solved: Solved, checks: dict[str, list[Check]], spec: PlanSpec) -> dict[str, float]:
+    """By how much each model's times should be stretched for another plan: what the twin missed a level by, or the
+    replicas added where a limit of the plan is broken; at most 1: not at all."""
     over = bool(broken(spec, solved))
-    worst = 0.0
+    found = {}
     for model in spec.models:
+        worst = 0.0
         for check, candidate in zip(checks[model.name], solved.chosen[model.name], strict=True):
             ratios = [0.0]
             if model.levels.ttft_ms:
@@ -80,7 +82,8 @@ def _missed(solved: Solved, checks: dict[str, list[Check]], spec: PlanSpec) -> f
                 worst = max(worst, 1.02 * max(ratios))
             elif over and check.raised:
                 worst = max(worst, candidate.replicas / (candidate.replicas - check.raised))
-    return min(worst, MOST_MARGIN)
+        found[model.name] = min(worst, MOST_MARGIN)
+    return found
 
 
 def _at_its_load(candidate: Candidate) -> Candidate:

@@ -1,6 +1,6 @@
 """A plan as a problem to solve again and again: options are judged once, then units, columns and an allocation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -15,6 +15,7 @@ from baseload.policy.plan.offers import NO_LIMIT, Place, places_of
 from baseload.policy.plan.options import Judged, Option, judge, refined
 from baseload.policy.plan.spec import Levels, PlanSpec, ServedModel, Stock, peak_of, stocks_of
 
+Slow = float | Mapping[str, float]  # times as much longer: of all models, or by name
 KEPT = 3  # units of a model at a place that enter the allocation
 
 
@@ -94,8 +95,13 @@ class Problem:
         """(site, stock, missing figure) of what cannot be priced."""
         return [(s.name, stock, why) for s in spec.sites for stock, why in self._places(spec, s.name)[1]]
 
-    def candidates(self, spec: PlanSpec, model: ServedModel, *, slow: float = 1.0) -> list[Candidate]:
-        """All that meet the model's levels and residency, each alone on all of its traffic, within the stock."""
+    def candidates(
+        self, spec: PlanSpec, model: ServedModel, *, slow: float = 1.0, partial: bool = False
+    ) -> list[Candidate]:
+        """All that meet the model's levels and residency, each alone on all of its traffic, within the stock.
+
+        `partial`: where the stock does not hold all of it, as much as it holds.
+        """
         found = []
         for place in self.places(spec):
             if not allowed(model.residency, place.site.region):
@@ -106,6 +112,10 @@ class Problem:
                     candidate = candidate_for(unit, model, place, slow=slow)
                     if candidate.accelerators <= place.most:
                         found.append(candidate)
+                    elif partial and place.most // unit.gpus > model.spare_replicas:
+                        count = place.most // unit.gpus
+                        share = (count - model.spare_replicas) * unit.rate / peak_of(model.traffic)
+                        found.append(candidate_for(unit, model, place, replicas=count, share=share, slow=slow))
         return found
 
     def unit(self, option: Option, model: ServedModel, place: Place, spec: PlanSpec, *, slow: float) -> Unit | None:
@@ -119,9 +129,9 @@ class Problem:
         return self._units[key]
 
     def solve(
-        self, spec: PlanSpec, *, slow: float = 1.0, dearer: dict[str, float] | None = None, polish: bool = True
+        self, spec: PlanSpec, *, slow: Slow = 1.0, dearer: dict[str, float] | None = None, polish: bool = True
     ) -> Solved | None:
-        """The best allocation, or None. `slow` stretches all times, `dearer` multiplies prices by accelerator.
+        """The best allocation, or None. `slow` stretches times, `dearer` multiplies prices by accelerator.
 
         `polish`: where the program's straight lines misjudge a cost, a better single place is taken instead.
         """
@@ -133,7 +143,7 @@ class Problem:
             for place in self.places(spec):
                 factor = (dearer or {}).get(place.accelerator, 1.0)
                 if allowed(model.residency, place.site.region):
-                    for unit in self._kept(model, place, spec, slow):
+                    for unit in self._kept(model, place, spec, slow_of(slow, model.name)):
                         columns.append(_column(unit, model, place, spec, factor))
                         sources.append((unit, model, place))
         for job in spec.training:
@@ -148,10 +158,11 @@ class Problem:
         solved = _solved(counts, columns, sources, spec, slow)
         return self._polished(solved, spec, slow, dearer or {}) if polish else solved
 
-    def _polished(self, solved: Solved, spec: PlanSpec, slow: float, dearer: dict[str, float]) -> Solved:
+    def _polished(self, solved: Solved, spec: PlanSpec, slow: Slow, dearer: dict[str, float]) -> Solved:
         for model in spec.models:
             now = sum(_worth(c, spec, dearer) for c in solved.chosen[model.name])
-            rivals = [(_worth(c, spec, dearer), i, c) for i, c in enumerate(self.candidates(spec, model, slow=slow))]
+            others = self.candidates(spec, model, slow=slow_of(slow, model.name))
+            rivals = [(_worth(c, spec, dearer), i, c) for i, c in enumerate(others)]
             for worth, _, rival in sorted(rivals, key=lambda r: r[:2]):
                 if worth >= now * (1.0 - 1e-6):
                     break
@@ -312,7 +323,7 @@ def _solved(
     columns: list[Column],
     sources: list["tuple[Unit, ServedModel, Place] | Extra"],
     spec: PlanSpec,
-    slow: float,
+    slow: Slow,
 ) -> Solved:
     chosen: dict[str, list[Candidate]] = {m.name: [] for m in spec.models}
     jobs: dict[str, Extra] = {}
@@ -326,8 +337,14 @@ def _solved(
             continue
         unit, model, place = source
         share = (count - column.spare) * column.rate / capacity[column.demand]
-        chosen[model.name].append(candidate_for(unit, model, place, replicas=count, share=share, slow=slow))
+        own = slow_of(slow, model.name)
+        chosen[model.name].append(candidate_for(unit, model, place, replicas=count, share=share, slow=own))
     return Solved({name: sorted(many, key=lambda c: -c.replicas) for name, many in chosen.items()}, jobs)
+
+
+def slow_of(slow: Slow, name: str) -> float:
+    """How many times longer a model's times are taken to be."""
+    return slow if isinstance(slow, int | float) else slow.get(name, 1.0)
 
 
 def scaled_traffic(spec: PlanSpec, factor: float) -> PlanSpec:

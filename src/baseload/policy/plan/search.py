@@ -161,9 +161,10 @@ def describe_levels(levels: Levels) -> str:
 
 def _answer(spec: PlanSpec, model: ServedModel, solved: Solved, problem: Problem) -> ModelAnswer:
     predictor, shape = problem.predictor, problem.shapes[model.name]
+    whole = problem.candidates(spec, model)
     everyone = [
         c
-        for c in problem.candidates(spec, model)
+        for c in whole or problem.candidates(spec, model, partial=True)
         if c.mean_w or not (has_power_limit(spec, c.place) or spec.objective == "tokens_per_joule")
     ]
     everyone.sort(key=lambda c: better(c, spec.objective))
