@@ -19,28 +19,25 @@ inline F hide(const Chunk& chunk, int i, int64_t position, int64_t window, F x) 
   return S::keep_lanes(x, static_cast<int>(from), static_cast<int>(to), S::set(kNothing));
 }
 
-// Scores of vector r of the run in s[kColumns], whose weights go to w[kColumns]; `state` is its own.
-template <Weights W>
-inline void soften(const Run& run, int64_t r, const Chunk& chunk, const float* key_scales, float* s, uint16_t* w,
-                   float* state) {
-  const AttendTask& t = *run.t;
+// Scores of vector r of the run in s[kColumns], whose weights go to w[kColumns]; `state` is its own. kWhole: all tiles of
+// the chunk are there, and all of it is seen.
+template <Weights W, bool kWhole>
+inline void soften_some(const Run& run, int64_t r, const Chunk& chunk, const float* key_scales, float* s, uint16_t* w,
+                        float* state) {
   const CacheLayout& c = *run.c;
-  const int count = chunk.count;
-  const int64_t position = t.first_position + r / c.groups;
+  const int count = kWhole ? kChunkTiles : chunk.count;
   float &top = state[c.dim_v], &sum = state[c.dim_v + 1];
-  const bool sees_all = chunk.is_whole && position + 1 >= chunk.end && position - t.window + 1 <= chunk.first;
-  F high = S::set(kNothing);
+  F x[kChunkTiles], high = S::set(kNothing);
+#pragma GCC unroll 8
   for (int i = 0; i < count; ++i) {
-    F x = S::load(s + i * kTile);
-    if constexpr (W == Weights::kScaledBf16)
-      if (key_scales != nullptr) x = S::mul(x, S::load(key_scales + i * kTile));
-    if (!sees_all) x = hide(chunk, i, position, t.window, x);
-    if (!sees_all || W == Weights::kScaledBf16) S::store(s + i * kTile, x);
-    high = S::max(high, x);
+    x[i] = S::load(s + i * kTile);
+    if constexpr (W == Weights::kScaledBf16) x[i] = S::mul(x[i], S::load(key_scales + i * kTile));
+    if constexpr (!kWhole) x[i] = hide(chunk, i, run.t->first_position + r / c.groups, run.t->window, x[i]);
+    high = S::max(high, x[i]);
   }
   const float chunk_top = S::highest(high);
   const float new_top = chunk_top > top ? chunk_top : top;
-  if (new_top == kNothing) {  // nothing seen so far
+  if (!kWhole && new_top == kNothing) {  // nothing seen so far
     run.keep[r] = 1.0f;
     run.unit[r] = 0.0f;
     run.shift[r] = 0;
@@ -53,21 +50,18 @@ inline void soften(const Run& run, int64_t r, const Chunk& chunk, const float* k
   }
   const F shift = S::set(new_top);
   F total = S::set(0), peak = S::set(0);
+#pragma GCC unroll 8
   for (int i = 0; i < count; ++i) {
-    const F p = S::weight2(S::sub(S::load(s + i * kTile), shift));
+    const F p = S::weight2(S::sub(x[i], shift));
     total = S::add(total, p);
     if constexpr (W == Weights::kBf16) {
       S::store_bf16(w + i * kTile, p);
     } else if constexpr (W == Weights::kFloats) {
       S::store(s + i * kTile, p);
     } else {
-      const F scaled = S::mul(p, S::load(chunk.value_scales + i * kTile));
-      if constexpr (W == Weights::kScaledBf16) {
-        S::store_bf16(w + i * kTile, scaled);
-      } else {
-        S::store(s + i * kTile, scaled);
-        peak = S::max(peak, scaled);
-      }
+      x[i] = S::mul(p, S::load(chunk.value_scales + i * kTile));
+      if constexpr (W == Weights::kScaledBf16) S::store_bf16(w + i * kTile, x[i]);
+      peak = S::max(peak, x[i]);
     }
   }
   if constexpr (W == Weights::kInt16) {
@@ -75,18 +69,32 @@ inline void soften(const Run& run, int64_t r, const Chunk& chunk, const float* k
     const bool usable = largest_weight > 0 && is_finite(largest_weight);
     const F inverse = S::set(usable ? kPInt / largest_weight : 0.0f);
     I all = S::seti(0);
+#pragma GCC unroll 8
     for (int i = 0; i < count; ++i) {
-      const I v = S::to_int(S::mul(S::load(s + i * kTile), inverse));
+      const I v = S::to_int(S::mul(x[i], inverse));
       all = S::addi(all, v);
       S::store_widening(w + i * kTile, v);
     }
     run.unit[r] = usable ? largest_weight / kPInt : largest_weight;
     run.shift[r] = 128 * S::sumi(all);
   }
-  const float keep = new_top == top ? 1.0f : S::first(S::exp2(S::set(top - new_top)));
+  const float keep = S::first(S::exp2(S::set(top - new_top)));
   run.keep[r] = keep;
   top = new_top;
   sum = sum * keep + S::sum(total);
+}
+
+template <Weights W>
+inline void soften(const Run& run, int64_t r, const Chunk& chunk, const float* key_scales, float* s, uint16_t* w,
+                   float* state) {
+  const int64_t position = run.t->first_position + r / run.c->groups;
+  const bool sees_all = chunk.is_whole && chunk.count == kChunkTiles && position + 1 >= chunk.end &&
+                        position - run.t->window + 1 <= chunk.first;
+  if (sees_all) {
+    soften_some<W, true>(run, r, chunk, key_scales, s, w, state);
+  } else {
+    soften_some<W, false>(run, r, chunk, key_scales, s, w, state);
+  }
 }
 
 inline void clear_state(const CacheLayout& c, float* state) {
