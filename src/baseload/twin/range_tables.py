@@ -150,7 +150,7 @@ RULES: dict[tuple[str, str], Rule] = {
     **_of(
         "ClusterFaults", published=Rule(0.0, 10_000.0), repair_h=Rule(0.001, 8784.0), detect_s=Rule(0.0, 1e6),
         switch_min=Rule(0.0, 1e6), slow_by=TIMES, slow_found_min=Rule(0.0, 1e6), cap_share=SHARE,
-        cap_min=Rule(0.0, 1e6), price_by=Rule(0.0, 10_000.0), spike_min=Rule(0.0, 1e6), spot_h=Rule(0.0, 8784.0),
+        cap_min=Rule(0.0, 1e6), price_by=Rule(0.001, 10_000.0), spike_min=Rule(0.0, 1e6), spot_h=Rule(0.0, 8784.0),
         disk_min=Rule(0.0, 1e6), partition_min=Rule(0.0, 1e6), corrupt_checkpoints=SHARE, lost_messages=SHARE,
         slow_messages=SHARE,
         **dict.fromkeys(

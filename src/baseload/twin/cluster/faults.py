@@ -108,6 +108,7 @@ class ClusterFaultMaker:
     def _slow(self) -> None:
         """A node is slow, and whoever waits for it; once that is found, it is taken out and tested."""
         world, node = self._world, self._a_node()
+        world.slow[node] = world.slow.get(node, 0) + 1
         for run in list(world.on.get(node, {}).values()):
             world.slow_down(run, 1.0 / world.faults.slow_by)
         found_ns = self._drawn_ns(world.faults.slow_found_min * MIN_S)
@@ -116,6 +117,9 @@ class ClusterFaultMaker:
 
         def found() -> None:
             world.broken[node] = world.broken.get(node, 0) + 1
+            world.slow[node] -= 1
+            if not world.slow[node]:
+                del world.slow[node]
             for run in list(world.on.get(node, {}).values()):
                 world.slow_down(run, 1.0)
             world.tell(NodeDown(node, "found to be slow"), site=world.site_of[node])

@@ -70,6 +70,7 @@ class ClusterWorld:
         self.refused = 0
         self.broken: dict[int, int] = {}  # node → how many reasons it has to be down
         self.on: dict[int, dict[str, Run]] = {}  # node → what runs on it
+        self.slow: dict[int, int] = {}  # node → how many reasons it has to be slow, found by nobody yet
         self.cut_until_ns = [0] * len(cluster.sites)
         self.disk_full_until_ns = [0] * len(cluster.sites)
         self.steps = 0
@@ -170,7 +171,7 @@ class ClusterWorld:
         run.nodes, run.attempt, run.alive = places, attempt, True
         run.site = self.site_of[places[0][0]]
         run.epoch += 1
-        run.rate = 1.0
+        run.rate = 1.0 if not any(node in self.slow for node, _ in places) else 1.0 / self.faults.slow_by
         if run.first_ns < 0:
             run.first_ns = now_ns
         elif self.faults.corrupt_checkpoints > 0 and self._luck.unit() < self.faults.corrupt_checkpoints:
