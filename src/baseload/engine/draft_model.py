@@ -131,11 +131,14 @@ class DraftModel:
         longest = max(active.values(), default=0)
         for made in range(longest):
             rows = [seq_id for seq_id, most in active.items() if most > made]
-            logits = self._run([self._span(self._drafts[seq_id], wants=True) for seq_id in rows])
+            step_began = self._clock()
+            spans = [self._span(self._drafts[seq_id], wants=True) for seq_id in rows]
+            logits = self._runner.run(spans)
             for seq_id, row in zip(rows, logits, strict=True):
                 draft = self._drafts[seq_id]
                 draft.computed = len(draft.tokens) + made
                 draft.ahead.append(draft.sampler.foresee(row[: self._vocab_size or None], made))
+            self._learn(spans, self._clock() - step_began)
         self.apart_ns = self._clock() - began
         return {seq_id: list(self._drafts[seq_id].ahead) for seq_id in active}
 
@@ -164,20 +167,19 @@ class DraftModel:
                 pending[seq_id] -= count
                 if not pending[seq_id]:
                     del pending[seq_id]
-            self._run(spans)
+            began = self._clock()
+            self._runner.run(spans)
+            self._learn(spans, self._clock() - began)
 
-    def _run(self, spans: Sequence[Span]) -> NDArray[np.float32]:
-        """One step of the draft, which is learned from once the first ones are over."""
-        began = self._clock()
-        logits = self._runner.run(spans)
+    def _learn(self, spans: Sequence[Span], took_ns: int) -> None:
+        """A step over these spans and the choice of its guesses took so long. The first ones say nothing."""
         self._seen += 1
         if self._seen > _UNLEARNED_STEPS and (self._seen < _LEARNING_STEPS or not self._seen % _OFTEN):
             more = [(len(span.tokens) - 1, span.start) for span in spans]
             decode_pairs = sum([span.start + 1 for span in spans if span.wants_logits])
             prefill_pairs = sum([count * (start + 1) + count * (count + 1) // 2 for count, start in more])
             tokens = len(spans) + sum([count for count, _ in more])
-            self._times.observe(tokens, decode_pairs, prefill_pairs, self._clock() - began)
-        return logits
+            self._times.observe(tokens, decode_pairs, prefill_pairs, took_ns)
 
     def _behind(self, seq_id: str) -> int:
         """Tokens before a sequence's last that are not in the cache."""

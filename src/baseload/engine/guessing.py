@@ -27,6 +27,7 @@ from baseload.policy.speculation import (
 )
 
 _WEIGHT = 0.1  # of the newest step in the mean cost of asking
+_FOUND_WEIGHT = 0.1  # of the newest asking in the share that found a guess
 _READING = 4096  # tokens that say all of what reading costs; fewer weigh less
 
 
@@ -106,10 +107,11 @@ class PromptLookups:
 class _Record:
     """What became of one sequence's guesses."""
 
-    __slots__ = ("belief", "last", "made", "tried", "was_right")
+    __slots__ = ("belief", "found", "last", "made", "tried", "was_right")
 
-    def __init__(self, belief: float, now: int) -> None:
+    def __init__(self, belief: float, found: float, now: int) -> None:
         self.belief = belief
+        self.found = found  # the share of times that it was asked for and there was a guess
         self.tried = 0  # guesses that were checked
         self.last = now  # the step of its last guess
         self.was_right = False  # that one
@@ -117,7 +119,10 @@ class _Record:
 
 
 class GuessAhead:
-    """The loop's part of it. Without a source it does nothing."""
+    """The loop's part of it. Without a source it does nothing.
+
+    Who is worth how many guesses is thought over every few steps: thinking costs as well.
+    """
 
     def __init__(
         self, source: GuessSource | None, *, most: int, clock: Callable[[], int] = time.monotonic_ns
@@ -127,8 +132,10 @@ class GuessAhead:
         self._clock = clock
         self._records: dict[str, _Record] = {}
         self._usual = FIRST_BELIEF  # of answers so far
+        self._usually_found = 1.0
         self._now = 0  # steps
         self._rests_until = 0
+        self._chosen: dict[str, int] = {}  # guesses for whom, until it is thought over
         self._costs: Sequence[int] = ()  # of a step, by guesses for each row
         self._rows = 0  # for which they were counted
         self._patience = PROBE_EVERY
@@ -156,15 +163,17 @@ class GuessAhead:
         """A new sequence."""
         if self._source is not None:
             self._source.open(seq_id, tokens, sampler)
-            self._records[seq_id] = _Record(self._usual, self._now)
+            self._records[seq_id] = _Record(self._usual, self._usually_found, self._now)
 
     def close(self, seq_id: str) -> None:
         """A sequence ended."""
         record = self._records.pop(seq_id, None)
         if record is not None and self._source is not None:
             self._source.close(seq_id)
+            self._chosen.pop(seq_id, None)
             if record.tried:
                 self._usual = first_belief(self._usual, last=record.belief)
+            self._usually_found = first_belief(self._usually_found, last=record.found)
 
     def propose(self, batcher: Batcher, times: StepTimes) -> None:
         """Hand the batcher guesses for the next step, where they pay. Beside a prefill they do not."""
@@ -177,14 +186,19 @@ class GuessAhead:
         contexts = batcher.decode_contexts()
         if not contexts:
             return
+        tries: dict[str, int] = {}
         if self._now >= self._counted_until or len(contexts) != self._rows:
             self._count(contexts, times)
-        asked = self._asked(contexts)
+            tries = self._think(contexts)
+        asked = {**self._chosen, **tries}
         if not asked:
             self._rests_until = self._now + REST_STEPS
             return
         for seq_id, tokens in self._source.guess(asked).items():
-            if len(tokens):
+            record, some = self._records[seq_id], len(tokens) > 0
+            record.found += _FOUND_WEIGHT * (some - record.found)
+            if some:
+                record.last = self._now
                 batcher.guess(seq_id, tokens)
         took = max(0, self._clock() - began - self._source.apart_ns) / len(asked)
         self._host_ns += (_WEIGHT if self._host_ns else 1.0) * (took - self._host_ns)
@@ -201,43 +215,38 @@ class GuessAhead:
             predict=times.predict,
             hope=times.hopeful,
             guess_ns=guess_ns,
-            host_ns=self.host_ns * rows,
         )
         alone = self._costs[0]
         gained = (self._now - self._counted_at) * alone * TRY_SHARE
         self._credit_ns = min(self._credit_ns + gained, alone * PROBE_COSTLY_EVERY * TRY_SHARE)
-        self._try_ns = max(0, self._costs[1] - alone - guess_ns) / rows + guess_ns
+        self._try_ns = max(0, self._costs[1] - alone - guess_ns) / rows + guess_ns + self._host_ns
         self._counted_at, self._counted_until, self._rows = self._now, self._now + REST_STEPS, rows
         self._patience = probe_after(self._costs)
 
-    def _asked(self, contexts: Mapping[str, int]) -> dict[str, int]:
-        """How many guesses for whom."""
+    def _think(self, contexts: Mapping[str, int]) -> dict[str, int]:
+        """Choose how many guesses for whom until the next count; returns who is tried once beyond that."""
         assert self._source is not None
-        costs, asked = self._costs, dict[str, int]()
-        if not costs[0]:
+        self._chosen, tries = {}, dict[str, int]()
+        if not self._costs[0]:
             return {}
+        if not self._source.is_known:
+            return {next(iter(contexts)): 1}  # one finds out for all
         for seq_id in contexts:
-            if not self._source.is_known:
-                return {seq_id: 1}  # one finds out for all
             record = self._records[seq_id]
-            count = guesses(belief=record.belief, costs_ns=costs)
-            if count and not self._is_worth_catching_up(seq_id, record, count):
-                count = 0
-            if not count and self._may_try(seq_id, record):
-                count = 1
-            if count:
-                record.last = self._now
-                asked[seq_id] = count
-        return asked
+            count = guesses(belief=record.belief, costs_ns=self._costs)
+            if count and self._is_worth_asking(seq_id, record, count):
+                self._chosen[seq_id] = count
+            elif self._may_try(seq_id, record):
+                tries[seq_id] = 1
+        return tries
 
-    def _is_worth_catching_up(self, seq_id: str, record: _Record, count: int) -> bool:
-        """Whether what the guesses will save is more than reading what the source has not read of this sequence."""
+    def _is_worth_asking(self, seq_id: str, record: _Record, count: int) -> bool:
+        """Whether guesses will save more than asking for them, and reading what the source has not read of it."""
         assert self._source is not None
-        behind_ns = self._source.behind_ns(seq_id)
-        if not behind_ns:
-            return True
         saved = saved_ns(belief=record.belief, costs_ns=self._costs, count=count, rows=self._rows)
-        return saved * max(LEAST_AHEAD, record.made) > behind_ns
+        saved = record.found * saved - self._host_ns
+        behind_ns = self._source.behind_ns(seq_id)
+        return saved > 0 and saved * max(LEAST_AHEAD, record.made) > behind_ns
 
     def _may_try(self, seq_id: str, record: _Record) -> bool:
         """Whether a guess that is not expected to pay is due, and there is time to spend on it."""
@@ -249,6 +258,7 @@ class GuessAhead:
         if cost_ns > self._credit_ns:
             return False
         self._credit_ns -= cost_ns
+        record.last = self._now
         return True
 
     def settle(self, seq_id: str, guessed: int, tokens: Sequence[int]) -> None:

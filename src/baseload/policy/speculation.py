@@ -58,9 +58,9 @@ def guesses(*, belief: float, costs_ns: Sequence[int]) -> int:
 
 
 def saved_ns(*, belief: float, costs_ns: Sequence[int], count: int, rows: int) -> float:
-    """Nanoseconds that each token of one of `rows` answers takes less with `count` guesses a step than with none."""
+    """Nanoseconds that a step with `count` guesses for one of `rows` answers saves later, less what it costs more."""
     gain = sum([belief**place for place in range(count + 1)])
-    return (costs_ns[0] - costs_ns[count] / gain) / rows
+    return (gain * costs_ns[0] - costs_ns[count]) / rows
 
 
 def probe_after(costs_ns: Sequence[int]) -> int:
@@ -76,19 +76,17 @@ def step_costs(
     predict: Predict,
     hope: Predict | None = None,
     guess_ns: int = 0,
-    host_ns: int = 0,
 ) -> list[int]:
     """Nanoseconds of a step with 0 to `most` guesses for each of `rows` answers that attend to `pairs` positions.
 
-    `guess_ns` is what one more guess for all rows costs the guesser (a draft model's step; 0 for a look-up),
-    `host_ns` what it takes to ask for guesses at all. Steps with guesses are told by `hope` where it is given: a cost
-    that is not known well is hoped to be low, or it would never be known.
+    `guess_ns` is what one more guess for all rows costs the guesser (a draft model's step; 0 for a look-up). Steps
+    with guesses are told by `hope` where it is given: a cost that is not known well is hoped to be low, or it would
+    never be known.
     """
     alone, hope = predict(rows, pairs, 0), hope or predict
     if not alone:
         return [0] * (most + 1)
     more = [
-        max(alone, hope(rows * (1 + count), pairs, pairs * count)) + count * guess_ns + host_ns
-        for count in range(1, most + 1)
+        max(alone, hope(rows * (1 + count), pairs, pairs * count)) + count * guess_ns for count in range(1, most + 1)
     ]
     return [alone, *more]
