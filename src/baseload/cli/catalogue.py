@@ -11,15 +11,20 @@ from msgspec import Struct
 from baseload.cli import settings
 from baseload.cli.flags import AsJson, SettingsFile
 from baseload.cli.screen import print_json, print_table, say
-from baseload.domain.errors import DataError, SettingsError
+from baseload.domain.errors import DataError, ModelError, SettingsError
 from baseload.limits.catalogue.accelerators import InstancePrice, key
 from baseload.limits.catalogue.book import Book, read_book
+from baseload.limits.catalogue.sheets import ModelSheet, failure_sheets, model_sheet, model_sheets, plant_sheets
+from baseload.limits.shapes import parse_config
 
 OwnCatalogue = Annotated[
     Path | None,
     typer.Option("--catalogue", metavar="FILE", help="Your own entries: TOML. Default: limits.catalogue."),
 ]
-KINDS = ("accelerators", "nodes", "racks", "fabrics", "zones", "sites", "prices", "transfer")
+KINDS = (
+    "accelerators", "nodes", "racks", "fabrics", "zones", "sites", "prices", "transfer",
+    "models", "plants", "failures",
+)  # fmt: skip
 COLUMNS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "accelerators": (
         ("name", "name"),
@@ -75,22 +80,44 @@ COLUMNS: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("region", "region"),
     ),
     "transfer": (("provider", "provider"), ("usd_per_gb", "$/GB"), ("steps", "steps: GB a month up to, $/GB")),
+    "models": (
+        ("params_b", "B parameters"),
+        ("active_b", "active"),
+        ("mixing", "mixing layers"),
+        ("experts", "experts"),
+        ("weights_gb", "weights GB"),
+        ("kv_kb_per_token", "KV kB/token"),
+        ("gflops_per_token", "GFLOP/token"),
+    ),
+    "plants": tuple((f"pue_{c}c", f"PUE at {c} °C") for c in (0, 10, 20, 30, 40)),
+    "failures": (
+        ("per_accelerator_hour", "per accelerator-hour"),
+        ("hours_at_1000", "hours between at 1,000"),
+        ("hours_at_16384", "at 16,384"),
+        ("hours_at_100000", "at 100,000"),
+    ),
 }
 """Columns of each kind's table: the figure, and what it is called there."""
 
 
 def catalogue(
     kind: Annotated[str, typer.Argument(help=f"One of {', '.join(KINDS)}.")] = "accelerators",
-    name: Annotated[str, typer.Argument(help="One entry: all its figures and its source.")] = "",
+    name: Annotated[
+        str, typer.Argument(help="One entry: all its figures and its source. Of models also a config.json.")
+    ] = "",
     own: OwnCatalogue = None,
     settings_file: SettingsFile = "",
     as_json: AsJson = False,
 ) -> None:
-    """Accelerators, nodes, racks, fabrics, zones, sites and prices known, with their sources."""
+    """Accelerators, nodes, fabrics, zones, prices, models and plants known, with their sources."""
     if kind not in KINDS:
         raise SettingsError(f"No kind {kind!r} in the catalogue.", hint=f"Kinds: {', '.join(KINDS)}.")
-    entries = entries_of(own_book(own, settings_file), kind)
-    if name:
+    if kind == "models" and Path(name).is_file():
+        config = read_config(Path(name))
+        entries: dict[str, Struct] = {config.name: config}
+    else:
+        entries = entries_of(own_book(own, settings_file), kind)
+    if name and not Path(name).is_file():
         entries = _one(entries, kind, name)
     if as_json:
         print_json({id_: msgspec.to_builtins(entry) for id_, entry in entries.items()})
@@ -116,6 +143,18 @@ def own_book(own: Path | None, settings_file: str = "") -> Book:
     return read_book(data, name=str(path))
 
 
+def read_config(path: Path) -> ModelSheet:
+    """The figures of a model from its config.json."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.", hint="Name a config.json.") from None
+    try:
+        return model_sheet(parse_config(data, name=str(path)), source="its config.json")
+    except ModelError as error:
+        raise DataError(error.message, hint=error.hint) from None
+
+
 def entries_of(book: Book, kind: str) -> dict[str, Struct]:
     """A kind's entries by identifier; prices are numbered."""
     match kind:
@@ -133,6 +172,12 @@ def entries_of(book: Book, kind: str) -> dict[str, Struct]:
             return dict(book.sites)
         case "transfer":
             return dict(book.transfer)
+        case "models":
+            return dict(model_sheets())
+        case "plants":
+            return dict(plant_sheets())
+        case "failures":
+            return dict(failure_sheets())
         case _:
             return {str(i): price for i, price in enumerate(book.prices, start=1)}
 
@@ -153,6 +198,8 @@ def _names(entry: Struct) -> tuple[str, ...]:
     if isinstance(entry, InstancePrice):
         return (entry.provider, entry.instance, entry.accelerator)
     names = [getattr(entry, "name", ""), getattr(entry, "provider", "")]
+    if isinstance(entry, ModelSheet):
+        names.append(entry.name.rsplit("/", 1)[-1])
     return (*(name for name in names if name), *getattr(entry, "aliases", ()))
 
 

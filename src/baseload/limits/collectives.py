@@ -20,6 +20,7 @@ from baseload.domain.errors import DataError
 from baseload.limits.catalogue.accelerators import Accelerator
 from baseload.limits.catalogue.accelerators import Fabric as Latencies
 
+NODE = 8  # accelerators on one host bus
 SHARED_GB_PER_S = 64.0  # of PCIe Gen5 x16, one way: what a card without fast links sends; source: PCI-SIG, 5.0
 
 
@@ -78,13 +79,16 @@ class Group(Struct, frozen=True):
 def fabric_of(accelerator: Accelerator, latencies: Latencies, *, domain: int | None = None) -> Fabric:
     """The fabric of an accelerator's sheet: its scale-up domain, then its share of the network outside.
 
-    A chip without scale-up links uses PCIe inside its node. MissingFigure names what is blank where a network is
-    needed: give `scale_out_gbit_per_s`.
+    Cards that bridges join in twos or fours reach the others of their node over its bus. A chip without scale-up
+    links uses PCIe inside its node. MissingFigure names what is blank where a network is needed: give
+    `scale_out_gbit_per_s`.
     """
     size = domain or accelerator.scale_up_domain or 8
     inside = accelerator.scale_up_gb_per_s or SHARED_GB_PER_S
     outside = accelerator.scale_out_gbit_per_s
     levels = [Level("scale-up", size, inside, latencies.latency_us_inside * 1e-6)]
+    if accelerator.host_bus_gb_per_s is not None and size < NODE:
+        levels.append(Level("host bus", NODE, accelerator.host_bus_gb_per_s, latencies.latency_us_inside * 1e-6))
     rate = outside / 8.0 if outside is not None else 0.0
     levels.append(Level("scale-out", 0, rate, latencies.latency_us_outside * 1e-6))
     return Fabric(tuple(levels))

@@ -89,3 +89,19 @@ def test_a_sheet_s_fabric() -> None:
     assert all_gather(lonely, lonely.place(8), 1e9) > 0
     with pytest.raises(DataError, match="scale-out links is blank"):
         all_gather(lonely, lonely.place(16), 1e9)
+
+
+def test_cards_with_bridges_reach_their_node_over_its_bus() -> None:
+    catalogue = read_catalogue()
+    fabric = fabric_of(catalogue.find("h200_nvl"), read_fabric())
+    assert [(level.name, level.size, level.gb_per_s) for level in fabric.levels[:2]] == [
+        ("scale-up", 4, 450.0),
+        ("host bus", 8, 64.0),
+    ]
+    assert fabric.place(8).counts == (4, 2, 1)
+    wires = fabric.wires()
+    inside, across = all_gather(wires, wires.place(4), 1e9), all_gather(wires, wires.place(8), 1e9)
+    assert across == pytest.approx(inside + 1e9 / 4 / 2 / 64e9)
+    with pytest.raises(DataError, match="scale-out links is blank"):
+        all_gather(fabric, fabric.place(16), 1e9)
+    assert len(fabric_of(catalogue.find("h200_sxm"), read_fabric()).levels) == 2

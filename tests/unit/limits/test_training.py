@@ -203,9 +203,12 @@ def test_every_row_is_answered_or_says_what_is_missing() -> None:
         _row(benchmark="llama31_8b", accelerator="Apple M4 Pro", batch=64),
         _row(benchmark="llama31_8b", batch=64, tensor=8),
         _row(benchmark="llama2_70b_lora", accelerators=7, batch=8),
+        _row(benchmark="llama31_8b", accelerator="NVIDIA H200 NVL", accelerators=8, batch=64),
+        _row(benchmark="llama31_8b", accelerator="NVIDIA H200 NVL", accelerators=16, batch=64),
     ]
     said = Predictor().predict(rows)
-    assert [a.step_s is not None for a in said] == [True, False, False, False, False, True, True]
+    assert [a.step_s is not None for a in said] == [True, False, False, False, False, True, True, True, False]
+    assert said[8].note == "missing: scale_out_gbit_per_s of H200 NVL 141GB"
     assert "Cerebras WSE-3" in said[1].note
     assert "nobody_counted_this" in said[2].note
     assert said[3].note == "missing: global_batch_size"

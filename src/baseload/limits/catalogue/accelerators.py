@@ -33,6 +33,7 @@ class Accelerator(Struct, frozen=True, forbid_unknown_fields=True):
     memory_gb_per_s: float | None = None
     scale_up_gb_per_s: float | None = None
     scale_up_domain: int | None = None  # accelerators joined by the fast links
+    host_bus_gb_per_s: float | None = None  # of a card with bridges: to the other cards of its node
     scale_out_gbit_per_s: float | None = None
     tdp_w: float | None = None
     all_in_w: float | None = None

@@ -172,7 +172,9 @@ class Predictor:
             notes.append(f"missing: {error.figure} of {error.owner}")
             blocked = "pair" if blocked == "benchmark" else "accelerator"
         except BaseloadError as error:
-            return Prepared(None, traits, None, error.message, "pair")
+            blank = sheet.scale_out_gbit_per_s is None and "scale-out" in error.message
+            note = f"missing: scale_out_gbit_per_s of {sheet.name}" if blank else error.message
+            return Prepared(None, traits, None, note, "pair")
         if note:
             notes.append(note)
         return Prepared(cost, traits, layout, "; ".join(notes), blocked)

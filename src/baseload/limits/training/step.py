@@ -243,8 +243,9 @@ def _traffic(work: Work, parallel: Parallel, fabric: Fabric, micro: float) -> tu
         near, far = near + layers * 3.0, far + (layers * 3.0 if group.counts[-1] > 1 else 0.0)
     if parallel.pipeline > 1:
         stride = parallel.tensor * parallel.context
-        outer = fabric.place(parallel.pipeline, stride=stride).counts[-1] > 1
-        level = fabric.levels[-1 if outer else 0]
+        counts = fabric.place(parallel.pipeline, stride=stride).counts
+        outer = counts[-1] > 1
+        level = fabric.levels[max((i for i, n in enumerate(counts) if n > 1), default=0)]
         wire += 2.0 * parallel.chunks * tokens * work.hidden * 2.0 / parallel.tensor / level.bytes_per_s
         near, far = near + 2.0 * parallel.chunks, far + (2.0 * parallel.chunks if outer else 0.0)
     if parallel.expert > 1 and work.moe_layers:
