@@ -65,7 +65,9 @@ def _unpacked(options: Options) -> Options:
 
     if drafts is not None:
         spec = msgspec.structs.replace(spec, guess=str(model_folder(drafts, options.cache_dir)))
-    return replace(options, model_dir=model_folder(options.model_dir, options.cache_dir), spec=spec)
+    exact = spec.dtype == "float32" or spec.kernels == "xla"
+    folder = model_folder(options.model_dir, options.cache_dir, exact=exact)
+    return replace(options, model_dir=folder, spec=spec)
 
 
 async def _serve(options: Options, runner: ModelRunner, tokenizer: TextTokenizer, guesser: GuessSource | None) -> int:

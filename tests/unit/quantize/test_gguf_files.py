@@ -16,9 +16,14 @@ from baseload.domain.errors import BadWeights, ModelError, UnsupportedArchitectu
 from baseload.engine.chat_template import ChatTemplate
 from baseload.engine.config import ModelConfig
 from baseload.engine.gguf.convert import check_file, model_folder
+from baseload.engine.gguf.pack import LOSS_8, SHARE, fitted, four_bits, loss, own_loss
 from baseload.engine.gguf.read import GgufFile, config_of, is_gguf
 from baseload.engine.gguf.vocabulary import tokenizer_of
-from baseload.engine.quantize.measure import final_states
+from baseload.engine.native import library
+from baseload.engine.native.weights_map import Matrix
+from baseload.engine.packed import is_packed, open_packed
+from baseload.engine.quantize.layerwise import Kept, Rounded
+from baseload.engine.quantize.measure import final_states, measure
 from baseload.engine.quantize.source import ModelSource, open_source
 from baseload.engine.registry import read_config
 from baseload.engine.weights import check_weights, pieces
@@ -274,3 +279,69 @@ def test_without_the_package_it_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ModelError, match=r"pip install 'baseload\[gguf\]'"):
         open_source(path)
+
+
+def four_bits_in(matrix: np.ndarray, kind: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A matrix as `kind` has it, and the steps and offsets of its groups of 32, as the file's own format says."""
+    raw = to_blocks(matrix, kind)
+    restored = gguf.quants.dequantize(raw, kind)
+    blocks = raw.reshape(-1, 18 if kind == TYPES.Q4_0 else 20)
+    floats = np.ascontiguousarray(blocks[:, :4]).view(np.float16).astype(np.float32)
+    step = floats[:, 0]
+    offset = -8 * step if kind == TYPES.Q4_0 else floats[:, 1]
+    offset, step = np.where(step < 0, offset + 15 * step, offset), np.abs(step)
+    shape = (len(matrix), -1)
+    return restored, step.reshape(shape), offset.reshape(shape)
+
+
+@pytest.mark.parametrize("kind", [TYPES.Q4_0, TYPES.Q4_1])
+@pytest.mark.parametrize(("tails", "share"), [(3, 0.4), (30, 0.2)])
+def test_four_bits_stay_four_bits(kind: Any, tails: int, share: float) -> None:
+    matrix = np.random.default_rng(tails).standard_t(tails, (48, 256)).astype(np.float32)
+    matrix[5] = 0
+    exact, step, offset = four_bits_in(matrix, kind)
+    found = four_bits(exact, step, offset)
+    wide = found.levels.step.repeat(32, axis=1) * found.codes + found.levels.offset.repeat(32, axis=1)
+    assert wide.min() >= -128
+    assert wide.max() <= 127
+    assert found.codes.min() >= 0
+    assert found.codes.max() <= 15
+    own = loss(matrix, exact)  # what the file's own rounding cost
+    assert loss(exact, found.restore()) < share * own
+    assert 0.6 * own < own_loss(exact, step) < 1.4 * own
+    assert np.array_equal(found.restore()[5], np.zeros(256, np.float32))
+
+
+def test_what_four_or_eight_bits_cannot_hold_takes_more() -> None:
+    rng = np.random.default_rng(0)
+    none = np.full((32, 8), np.nan, np.float32)
+    plain = fitted(rng.standard_normal((32, 256)).astype(np.float32), none, none)
+    assert isinstance(plain, Rounded)
+    assert plain.levels.scheme == "w8"
+    spiked = rng.standard_normal((32, 256)).astype(np.float32)
+    spiked[:, 7] = 80  # one scale a row cannot serve both
+    assert isinstance(fitted(spiked, none, none), Kept)
+    uneven = (rng.standard_normal((32, 256)) * np.repeat(np.geomspace(1, 400, 8), 32)).astype(np.float32)
+    exact, step, offset = four_bits_in(uneven, TYPES.Q4_0)
+    found = fitted(exact, step, offset)  # small groups beside large ones: what is lost is little of the matrix
+    assert loss(exact, found.restore()) <= max(SHARE * own_loss(exact, step), LOSS_8)
+
+
+@pytest.mark.parametrize("kind", [TYPES.Q4_0, TYPES.Q8_0])
+@pytest.mark.parametrize("family", ["llama", "qwen3moe"])
+def test_a_file_of_few_bits_is_served_in_few_bits(
+    family: str, kind: Any, model_of: Callable[[str], Path], tmp_path: Path, tokens: np.ndarray
+) -> None:
+    path = write(tmp_path / "model.gguf", model_of(family), family, kind)
+    folder = model_folder(path, tmp_path / "cache")
+    if library.load() is None:
+        assert not is_packed(folder)
+        return
+    model = open_packed(folder, whole=True)
+    four = {name: entry.scheme for name, entry in model.weights.entries.items() if isinstance(entry, Matrix)}
+    assert set(four.values()) == ({"w4"} if kind == TYPES.Q4_0 else {"w8"})
+    assert (model.scheme, model.group) == (("w4a8", 32) if kind == TYPES.Q4_0 else ("w8a8", 0))
+    found = measure(open_source(path), model, tokens)
+    assert found.kl < (0.2 if family == "qwen3moe" else 0.02)  # random weights, whose routers change their minds
+    assert sorted(one.name for one in folder.parent.iterdir()) == [folder.name]
+    assert not is_packed(model_folder(path, tmp_path / "cache", exact=True))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from baseload.engine.quantize.gptq import compensate, inverse_factor, realigned, ridge_inverse
+from baseload.engine.quantize.gptq import compensate, inverse_factor, realigned
 from baseload.engine.quantize.levels import choose_w4, choose_w8
 
 
@@ -23,7 +23,7 @@ def output_error(weight: np.ndarray, other: np.ndarray, inputs: np.ndarray) -> f
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_compensated_rounding_beats_rounding_to_nearest(bits: int, seed: int) -> None:
     weight, inputs = problem(seed)
-    hessian = (inputs.T @ inputs).astype(np.float64)
+    hessian = inputs.T @ inputs
     ones = np.ones(weight.shape[1], np.float32)
     plain = choose_w4(weight, ones, 32) if bits == 4 else choose_w8(weight, ones)
     nearest = output_error(weight, plain.restore(plain.nearest(weight)), inputs)
@@ -56,7 +56,7 @@ def test_realigned_weights_make_good_what_the_inputs_lost() -> None:
     rng = np.random.default_rng(0)
     seen = (inputs * 0.9 + 0.02 * rng.normal(size=inputs.shape) * inputs.std()).astype(np.float32)
     cross = (inputs @ weight.T - seen @ weight.T).T.astype(np.float64) @ seen
-    better = realigned(weight, cross, ridge_inverse((seen.T @ seen).astype(np.float64), 1e-3))
+    better = realigned(weight, cross.astype(np.float32), seen.T @ seen, 1e-3)
     before = np.mean(np.square(inputs @ weight.T - seen @ weight.T))
     after = np.mean(np.square(inputs @ weight.T - seen @ better.T))
     assert after < 0.5 * before

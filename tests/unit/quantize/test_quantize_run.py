@@ -147,7 +147,7 @@ def test_the_transform_is_its_own_inverse() -> None:
 
 
 def test_a_model_calibrates_itself(model_of: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("baseload.engine.quantize.calibrate._OWN_ROUNDS", 1)
+    monkeypatch.setattr("baseload.engine.quantize.calibrate._OWN_ROUNDS", ())
     monkeypatch.setattr("baseload.engine.quantize.calibrate._OWN_TOKENS", 12)
     monkeypatch.setattr("baseload.engine.quantize.calibrate.OPENINGS", OPENINGS[:16])
     request = Request(model_of("llama"), tmp_path / "out", Scheme.parse("w8a8"), rotate=True)

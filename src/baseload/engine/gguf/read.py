@@ -20,7 +20,7 @@ from baseload.engine.weights import Piece
 
 MAGIC = b"GGUF"
 GROUP = 32  # columns that share a step in files of 4 bits
-_FOUR_BITS = {"Q4_0": (32, 18), "Q4_1": (32, 20), "Q4_K": (256, 144)}  # weights and bytes of a block
+FOUR_BITS = {"Q4_0": (32, 18), "Q4_1": (32, 20), "Q4_K": (256, 144)}  # weights and bytes of a block
 Floats = NDArray[np.float32]
 _HINT = "Download the file again."
 _KINDS = {
@@ -108,12 +108,12 @@ class GgufFile:
         tensor = self._tensors[name]
         kind = tensor.tensor_type.name
         count = -(-shape[-1] // GROUP)
-        if kind not in _FOUR_BITS or len(shape) != 2:
+        if kind not in FOUR_BITS or len(shape) != 2:
             none = np.full((shape[0], count), np.nan, np.float32)
             return none, none
         data = np.ascontiguousarray(tensor.data if expert is None else tensor.data[expert])
-        blocks = data.view(np.uint8).reshape(shape[0] * shape[1] // _FOUR_BITS[kind][0], -1)
-        if blocks.shape[1] != _FOUR_BITS[kind][1]:
+        blocks = data.view(np.uint8).reshape(shape[0] * shape[1] // FOUR_BITS[kind][0], -1)
+        if blocks.shape[1] != FOUR_BITS[kind][1]:
             raise BadWeights(f"{self.path}: tensor {name} is not of the size of its type {kind}.", hint=_HINT)
         floats = np.ascontiguousarray(blocks[:, :4]).view(np.float16).astype(np.float32)
         step, offset = floats[:, :1], floats[:, 1:]

@@ -40,6 +40,19 @@ def dot(x: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 @jax.jit
+def gram(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Σ x xᵀ of the rows of x[rows, K] whose mask[rows, 1] is 1: [K, K]."""
+    masked = x * mask
+    return masked.T @ masked
+
+
+@jax.jit
+def outer(y: jax.Array, x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Σ y xᵀ of the rows of y[rows, N] and x[rows, K] whose mask[rows, 1] is 1: [N, K]."""
+    return (y * mask).T @ x
+
+
+@jax.jit
 def swiglu(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
     """silu(gate) · up of x[rows, H] and weight[2 I, H]."""
     return gated(x @ weight.T + bias)

@@ -45,9 +45,8 @@ Progress = Callable[[int, int], None]  # (done, of)
 ROW_TOKENS = 256
 MAX_ROWS = 128  # 32,768 tokens
 _OWN_TOKENS = 128  # generated from each opening
-_OWN_ROUNDS = 4  # each opens with words of the answers before
+_OWN_ROUNDS = ((200_000_000, 4), (1_000_000_000, 2))  # so many up to that size; each opens with words of the last
 _TOGETHER = 32  # texts written at a time
-_LARGE = 1_000_000_000  # parameters; so large a model writes one round: it takes long
 _MIN_TOKENS = 64
 
 
@@ -85,7 +84,8 @@ def from_itself(model_dir: Path, tokenizer: TextTokenizer, *, seed: int, progres
         model_dir, spec=EngineSpec(max_seqs=32, kv_cache_bytes=0, prefix_cache=False), cache_dir=None
     )
     try:
-        rounds = 1 if read_config(model_dir).parameters > _LARGE else _OWN_ROUNDS
+        size = read_config(model_dir).parameters
+        rounds = next((count for most, count in _OWN_ROUNDS if size <= most), 1)
         rng = np.random.Generator(np.random.PCG64(seed))
         openings = list(OPENINGS)
         prompts: list[list[int]] = []

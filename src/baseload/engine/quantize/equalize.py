@@ -16,8 +16,8 @@ from baseload.engine.quantize import blocks
 from baseload.engine.quantize.transforms import Layer
 
 Matrix = NDArray[np.float32]
-MOST_ROWS = 2048  # of tokens, and of a matrix, that are looked at
-_STEPS, _RATE = 160, 0.05
+MOST_ROWS, MOST_VALUES = 2048, 1 << 19  # of tokens, and of a matrix, that are looked at
+_STEPS, _RATE = 120, 0.05
 _LIMIT = 3.0  # of a factor's logarithm
 _COMPENSATED = 0.3  # of the error of rounded weights is left after compensation, about
 
@@ -54,7 +54,8 @@ def after_rows(layer: Layer, before: str, first: int, after: str, scales: tuple[
 
 
 def _some(rows: Matrix) -> Matrix:
-    some: Matrix = rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST_ROWS)).astype(int)]
+    most = min(MOST_ROWS, max(MOST_VALUES // rows.shape[1], 128))
+    some: Matrix = rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)]
     return some
 
 

@@ -5,9 +5,10 @@ good by the columns still to come. The scales are chosen before, so that any ord
 groups (Kim et al.'s and AutoGPTQ's "static groups").
 """
 
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import lapack
+from scipy.linalg import blas
 
 from baseload.engine.quantize.levels import Levels
 
@@ -64,32 +65,35 @@ def inverse_factor(hessian: Matrix, damping: float) -> tuple[Matrix, NDArray[np.
         last = len(order) - 1 - dead
         damped[last, last] = mean
         damped[np.diag_indices_from(damped)] += np.float32(damping) * mean
-        lower, failed = lapack.spotrf(damped, lower=True, clean=True)
-        if not failed:
-            inverse, failed = lapack.strtri(lower, lower=True)
-        if not failed and np.all(np.isfinite(inverse)):
-            return np.ascontiguousarray(inverse[::-1, ::-1]), order
+        lower = cholesky(damped)
+        if np.all(np.isfinite(lower)):
+            inverse = blas.strsm(1.0, lower, np.eye(len(order), dtype=np.float32, order="F"), lower=True)
+            return np.ascontiguousarray(np.tril(inverse)[::-1, ::-1]), order
         damping = max(damping, 1e-4) * 10  # too close to singular for its size
         if not damping < 1e3:
             return np.eye(len(order), dtype=np.float32), order
 
 
-def realigned(weight: Matrix, cross: Matrix, inverse: Matrix) -> Matrix:
+def realigned(weight: Matrix, cross: Matrix, hessian: Matrix, damping: float) -> Matrix:
     """The float weight W* whose W* x̂ is nearest to what the original model computes.
 
     `cross` is the sum of (y - W x̂) x̂ᵀ, float32[N, K]: what the output of the original model had more than this
-    weight gives on the quantized model's inputs. `inverse` is `ridge_inverse` of the same inputs.
+    weight gives on the quantized model's inputs. `hessian` is the sum of x̂ x̂ᵀ, [K, K]; damped, the regression stays
+    near the weight where inputs say little.
     """
-    return np.asarray(weight + cross @ inverse, np.float32)
-
-
-def ridge_inverse(hessian: Matrix, damping: float) -> Matrix:
-    """The inverse of the damped Hessian: regression with it stays near the weight where inputs say little."""
     ridge = hessian.astype(np.float32)
     ridge[np.diag_indices_from(ridge)] += np.float32(damping * np.mean(np.diag(hessian)) + 1e-30)
-    lower, failed = lapack.spotrf(ridge, lower=True)
-    if not failed:
-        inverse, failed = lapack.spotri(lower, lower=True)
-    if failed or not np.all(np.isfinite(inverse)):
-        return np.zeros_like(ridge)  # nothing can be said: the weight stays as it is
-    return np.asarray(np.tril(inverse) + np.tril(inverse, -1).T, np.float32)
+    lower = cholesky(ridge)
+    if not np.all(np.isfinite(lower)):
+        return weight  # nothing can be said
+    half = blas.strsm(1.0, lower, np.asfortranarray(cross.T), lower=True)
+    more = blas.strsm(1.0, lower, half, lower=True, trans_a=True)
+    return np.asarray(weight + more.T, np.float32)
+
+
+def cholesky(matrix: Matrix) -> Matrix:
+    """L, lower triangular, with L Lᵀ the matrix, in the order of Fortran; not finite where it is not positive.
+
+    JAX's: where other processes want the cores, OpenBLAS's threads took fifteen times as long.
+    """
+    return np.asfortranarray(np.asarray(jnp.linalg.cholesky(matrix), np.float32))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from baseload.engine.config import ModelConfig
 from baseload.engine.quantize import blocks, equalize, transforms
 from baseload.engine.quantize.calibrate import Calibration
-from baseload.engine.quantize.gptq import compensate, inverse_factor, realigned, ridge_inverse
+from baseload.engine.quantize.gptq import compensate, inverse_factor, realigned
 from baseload.engine.quantize.levels import Levels, Matrix
 from baseload.engine.quantize.schemes import Scheme
 from baseload.engine.quantize.source import ModelSource
@@ -78,7 +78,8 @@ def quantize_layers(
 ) -> Iterator[tuple[str, Value]]:
     """Every tensor of the packed model by name, in order, computed as it is asked for.
 
-    Memory: one layer in float32, its Hessians, two streams.
+    Memory: one layer in float32, one Hessian and its factors, two streams of hidden states, and of one layer what
+    enters `down` in both.
     """
     config, top = source.config, source.top()
     walk = _Walk(config, scheme, calibration, fit)
@@ -101,22 +102,31 @@ def quantize_layers(
 
 
 class _Sums:
-    """Σ x̂ x̂ᵀ of the rounded inputs, and Σ (x - x̂) x̂ᵀ and Σ r x̂ᵀ of what they and the stream lack."""
+    """Σ x̂ x̂ᵀ of the rounded inputs of a matrix W[N, K], and Σ (W (x - x̂) + r) x̂ᵀ: what its outputs should have more.
 
-    def __init__(self, columns: int, hidden: int = 0) -> None:
+    r is what the residual stream has lost before. Where N > K, Σ (x - x̂) x̂ᵀ is gathered instead and W comes last.
+    """
+
+    def __init__(self, weight: Matrix, *, residual: bool = False) -> None:
+        rows, columns = weight.shape
         self.count = 0
         self.hessian = np.zeros((columns, columns), np.float32)
-        self.lacks = np.zeros((columns, columns), np.float32)
-        self.residual = np.zeros((hidden, columns), np.float32) if hidden else None
+        self._weight, self._direct = weight, residual or rows <= columns
+        self._lacks = np.zeros((rows if self._direct else columns, columns), np.float32)
 
     def add(self, mask: Array, exact: Array, rounded: Array, residual: Array | None = None) -> None:
         """Some rows more, those whose mask[rows, 1] is 1."""
-        exact, rounded = exact * mask, rounded * mask
         self.count += int(mask.sum())
-        self.hessian += np.asarray(rounded.T @ rounded)
-        self.lacks += np.asarray((exact - rounded).T @ rounded)
-        if residual is not None and self.residual is not None:
-            self.residual += np.asarray((residual * mask).T @ rounded)
+        self.hessian += np.asarray(blocks.gram(rounded, mask))
+        less = (exact - rounded) if not self._direct else blocks.dot(exact - rounded, self._weight)
+        if residual is not None:
+            less = less + residual
+        self._lacks += np.asarray(blocks.outer(less, rounded, mask))
+
+    @property
+    def cross(self) -> Matrix:
+        """Σ (W (x - x̂) + r) x̂ᵀ, float32[N, K]."""
+        return self._lacks if self._direct else self._weight @ self._lacks
 
 
 class _Walk:
@@ -145,11 +155,11 @@ class _Walk:
             layer = self._equal_attention(layer, window)
         yield "attn_norm", layer["attn_norm"]
         base = f"layers.{index}."
-        qkv = self._fit_one(base + "qkv", layer["qkv"], self._norm_sums(layer["attn_norm"], base + "qkv"))
+        qkv = self._fit_one(base + "qkv", layer["qkv"], self._norm_sums(layer, "attn_norm", base, "qkv"))
         yield "qkv", qkv
         exact, rounded = self._attend(layer, qkv, window, self._entering(base + "qkv"))
         entering = self._entering(base + "out")
-        sums = _Sums(exact.shape[1], self._config.hidden)
+        sums = _Sums(layer["out"], residual=True)
         for at in self._chunks:
             sums.add(self._mask[at], exact[at], entering(rounded[at]), self._exact[at] - self._rounded[at])
         out = self._fit_one(base + "out", layer["out"], sums)
@@ -170,7 +180,7 @@ class _Walk:
     def _dense(self, layer: Layer, base: str) -> Iterator[tuple[str, Value]]:
         block = transforms.down_block(self._config) if self._fit.hadamard else 0
         gate_up = self._fit_one(
-            base + "gate_up", layer["gate_up"], self._norm_sums(layer["feed_norm"], base + "gate_up")
+            base + "gate_up", layer["gate_up"], self._norm_sums(layer, "feed_norm", base, "gate_up")
         )
         yield "gate_up", gate_up
         down = transforms.hadamard(layer["down"], block)
@@ -185,17 +195,19 @@ class _Walk:
                 entering(blocks.spread(blocks.swiglu(rounded, restored, bias), block)),
             )
 
-        sums = _Sums(down.shape[1], self._config.hidden)
+        sums = _Sums(down, residual=True)
+        inner: list[tuple[Matrix, Matrix]] = []
         for at in self._chunks:
-            sums.add(self._mask[at], *hidden(at), self._exact[at] - self._rounded[at])
+            exact, rounded = (np.asarray(part) for part in hidden(at))
+            sums.add(self._mask[at], exact, rounded, self._exact[at] - self._rounded[at])
+            inner.append((exact, rounded))
         fitted = self._fit_one(base + "down", down, sums)
         yield "down", fitted
         for name in ("gate_up_bias", "down_bias"):
             if name in layer:
                 yield name, layer[name]
         down_bias, weight = layer.get("down_bias", np.float32(0)), fitted.restore()
-        for at in self._chunks:
-            exact, rounded = hidden(at)
+        for at, (exact, rounded) in zip(self._chunks, inner, strict=True):
             self._exact[at] += np.asarray(blocks.dot(exact, down)) + down_bias
             self._rounded[at] += np.asarray(blocks.dot(rounded, weight)) + down_bias
 
@@ -212,22 +224,21 @@ class _Walk:
         ]
         gate_ups, downs = [], []
         exact_out, rounded_out = np.zeros_like(self._exact), np.zeros_like(self._rounded)
-        shared = _Sums(exact.shape[1])
-        shared.add(self._mask, rounded, rounded)
+        shared = np.asarray(blocks.gram(rounded, self._mask)) / max(int(self._mask.sum()), 1)
         none = np.zeros(2 * moe.intermediate, np.float32)
         for expert in range(moe.experts):
             gate_up = layer["experts.gate_up"][expert]
             down = transforms.hadamard(layer["experts.down"][expert], block)
             rows, count = blocks.rows_for(routes[1][0], expert)
             mask = self._mask[rows] * (np.arange(len(rows)) < count)[:, None]
-            sums = _Sums(exact.shape[1])
+            sums = _Sums(gate_up)
             sums.add(mask, exact[rows], rounded[rows])
-            sums.hessian += shared.hessian * (_STEADY * max(sums.count, 1) / max(shared.count, 1))
+            sums.hessian += shared * np.float32(_STEADY * max(sums.count, 1))
             gate_ups.append(self._fit_one(base + "experts.gate_up", gate_up, sums))
             inner_exact = blocks.spread(blocks.swiglu(exact[rows], gate_up, none), block)
             inner = blocks.spread(blocks.swiglu(rounded[rows], gate_ups[-1].restore(), none), block)
             inner = blocks.rounded(inner)
-            sums = _Sums(down.shape[1])
+            sums = _Sums(down)
             sums.add(mask, inner_exact, inner)
             downs.append(self._fit_one(base + "experts.down", down, sums))
             given = np.asarray(blocks.dot(inner, downs[-1].restore())) * _weight_of(routes[1], expert)[rows]
@@ -243,7 +254,7 @@ class _Walk:
 
     def head(self, top: Layer) -> Fitted:
         """The projection to the vocabulary."""
-        return self._fit_one("lm_head", top["lm_head"], self._norm_sums(top["final_norm"], "lm_head"))
+        return self._fit_one("lm_head", top["lm_head"], self._norm_sums(top, "final_norm", "", "lm_head"))
 
     # -- the streams ------------------------------------------------------------------------------------------
 
@@ -267,10 +278,10 @@ class _Walk:
             exact, rounded = self._normed(norm, at, blocks.rounded)
             yield np.asarray(exact), np.asarray(rounded)
 
-    def _norm_sums(self, norm: Matrix, name: str) -> _Sums:
-        sums = _Sums(self._config.hidden)
+    def _norm_sums(self, layer: Layer, norm: str, base: str, name: str) -> _Sums:
+        sums = _Sums(layer[name])
         for at in self._chunks:
-            sums.add(self._mask[at], *self._normed(norm, at, self._entering(name)))
+            sums.add(self._mask[at], *self._normed(layer[norm], at, self._entering(base + name)))
         return sums
 
     def _attention(self, layer: Layer, weight: Matrix, normed: jax.Array, window: int) -> jax.Array:
@@ -339,11 +350,7 @@ class _Walk:
         hessian = sums.hessian * scale
         importance = np.diag(hessian) + np.float32(1e-6 * np.mean(np.diag(hessian)) + 1e-20)
         if self._fit.realign and sums.count > 0:
-            inverse = ridge_inverse(hessian, REALIGN_DAMPING)
-            cross = weight @ (sums.lacks * scale)
-            if sums.residual is not None:
-                cross += sums.residual * scale
-            weight = realigned(weight, cross, inverse)
+            weight = realigned(weight, sums.cross * scale, hessian, REALIGN_DAMPING)
         if name in self._fit.keep:
             return Kept(weight)
         factor = inverse_factor(hessian, DAMPING) if self._fit.compensate else None

@@ -94,17 +94,17 @@ def choose_w4(weight: Matrix, importance: Matrix, group: int) -> Levels:
             rest = np.einsum("ngk,gk->ng", parts - codes * step[..., None], weights)
             offset = np.rint(rest / np.maximum(np.sum(weights, axis=1), _TINY))
     step, offset = best[0].astype(np.int16), best[1].astype(np.int16)
-    lowest, highest = _bounds(step, offset)
+    lowest, highest = bounds_of(step, offset)
     return Levels(scale, step, offset, lowest, highest, group, "w4")
 
 
 def _round(parts: Matrix, step: Matrix, offset: Matrix) -> Matrix:
-    low, high = _bounds(step, offset)
+    low, high = bounds_of(step, offset)
     rounded: Matrix = np.clip(np.rint((parts - offset[..., None]) / step[..., None]), low[..., None], high[..., None])
     return rounded
 
 
-def _bounds(step: NDArray[np.generic], offset: NDArray[np.generic]) -> tuple[Codes, Codes]:
+def bounds_of(step: NDArray[np.generic], offset: NDArray[np.generic]) -> tuple[Codes, Codes]:
     """The codes from 0 to 15 with which step · code + offset is an 8-bit integer."""
     wide, at = step.astype(np.int32), offset.astype(np.int32)
     low = np.clip(-((128 + at) // wide), 0, 15)
