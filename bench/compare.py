@@ -260,19 +260,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths, means = halves(trace, Path(folder))
         common = {"traces": paths, "copies": n, "start_s": options.start_s, **means}
-        if options.trace == "mooncake":
+        if options.trace == "conv":
             world = World(
-                name="Mooncake conversations", model="meta-llama/Meta-Llama-3.1-8B", accelerator="h100_sxm", tp=1,
-                price=1.30, ttft_ms=5000, tpot_ms=100, batch=64, target=0.97, **common,
-            )  # fmt: skip
-            counts = range(n, 8 * n + 1)
-        else:
-            world = World(
-                name=f"Azure {options.trace}", model="meta-llama/Meta-Llama-3.1-70B", accelerator="a100_sxm", tp=4,
-                price=1.39, ttft_ms=2000, tpot_ms=100, batch=64,
-                target=TARGET if options.trace == "conv" else 0.98, **common,
+                name="Azure conversations", model="meta-llama/Meta-Llama-3.1-70B", accelerator="a100_sxm", tp=4,
+                price=1.39, ttft_ms=2000, tpot_ms=100, batch=64, target=TARGET, **common,
             )  # fmt: skip
             counts = range(2 * n, 9 * n + 1)
+        else:
+            world = World(
+                name="Mooncake conversations" if options.trace == "mooncake" else "Azure code",
+                model="meta-llama/Meta-Llama-3.1-8B", accelerator="h100_sxm", tp=1, price=1.30,
+                ttft_ms=5000 if options.trace == "mooncake" else 2000, tpot_ms=100, batch=64, target=0.97, **common,
+            )  # fmt: skip
+            counts = range(n, 8 * n + 1)
         shares = [1.0, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5]
         rate = sum(capacity(world)) and 1.0 / (
             world.prompt_tokens / capacity(world)[0] + world.output_tokens / (capacity(world)[1] or 1e18)
