@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from baseload.cli.main import app
 from baseload.domain.model import ModelSpec, Scaling
 from baseload.twin.cells import _run_all, cell_of, simulate_cells
-from baseload.twin.charts import Line, Mark, line_chart, number, strip, time_words
+from baseload.twin.charts import Line, Mark, line_chart, number, strip, time_words, took_words, unit_of
 from baseload.twin.cluster.run import simulate_cluster
 from baseload.twin.door import dealt
-from baseload.twin.page import compare_html, compare_rows, report_html
+from baseload.twin.page import KWH, WATTS, compare_html, compare_rows, report_html
 from baseload.twin.report import SimulateReport
 from baseload.twin.run import Simulation, simulate
 from baseload.twin.sources import all_arrivals
@@ -201,3 +201,32 @@ def test_axes_and_numbers_are_round() -> None:
     assert chart.count('<path class="line"') == 2, "a gap is a gap"
     assert "nothing to show" in line_chart("t", "ms", [], [])
     assert "none" in strip("t", [], end_s=1)
+
+
+def test_figures_come_in_units_that_suit_them() -> None:
+    assert unit_of(2.0, WATTS) == (1.0, "W")
+    assert unit_of(2_000.0, WATTS) == (1e-3, "kW")
+    assert unit_of(0.0, KWH)[1] == "Wh"
+    assert [took_words(s) for s in (5.0, 130.0, 10_000.0, 200_000.0)] == ["5.0 s", "2.2 min", "2.8 h", "2.3 d"]
+    small = simulate(CONFIG)
+    page = report_html(small)
+    assert "W</small>" in page
+    assert "MW" not in page
+    assert "CO₂ per hour" in page
+    large = msgspec.structs.replace(small, facility_kwh=5e6, carbon_g=9e9)
+    names = {name: (unit, a, b) for name, unit, a, b, _ in compare_rows(small, large)}
+    assert names["Energy"][0] == {name: unit for name, unit, _, _, _ in compare_rows(small, small)}["Energy"]
+    assert "GWh" in report_html(large)
+
+
+def test_an_axis_of_nothing_but_zeros_ends_at_one() -> None:
+    chart = line_chart("t", "", [0, 1], [Line("", [0.0, 0.0])])
+    assert ">1<" in chart
+    assert "e-" not in chart.split("data-x")[0]
+
+
+def test_tables_scroll_and_text_grows_on_narrow_screens() -> None:
+    page = report_html(simulate(CONFIG))
+    assert page.count('<div class="scroll') == page.count("<table>")
+    assert "@media(max-width:640px)" in page
+    assert "width=device-width" in page

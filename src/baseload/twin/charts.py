@@ -6,8 +6,8 @@ from html import escape
 
 from msgspec import Struct
 
-WIDTH, HEIGHT = 640, 230
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 30
+WIDTH, HEIGHT = 640, 238
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 38
 COLOURS = ("var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)")
 
 
@@ -76,7 +76,7 @@ def strip(title: str, rows: Sequence[tuple[str, Sequence[Mark]]], *, end_s: floa
     """Rows of marks over time: what happened when, and for how long."""
     if not rows:
         return _figure(title, "", '<p class="none">none</p>', lines=())
-    row_px, left = 24, 150
+    row_px, left = 26, 176
     height = TOP + row_px * len(rows) + BOTTOM
     end_s = max(end_s, 1e-9)
     parts = []
@@ -88,7 +88,7 @@ def strip(title: str, rows: Sequence[tuple[str, Sequence[Mark]]], *, end_s: floa
         )
     for at, (name, marks) in enumerate(rows):
         y = TOP + row_px * at
-        parts.append(f'<text class="row" x="{left - 10}" y="{y + 16}" text-anchor="end">{escape(name)}</text>')
+        parts.append(f'<text class="row" x="{left - 10}" y="{y + 17}" text-anchor="end">{escape(name)}</text>')
         for mark in marks:
             x1 = left + (WIDTH - left - RIGHT) * min(mark.at_s, end_s) / end_s
             x2 = left + (WIDTH - left - RIGHT) * min(max(mark.until_s, mark.at_s), end_s) / end_s
@@ -119,11 +119,25 @@ def time_words(at_s: float, end_s: float) -> str:
     return f"{at_s:g} s"
 
 
+def took_words(took_s: float) -> str:
+    """A stretch of time in its own unit."""
+    for unit_s, word in ((86_400.0, "d"), (3_600.0, "h"), (60.0, "min")):
+        if took_s >= 2 * unit_s:
+            return f"{took_s / unit_s:,.1f} {word}"
+    return f"{took_s:,.1f} s"
+
+
+def unit_of(most: float, units: Sequence[tuple[float, str]]) -> tuple[float, str]:
+    """(factor, unit) that shows a figure as large as `most` in one to three digits; `units` rise: (size, name)."""
+    fitting = [(1.0 / size, name) for size, name in units if most >= size]
+    return fitting[-1] if fitting else (1.0 / units[0][0], units[0][1])
+
+
 class _Axis:
     """From zero to a round number."""
 
     def __init__(self, most: float) -> None:
-        step = _round_step(max(most, 1e-12) / 4)
+        step = _round_step(most / 4) if most > 0 else 1.0  # of nothing but zeros: from 0 to 1
         self.end = step * max(1, math.ceil(most / step - 1e-9))
         count = round(self.end / step)
         self.ticks = [step * at for at in range(count + 1)]

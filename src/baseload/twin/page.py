@@ -3,8 +3,10 @@
 from collections.abc import Callable, Sequence
 from html import escape
 
+from msgspec import Struct
+
 from baseload.domain.work import Decision
-from baseload.twin.charts import Line, Mark, line_chart, number, strip, time_words
+from baseload.twin.charts import Line, Mark, line_chart, number, strip, time_words, took_words, unit_of
 from baseload.twin.cluster.report import ClusterReport
 from baseload.twin.page_style import SCRIPT, STYLE
 from baseload.twin.report import SimulateReport
@@ -13,6 +15,9 @@ from baseload.twin.tally import FaultNote
 Report = SimulateReport | ClusterReport
 Card = tuple[str, str, str]  # name, figure, unit or remark
 ROWS = 60  # decisions shown
+WATTS = ((1.0, "W"), (1e3, "kW"), (1e6, "MW"), (1e9, "GW"))
+KWH = ((1e-3, "Wh"), (1.0, "kWh"), (1e3, "MWh"), (1e6, "GWh"))
+GRAMS = ((1.0, "g CO₂"), (1e3, "kg CO₂"), (1e6, "t CO₂"))
 
 
 def report_html(run: Report) -> str:
@@ -55,7 +60,7 @@ def compare_html(a: Report, b: Report, *, names: tuple[str, str] = ("", "")) -> 
 def compare_rows(a: Report, b: Report) -> list[tuple[str, str, str, str, str]]:
     """(name, unit, of a, of b, difference) of each figure at the top."""
     rows = []
-    others = {name: figure for name, figure, _ in _cards_of(b)}
+    others = {name: figure for name, figure, _ in _cards_of(b, like=a)}
     for name, figure, unit in _cards_of(a):
         other = others.get(name, "0")
         rows.append((name, unit, figure, other, _difference(figure, other)))
@@ -65,20 +70,28 @@ def compare_rows(a: Report, b: Report) -> list[tuple[str, str, str, str, str]]:
 # -- the figures at the top ---------------------------------------------------------------------------------------
 
 
-def _cards_of(run: Report) -> list[Card]:
+def _cards_of(run: Report, *, like: Report | None = None) -> list[Card]:
+    """The figures, in units that suit `like`, or the run itself."""
+    like = like or run
     if isinstance(run, ClusterReport):
+        assert isinstance(like, ClusterReport)
+        energy, energy_unit = unit_of(1e3 * like.energy_mwh, KWH)
+        carbon, carbon_unit = unit_of(1e6 * like.carbon_t, GRAMS)
         return [
             ("Utilisation", f"{100 * run.utilisation:.1f}", "% of accelerator-hours held"),
             ("Goodput of jobs", f"{100 * run.goodput:.1f}", "% of held time that is saved work"),
             ("Jobs done", f"{run.done:,}", f"of {run.jobs:,} submitted"),
             ("Cost", number(run.usd), "US$"),
             ("Electricity", number(run.electricity_usd), "US$ of that"),
-            ("Energy", number(run.energy_mwh), "MWh at the meters"),
-            ("Carbon", number(run.carbon_t), "t CO₂"),
+            ("Energy", number(1e3 * run.energy_mwh * energy), f"{energy_unit} at the meters"),
+            ("Carbon", number(1e6 * run.carbon_t * carbon), carbon_unit),
             ("Lost to stops", number(run.lost_accelerator_hours), "accelerator-hours"),
             ("Preempted or stopped", f"{run.stops:,}", f"{run.failures:,} failed by themselves"),
             ("Faults", f"{sum(run.faults_by_kind.values()):,}", "of all kinds"),
         ]
+    assert isinstance(like, SimulateReport)
+    energy, energy_unit = unit_of(like.facility_kwh, KWH)
+    carbon, carbon_unit = unit_of(like.carbon_g, GRAMS)
     ok = run.outcomes.get("ok", 0)
     cards = [
         ("Within service level", f"{100 * run.attainment:.1f}", _slo_words(run)),
@@ -89,13 +102,13 @@ def _cards_of(run: Report) -> list[Card]:
         ("Between tokens, p99", f"{run.tpot.p99_ms:,.1f}", "ms"),
         ("Cost", number(run.usd), "US$"),
         ("Cost per 1,000 served well", number(run.usd_per_1000_well_served), "US$"),
-        ("Energy", number(run.facility_kwh), "kWh at the meter"),
+        ("Energy", number(run.facility_kwh * energy), f"{energy_unit} at the meter"),
         ("Tokens out", number(run.tokens_per_s), "per second"),
         ("Replica time used", f"{_used(run):.1f}", "% of replica seconds"),
         ("Cold starts", f"{run.cold_starts:,}", "replicas started"),
     ]
-    if run.carbon_g:
-        cards.append(("Carbon", number(run.carbon_g / 1000), "kg CO₂"))
+    if run.carbon_g or like.carbon_g:
+        cards.append(("Carbon", number(run.carbon_g * carbon), carbon_unit))
     return cards
 
 
@@ -113,7 +126,9 @@ def _slo_words(run: SimulateReport) -> str:
 
 
 def _request_charts(runs: Sequence[SimulateReport], names: Sequence[str] = ("",)) -> list[tuple[str, list[str]]]:
-    bins, samples = [run.series for run in runs], [run.timeline for run in runs]
+    bins, samples = [run.series for run in runs], [_instants(run) for run in runs]
+    power, power_unit = unit_of(max((s.power_w for table in samples for s in table), default=0.0), WATTS)
+    carbon, carbon_unit = unit_of(max((s.carbon for table in samples for s in table), default=0.0), GRAMS)
     end_s = max(run.virtual_s for run in runs)
 
     def over_bins(title: str, unit: str, *columns: tuple[str, str], scale: float = 1.0, log: bool = False) -> str:
@@ -144,15 +159,52 @@ def _request_charts(runs: Sequence[SimulateReport], names: Sequence[str] = ("",)
             [
                 over_samples("Replicas", "", ("ready", "ready"), ("busy", "busy"), ("starting", "starting")),
                 over_samples("Requests in the system", "", ("in_flight", "in replicas"), ("queued", "queued")),
-                over_samples("Power of the replicas", "kW", ("power_w", ""), scale=1e-3),
+                over_samples("Utilisation", "% of ready replicas that compute", ("used", ""), scale=100),
+                over_samples("Power of the replicas", power_unit, ("power_w", ""), scale=power),
                 over_samples("Cost of the replicas", "US$ per hour", ("usd_per_hour", "")),
+                *(
+                    [over_samples("Carbon", f"{carbon_unit} per hour", ("carbon", ""), scale=carbon)]
+                    if any(run.carbon_g for run in runs)
+                    else []
+                ),
             ],
         ),
     ]
 
 
+class _Instant(Struct, frozen=True):
+    """A sample of the fleet with what follows from it."""
+
+    at_s: float
+    queued: int
+    in_flight: int
+    starting: int
+    ready: int
+    busy: int
+    power_w: float
+    usd_per_hour: float
+    used: float  # share of the ready replicas; -1: none is ready
+    carbon: float  # g an hour, at the meter
+
+
+def _instants(run: SimulateReport) -> list[_Instant]:
+    grams, made = run.energy.carbon_g_per_kwh, []
+    for s in run.timeline:
+        now = grams[int(s.at_s // 3600) % len(grams)] if grams else 0.0
+        used = s.busy / s.ready if s.ready else -1.0
+        carbon = s.power_w / 1000.0 * run.energy.pue * now
+        made.append(
+            _Instant(
+                s.at_s, s.queued, s.in_flight, s.starting, s.ready, s.busy, s.power_w, s.usd_per_hour, used, carbon
+            )
+        )
+    return made
+
+
 def _fleet_charts(runs: Sequence[ClusterReport], names: Sequence[str] = ("",)) -> list[tuple[str, list[str]]]:
     samples = [run.samples for run in runs]
+    power, power_unit = unit_of(max((s.power_w for table in samples for s in table), default=0.0), WATTS)
+    carbon, carbon_unit = unit_of(max((s.carbon_g_per_hour for table in samples for s in table), default=0.0), GRAMS)
     end_s = max(run.hours for run in runs) * 3600
 
     def over(title: str, unit: str, *columns: tuple[str, str], scale: float = 1.0) -> str:
@@ -172,9 +224,9 @@ def _fleet_charts(runs: Sequence[ClusterReport], names: Sequence[str] = ("",)) -
         (
             "Money, power and carbon",
             [
-                over("Power at the meters", "MW", ("power_w", ""), scale=1e-6),
+                over("Power at the meters", power_unit, ("power_w", ""), scale=power),
                 over("Cost", "US$ per hour", ("usd_per_hour", "")),
-                over("Carbon", "kg CO₂ per hour", ("carbon_g_per_hour", ""), scale=1e-3),
+                over("Carbon", f"{carbon_unit} per hour", ("carbon_g_per_hour", ""), scale=carbon),
             ],
         ),
     ]
@@ -203,7 +255,7 @@ def _chart(
             words = " ".join(part for part in (name, called) if part)
             kind = ("area" if at == 0 else "line") if len(tables) == 1 else ("line" if run == 0 else "dash")
             lines.append(Line(words, values, at if len(tables) == 1 else 2 * run + at, kind))
-    top = 100.0 if column == "attained" else 0.0
+    top = 100.0 if column in ("attained", "used") else 0.0
     return line_chart(title, unit, at_s, lines, top=top, log=log, marks=marks, end_s=end_s)
 
 
@@ -238,8 +290,8 @@ def _fault_table(faults: Sequence[FaultNote], end_s: float) -> str:
     for kind in dict.fromkeys(fault.kind for fault in faults):
         mine = [fault for fault in faults if fault.kind == kind]
         took = sorted(fault.recovered_s - fault.at_s for fault in mine if fault.recovered_s)
-        middle = f"{took[len(took) // 2]:,.1f} s" if took else ""
-        worst = f"{took[-1]:,.1f} s" if took else ""
+        middle = took_words(took[len(took) // 2]) if took else ""
+        worst = took_words(took[-1]) if took else ""
         rows.append((kind, f"{len(mine):,}", f"{len(took):,}", middle, worst))
     head = ("kind", "times", "mended", "median", "longest")
     return _table(head, rows, right=(1, 2, 3, 4), title="Recoveries") if rows else ""
@@ -249,11 +301,17 @@ def _decision_table(run: Report, end_s: float) -> str:
     start_ns = 0 if isinstance(run, ClusterReport) else (run.decisions[0].at_ns if run.decisions else 0)
     chosen = _varied(run.decisions, ROWS)
     rows = [
-        (time_words(round((d.at_ns - start_ns) / 1e9, 1), 0.0), d.what.replace("_", " "), d.subject, d.why)
+        (time_words(round((d.at_ns - start_ns) / 1e9, 1), 0.0), d.what.replace("_", " "), _short(d.subject), d.why)
         for d in chosen
     ]
     title = f"{len(rows)} of {run.decisions_total:,}, some of each kind"
-    return _table(("after", "decision", "about", "because"), rows, right=(0,), title=title)
+    return _table(("after", "decision", "about", "because"), rows, right=(0,), title=title, kind="why")
+
+
+def _short(subject: str) -> str:
+    """A request's long number without its zeros."""
+    head, _, figures = subject.partition("_")
+    return f"{head}…{figures.lstrip('0') or '0'}" if head == "req" else subject
 
 
 def _varied(decisions: Sequence[Decision], most: int) -> list[Decision]:
@@ -303,7 +361,12 @@ def _value(text: str) -> float:
 
 
 def _table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] | range = (), title: str = ""
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[int] | range = (),
+    title: str = "",
+    kind: str = "",
 ) -> str:
     def cells(row: Sequence[str], tag: str) -> str:
         return "".join(
@@ -313,7 +376,8 @@ def _table(
     body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
     caption = f"<figcaption><b>{escape(title)}</b></figcaption>" if title else ""
     rows_html = f"<thead><tr>{cells(head, 'th')}</tr></thead><tbody>{body}</tbody>"
-    return f"<figure>{caption}<div class=scroll><table>{rows_html}</table></div></figure>"
+    table = f'<div class="scroll {kind}" tabindex=0><table>{rows_html}</table></div>'
+    return f"<figure>{caption}{table}</figure>"
 
 
 # -- the page -----------------------------------------------------------------------------------------------------

@@ -35,7 +35,11 @@ svg path.dash{stroke-dasharray:6 4}svg path.fill{fill:var(--k);stroke:none;opaci
 .grid line.grid,line.grid{stroke:var(--line);stroke-width:1}.tick,.row{font-size:11px;fill:var(--dim);
 font-variant-numeric:tabular-nums}.row{font-size:12px}.mark{opacity:.4}.event{opacity:.85}
 .cross{stroke:var(--dim);stroke-width:1;stroke-dasharray:3 3;visibility:hidden}
-.none{color:var(--dim);margin:18px 4px}.scroll{overflow-x:auto}
+@media(max-width:640px){header,main,footer{padding:0 14px}h1{font-size:20px}.tick{font-size:19px}.row{font-size:18px}
+.cards{grid-template-columns:repeat(2,minmax(0,1fr))}.card b{font-size:21px}figure{padding:12px 10px 8px}}
+.none{color:var(--dim);margin:18px 4px}.scroll{overflow-x:auto;-webkit-overflow-scrolling:touch}
+.scroll td:last-child{min-width:7em}.why td:last-child{min-width:300px}.why td:first-child,.why td:nth-child(2){
+white-space:nowrap}
 table{border-collapse:collapse;width:100%;font-size:13.5px}th,td{text-align:left;padding:6px 12px 6px 0;
 border-bottom:1px solid var(--line);vertical-align:top}th{color:var(--dim);font-weight:550;white-space:nowrap}
 .r{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap;padding-right:18px}

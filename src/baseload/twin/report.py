@@ -103,6 +103,7 @@ class SimulateReport(Struct, frozen=True):
     digest: str  # SHA-256 of all actions with their times
     name: str = ""
     slo: Slo = Slo()
+    energy: Energy = Energy()
     well_served: int = 0  # requests within the service level
     attainment: float = 0.0  # their share of all that were sent and not given up by the client
     usd_per_1000_well_served: float = 0.0
@@ -217,6 +218,7 @@ def _judged(report: SimulateReport, tally: Tally, table: Table, energy: Energy) 
         report,
         well_served=well,
         attainment=well / counted if counted else 0.0,
+        energy=energy,
         usd_per_1000_well_served=1000 * report.usd / well if well else 0.0,
         facility_kwh=kwh,
         electricity_usd=electricity_usd,
