@@ -21,6 +21,7 @@ from baseload.policy.speculation import (
     believed,
     first_belief,
     guesses,
+    pays_together,
     probe_after,
     saved_ns,
     step_costs,
@@ -189,7 +190,7 @@ class GuessAhead:
         tries: dict[str, int] = {}
         if self._now >= self._counted_until or len(contexts) != self._rows:
             self._count(contexts, times)
-            tries = self._think(contexts)
+            tries = self._think(contexts, times)
         asked = {**self._chosen, **tries}
         if not asked:
             self._rests_until = self._now + REST_STEPS
@@ -223,7 +224,7 @@ class GuessAhead:
         self._counted_at, self._counted_until, self._rows = self._now, self._now + REST_STEPS, rows
         self._patience = probe_after(self._costs)
 
-    def _think(self, contexts: Mapping[str, int]) -> dict[str, int]:
+    def _think(self, contexts: Mapping[str, int], times: StepTimes) -> dict[str, int]:
         """Choose how many guesses for whom until the next count; returns who is tried once beyond that."""
         assert self._source is not None
         self._chosen, tries = {}, dict[str, int]()
@@ -238,7 +239,24 @@ class GuessAhead:
                 self._chosen[seq_id] = count
             elif self._may_try(seq_id, record):
                 tries[seq_id] = 1
+        if self._chosen and not self._pay_together(contexts, times):
+            self._chosen = {}
         return tries
+
+    def _pay_together(self, contexts: Mapping[str, int], times: StepTimes) -> bool:
+        """Whether those chosen are worth a step of the guesser, and the longer step."""
+        assert self._source is not None
+        chosen, rows, alone_ns = self._chosen, self._rows, self._costs[0]
+        gains, more = [], 0.0
+        for seq_id, count in chosen.items():
+            record = self._records[seq_id]
+            gains.append(record.found * sum([record.belief ** (place + 1) for place in range(count)]))
+            more += record.found * count
+        pairs, longest = sum(contexts.values()), max(chosen.values())
+        longer_ns = times.hopeful(rows + round(more), pairs, round(more * pairs / rows)) - alone_ns
+        guess_ns = longest * self._source.guess_ns(len(chosen), sum([contexts[seq_id] for seq_id in chosen]))
+        more_ns = max(0, longer_ns) + guess_ns + self._host_ns * len(chosen)
+        return pays_together(gains=gains, alone_ns=alone_ns, rows=rows, more_ns=more_ns)
 
     def _is_worth_asking(self, seq_id: str, record: _Record, count: int) -> bool:
         """Whether guesses will save more than asking for them, and reading what the source has not read of it."""

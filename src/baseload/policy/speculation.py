@@ -63,6 +63,15 @@ def saved_ns(*, belief: float, costs_ns: Sequence[int], count: int, rows: int) -
     return (gain * costs_ns[0] - costs_ns[count]) / rows
 
 
+def pays_together(*, gains: Sequence[float], alone_ns: int, rows: int, more_ns: float) -> bool:
+    """Whether the guesses of some of `rows` answers are worth what they cost together.
+
+    `gains` are the tokens that each is expected to bring; one saves its answer's part of a step of `alone_ns`.
+    `more_ns` is what the step takes longer, the guesser's and the host's time included.
+    """
+    return sum(gains) * alone_ns / rows > more_ns + (_LEAST_GAIN - 1.0) * alone_ns * len(gains) / rows
+
+
 def probe_after(costs_ns: Sequence[int]) -> int:
     """Steps without a guess after which one is tried all the same."""
     return PROBE_EVERY if guesses(belief=1.0, costs_ns=costs_ns) else PROBE_COSTLY_EVERY
