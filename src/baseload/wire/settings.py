@@ -181,12 +181,7 @@ MODEL_DOCS: Mapping[str, tuple[str, float | None, float | None, tuple[str, ...]]
     "engine.deterministic": ("Same tokens whatever else is in the batch, in bfloat16 too; slower.", None, None, ()),
     "engine.max_seqs": ("Sequences decoded together.", 1, 4096, ()),
     "engine.max_step_tokens": ("Tokens in one engine step.", 16, None, ()),
-    "engine.kv_cache_bytes": (
-        "Memory for the KV cache and a draft's; 0 chooses from machine and model.",
-        0,
-        None,
-        (),
-    ),
+    "engine.kv_cache_bytes": ("Memory for KV cache, a draft's included; 0: by machine and model.", 0, None, ()),
     "engine.block_tokens": ("Tokens in one block of the KV cache.", 1, 1024, ()),
     "engine.max_context": ("Longest prompt plus answer; 0 takes the model's own.", 0, None, ()),
     "engine.max_waiting": ("Requests that may wait inside one worker.", 0, None, ()),
