@@ -13,6 +13,7 @@ from baseload.cli.flags import AsJson, DataDir, SettingsFile
 from baseload.cli.manage import source_of
 from baseload.cli.reach import Place
 from baseload.cli.screen import err, print_json, print_table, say
+from baseload.domain.errors import ModelError, SettingsError
 
 if TYPE_CHECKING:
     from baseload.engine.quantize.run import Outcome, Show
@@ -48,8 +49,11 @@ def quantize(
     source = source_of(model, Place(data_dir, settings_file, "", ""))
     target = (out or _beside(model, source, scheme)).expanduser().absolute()
     request = Request(source, target, chosen, calibrate=calibrate, replace=force, seed=seed)
-    with _bar(silent=as_json) as show:
-        outcome = run(request, show=show)
+    try:
+        with _bar(silent=as_json) as show:
+            outcome = run(request, show=show)
+    except ModelError as error:  # the model is what was given: a wrong input
+        raise SettingsError(error.message, hint=error.hint) from error
     if as_json:
         fields = msgspec.to_builtins(outcome)
         fields["fidelity"]["perplexity_ratio"] = outcome.fidelity.ratio

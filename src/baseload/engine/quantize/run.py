@@ -1,5 +1,6 @@
 """`quantize`: a model's folder or GGUF file in, a packed directory with its measured fidelity out."""
 
+import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,6 +83,7 @@ def quantize(request: Request, *, show: Show) -> Outcome:
     except OSError as error:
         raise SettingsError(f"{out}: cannot be written: {error.strerror}.", hint="Give another --out.") from None
     try:
+        source.check()  # before what takes minutes
         with _folder_of(request.source, workshop) as folder:
             tokens, said = _calibration(request, folder, source.config, show)
             parts = _split(tokens)
@@ -91,6 +93,12 @@ def quantize(request: Request, *, show: Show) -> Outcome:
         noted = {"text": f"kept back from {said}", **msgspec.to_builtins(fidelity)}
         annotate(made, {"fidelity": noted, "calibration": said, "rotated": is_rotated})
         packed.place(made, out, replace=request.replace)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        raise SettingsError(
+            f"{out}: cannot be written: {error.strerror}.", hint="Make room there, or give another --out."
+        ) from None
     finally:
         shutil.rmtree(workshop, ignore_errors=True)
     scheme, size = request.scheme, (out / BLOB).stat().st_size

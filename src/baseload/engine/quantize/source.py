@@ -11,7 +11,7 @@ from baseload.domain.errors import ModelError
 from baseload.engine.config import ModelConfig
 from baseload.engine.gguf.read import is_gguf, open_weights
 from baseload.engine.quantize.transforms import Layer, Matrix
-from baseload.engine.weights import Piece, layer_pieces, open_reader, top_pieces
+from baseload.engine.weights import Piece, layer_pieces, open_reader, pieces, top_pieces
 
 # The leaves of our tree (engine/weights.py) under the names of a packed directory.
 _NAMES = {"attn.norm": "attn_norm", "mlp.norm": "feed_norm", "moe.norm": "feed_norm", "moe.router": "router"}
@@ -25,6 +25,12 @@ class ModelSource:
     path: Path
     config: ModelConfig
     read: Callable[[Piece], NDArray[np.generic]]
+
+    def check(self) -> None:
+        """Raises BadWeights where a tensor is missing or misshapen; of a folder no more than headers are read."""
+        if self.path.is_dir():
+            for piece in pieces(self.config):
+                self.read(piece)
 
     def layer(self, index: int) -> Layer:
         """Layer `index` as float32: attn_norm[H], qkv[·, H], out, feed_norm, gate_up[2I, H], down[H, I] and so on.
