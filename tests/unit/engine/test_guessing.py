@@ -2,6 +2,7 @@
 
 import queue
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from baseload.core.step_times import StepTimes
 from baseload.domain.model import EngineSpec
 from baseload.domain.sampling import Sampling
+from baseload.domain.work import Tier
 from baseload.engine.draft_model import DraftModel
 from baseload.engine.drafting import PromptLookup
 from baseload.engine.guessing import GuessSource, PromptLookups
@@ -260,6 +262,19 @@ def test_answers_are_the_same_token_for_token(num_blocks: int) -> None:
         if isinstance(source, PromptLookups):
             assert steps < plain_steps, "right guesses save steps"
     assert not babbler.open_now, "every sequence was closed"
+
+
+def test_what_gives_way_to_a_higher_class_has_the_same_tokens_in_the_end() -> None:
+    plain, calm, _ = answers(None, some_jobs(), num_blocks=400, max_seqs=16)
+    classes = [Tier.FLEX, Tier.FLEX, Tier.DEFAULT, Tier.FLEX, Tier.PRIORITY]
+    jobs = [replace(job, tier=classes[at % len(classes)]) for at, job in enumerate(some_jobs())]
+    assert calm.totals.preemptions == 0
+    for source in (None, PromptLookups()):
+        mixed, loop, _ = answers(source, jobs, num_blocks=34)
+        assert loop.totals.preemptions > 0
+        for name, deltas in plain.items():
+            for index in range(2):
+                assert tokens_of(mixed[name], index) == tokens_of(deltas, index)
 
 
 def test_a_long_answer_in_a_circle_takes_far_fewer_steps() -> None:
