@@ -19,6 +19,7 @@ from baseload.limits.serving import defaults as shipped
 from baseload.limits.serving.features import features_of
 from baseload.limits.serving.fit import fit, priors
 from baseload.limits.serving.held_out import read_points
+from baseload.limits.serving.hidden import measured_s
 from baseload.limits.serving.measured import anomalies, distinct, halves, sample
 from baseload.limits.serving.predict import Predictor
 from baseload.limits.serving.residual import SHARES, Kernel, evidence
@@ -78,10 +79,10 @@ def with_runs(fitted, folder, tpot, ttft):
 def fit_to(points, *, start=None, only_groups=False, rounds=12):
     """A fit to measured points."""
     catalogue, models = read_catalogue(), Models()
-    tpot, ttft = np.array([p.tpot_ms for p in points]) / 1e3, np.array([p.ttft_ms for p in points]) / 1e3
     traits = [traits_of(p, models.find(p.model)[0]) for p in points]
     features = features_of(points, catalogue, models)
-    return fit(features, traits, tpot, ttft, start=start or priors(), only_groups=only_groups, rounds=rounds)
+    measured = measured_s(points, models)
+    return fit(features, traits, *measured, start=start or priors(), only_groups=only_groups, rounds=rounds)
 
 
 def kernels(points):
@@ -97,12 +98,11 @@ def kernels(points):
         times = times_of(features, fitted.theta([traits_of(p, models.find(p.model)[0]) for p in held]))
         odd = anomalies(held, features)
         some = [i for i in sample(held, per_group=40, seed=3) if not odd[i]]
-        for block, got, said, bound in (
-            (blocks[0], times.tpot_s, "tpot_ms", 0.8),
-            (blocks[1], times.ttft_s, "ttft_ms", 1.5),
-        ):
-            measured = np.array([getattr(p, said) for p in held]) / 1e3
-            block.append(([held[i] for i in some], np.clip(np.log(measured / got), -bound, bound)[some]))
+        points_of = [held[i] for i in some]
+        tpot, _ = Predictor(catalogue=catalogue, models=models, fitted=fitted).errors_of(points_of)
+        ttft = np.log(np.array([p.ttft_ms for p in points_of]) / 1e3 / times.ttft_s[some])
+        for block, errors, bound in ((blocks[0], tpot, 0.8), (blocks[1], ttft, 1.5)):
+            block.append((points_of, np.clip(errors, -bound, bound)))
     start = np.log([*[0.002] * N, *[0.004] * N, 3, 3, 3, 2, 2, 2, 2, 3, 0.004, 0.04])
     scale = np.log([*[4.0] * (2 * N), *[1.0] * 8, 4.0, 4.0])
     return _choose(blocks[0], start), _choose(blocks[1], start + scale)

@@ -139,7 +139,10 @@ def test_collectives_step_outside_the_fast_domain() -> None:
     features = features_of([point(tp_size=1), point(tp_size=8), point(tp_size=16)], CATALOGUE, MODELS)
     assert features["decode_link"][0] == features["decode_messages"][0] == 0
     assert features["outside"].tolist() == [0, 0, 1]
-    assert features["decode_link"][2] > 5 * features["decode_link"][1]
+    inside, across = features["decode_link"][1:]
+    assert (
+        inside * 2 < across < inside * 9
+    )  # of a ninth of the rate, each sends an eighth: what its node summed first
 
 
 def test_disaggregated_decode_is_not_held_up_by_prefill() -> None:

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log2
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from baseload.limits.catalogue.accelerators import Accelerator, Catalogue
 from baseload.limits.catalogue.models import Models
 from baseload.limits.quantization import Quantization, of_formats
+from baseload.limits.serving.hidden import likeliest
 from baseload.limits.serving.points import Layout, Point
 from baseload.limits.serving.stand_in import StandIns
 from baseload.limits.shapes import ModelShape
@@ -26,7 +26,9 @@ LEAST_ROOM = 0.03  # of it for the cache however tight the weights: who deploys 
 MEMORY_MOST = 0.97  # what weights may fill before a deployment is held to be impossible
 FAST_GB_PER_S = 200.0  # a link of accelerators among themselves, one way; host buses are below
 LATENT = 3.4  # decoding MLA works in the latent space: over so many times the elements a pair
-USUAL_WORKERS = 4.0  # that decode, where nobody says how many
+LAUNCHES = {"attention": 0.55, "mlp": 0.45, "mla": 1.1, "linear": 1.1, "experts": 0.9, "shared": 0.2}
+"""Kernels of a part, where those of a dense layer (some ten) are 1. Latent attention projects twice and absorbs,
+routed experts are chosen, gathered, multiplied twice and scattered, a shared expert runs beside them."""
 STEP = (
     "dense_read",
     "dense_math",
@@ -175,8 +177,9 @@ def _kv_cut(shape: ModelShape, layout: Layout) -> float:
 
 def _row(point: Point, chip: Accelerator, shape: ModelShape) -> list[float]:
     q = weights_of(point, shape)
+    fits = _memory(point, point.decode, chip, shape, q).fits
+    point = likeliest(point, chip, shape, q)
     decode, prefill = point.decode, point.prefill or point.decode
-    decode = _believed(point, decode, chip, shape, q)
     of_decode = counts_of(shape, q, chip, decode)
     of_prefill = of_decode if prefill == decode else counts_of(shape, q, chip, prefill)
     memory = _memory(point, decode, chip, shape, q)
@@ -196,25 +199,13 @@ def _row(point: Point, chip: Accelerator, shape: ModelShape) -> list[float]:
         prefill.workers,
         float(point.prefill is not None),
         float(decode.workers_known and prefill.workers_known),
-        float(memory.fits),
+        float(fits),
     ]
 
 
-def _believed(point: Point, layout: Layout, chip: Accelerator, shape: ModelShape, q: Quantization) -> Layout:
-    """Latent attention whose cache for the load would not fit is replicated, whatever the column says."""
-    if layout.dp > 1 or not point.prefill or not any(m.kind == "mla" for m in shape.mixers):
-        return layout
-    memory = _memory(point, layout, chip, shape, q)
-    if not memory.fits or memory.sequences >= point.concurrency / workers_of(point):
-        return layout
-    return msgspec.structs.replace(layout, dp=layout.gpus, ep=layout.gpus)
-
-
 def workers_of(point: Point) -> float:
-    """Decoding workers: as stated, else the usual number."""
-    if point.decode.workers_known:
-        return float(point.decode.workers)
-    return min(USUAL_WORKERS, max(1.0, point.concurrency))
+    """Decoding workers: as stated, or as guessed."""
+    return float(point.decode.workers)
 
 
 def _terms(c: Counts, *, tokens: float, sequences: float, context: float, pairs: float) -> list[float]:
@@ -282,12 +273,9 @@ def counts_of(shape: ModelShape, q: Quantization, chip: Accelerator, layout: Lay
         if m.kv_elements
     )
     states = sum(m.layers * m.state_elements for m in shape.mixers)
-    bytes_out = 4.0 * shape.hidden * shape.layers * (gpus - 1) / gpus / (1.0 if layout.dp == 1 else gpus)
-    if layout.dp > 1:
-        bytes_out *= max(1, min(max((f.top_k for f in shape.feedforwards), default=1), gpus))
     weights = shape.weight_bytes(q) / gpus + shape.mixer_params * q.attention_bytes * (layout.dp - 1) / gpus
     return Counts(
-        layers=float(shape.layers),
+        layers=launches(shape),
         messages=2.0 * shape.layers * _latency(chip, gpus) if gpus > 1 else 0.0,
         outside=gpus > (chip.scale_up_domain or 1),
         dp=layout.dp,
@@ -299,11 +287,22 @@ def counts_of(shape: ModelShape, q: Quantization, chip: Accelerator, layout: Lay
         attention=attention,
         state_read_s=8.0 * states / kv_cut / read,
         state_math_s=6.0 * states / gpus / bf16_peak,
-        link_s=bytes_out / _link(chip, gpus) if gpus > 1 else 0.0,
+        link_s=_link_s(shape, chip, layout),
         weight_bytes=weights,
         kv_element_bytes=elements,
         kv_cut=kv_cut,
     )
+
+
+def launches(shape: ModelShape) -> float:
+    """Kernels a step launches, in those of a layer of grouped-query attention and a dense MLP."""
+    mixers = sum(m.layers * LAUNCHES.get(m.kind, LAUNCHES["linear"]) for m in shape.mixers)
+    for f in shape.feedforwards:
+        shared = f.experts and f.dense_params > 2 * shape.hidden * f.experts  # more than a router
+        mixers += f.layers * (
+            LAUNCHES["experts"] + LAUNCHES["shared"] * bool(shared) if f.experts else LAUNCHES["mlp"]
+        )
+    return mixers
 
 
 def _compute(form: str, chip: Accelerator) -> str:
@@ -319,10 +318,31 @@ def _latency(chip: Accelerator, gpus: int) -> float:
     return slow * (3.0 + log2(gpus)) / 4.0
 
 
-def _link(chip: Accelerator, gpus: int) -> float:
-    """Bytes per second out of one accelerator: the fast links inside their domain, the network outside."""
-    if gpus <= (chip.scale_up_domain or 1) and chip.scale_up_gb_per_s:
-        return chip.scale_up_gb_per_s * 1e9
-    if chip.scale_out_gbit_per_s:
-        return chip.scale_out_gbit_per_s / 8.0 * 1e9
-    return chip.need("scale_up_gb_per_s") * 1e9
+def _link_s(shape: ModelShape, chip: Accelerator, layout: Layout) -> float:
+    """Seconds a token's activations are on the links. Across nodes each of them sends what its members summed first,
+    or, where attention is replicated, a token once to each other node that has an expert of its."""
+    inside, rate = _inside(chip, layout.gpus)
+    nodes = layout.gpus / inside
+    sent = 4.0 * shape.hidden * shape.layers  # in 16 bits, twice a layer
+    copies = crossing = 1.0
+    if layout.dp > 1:
+        top_k = max((f.top_k for f in shape.feedforwards), default=1) or 1
+        sent /= layout.gpus
+        copies = max(1.0, min(top_k, layout.gpus))
+        crossing = (nodes - 1.0) * (1.0 - (1.0 - 1.0 / nodes) ** top_k) * inside
+    seconds = sent * copies * (inside - 1) / inside / rate if inside > 1 else 0.0
+    if nodes > 1:
+        seconds += sent * crossing / inside / (chip.need("scale_out_gbit_per_s") / 8.0 * 1e9)
+    return seconds
+
+
+def _inside(chip: Accelerator, gpus: int) -> tuple[int, float]:
+    """How many of the accelerators share fast links, and bytes per second out of one of them."""
+    if chip.scale_up_gb_per_s:
+        domain = max(1, chip.scale_up_domain or 1)
+        if gpus <= domain or chip.scale_out_gbit_per_s:
+            return min(gpus, domain), chip.scale_up_gb_per_s * 1e9
+        return gpus, chip.scale_up_gb_per_s * 1e9
+    if gpus > 1 and not chip.scale_out_gbit_per_s:
+        return gpus, chip.need("scale_up_gb_per_s") * 1e9
+    return 1, 0.0

@@ -16,6 +16,7 @@ from baseload.limits.catalogue.accelerators import Catalogue
 from baseload.limits.catalogue.models import Models
 from baseload.limits.serving.features import features_of
 from baseload.limits.serving.fit import Fitted, fit, priors
+from baseload.limits.serving.hidden import measured_s
 from baseload.limits.serving.measured import anomalies, distinct, halves, kendall_tau, sample
 from baseload.limits.serving.points import Point, parse_points
 from baseload.limits.serving.predict import Prediction, Predictor
@@ -132,7 +133,7 @@ def fit_points(
     points: Sequence[Point], catalogue: Catalogue | StandIns, models: Models, *, rounds: int = 12
 ) -> Fitted:
     """Values fitted to measured points, from the priors alone."""
-    tpot_s, ttft_s = np.array([p.tpot_ms for p in points]) / 1e3, np.array([p.ttft_ms for p in points]) / 1e3
+    tpot_s, ttft_s = measured_s(points, models)
     traits = [traits_of(p, models.find(p.model)[0]) for p in points]
     return fit(features_of(points, catalogue, models), traits, tpot_s, ttft_s, start=priors(), rounds=rounds)
 

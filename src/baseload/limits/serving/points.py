@@ -21,7 +21,7 @@ _IN_ID = re.compile(r"_tp(\d+)(?:_0)?_ep(\d+)")
 NEEDED = ("model_path", "system")
 USUAL_TOKENS = 1024
 SPAN = 8  # accelerators of a node: a tensor-parallel group spans one, at most two
-CROWDED = 16  # users an accelerator beyond which attention is replicated, in such totals
+CROWDED = 20  # users an accelerator beyond which attention is replicated
 _HINT = "The columns are those of docs/limits.md, section Points."
 
 
@@ -56,6 +56,7 @@ class Point(Struct, frozen=True):
     ttft_ms: float = 0.0
     mode: str = "agg"  # as the table has it: "agg" or "disagg"
     note: str = ""  # what the row left out, and what was taken for it
+    guessed: bool = False  # the layout is a guess of `hidden`
 
     @property
     def family(self) -> str:
@@ -80,7 +81,9 @@ def parse_point(row: Mapping[str, str | None], *, line: int, name: str) -> Point
     id_ = cells.text("id", "")
     prefill = _layout(cells, "prefill_", id_="") if mode == "disagg" else None
     decode = _layout(cells, "decode_", id_="") if mode == "disagg" else _layout(cells, "", id_=id_)
-    if mode == "agg" and decode.workers > 1:  # a total of several workers: prefill has accelerators of its own
+    if mode == "agg" and (
+        decode.workers > 1 or decode.gpus > 2 * SPAN
+    ):  # a total of several workers: prefill has accelerators of its own
         prefill = Layout(gpus=SPAN // 2)
     return Point(
         line=line,
@@ -117,13 +120,16 @@ def parse_points(rows: list[dict[str, str | None]], *, name: str, first_line: in
 def _several(cells: "_Cells", prefix: str, gpus: int) -> Layout:
     """What is stated as one tensor-parallel group wider than any engine runs: the total of several workers.
 
-    Such totals are those of deployments with a prefill worker of half a node and decoding workers of a node each.
+    Such totals are those of deployments with a prefill worker of half a node, and decoding workers of a node each or,
+    where users crowd, one wide group that replicates attention.
     """
     if prefix == "prefill_":
         return Layout(gpus=SPAN // 2)
-    workers = max(1, (gpus - SPAN // 2) // SPAN)
-    users = cells.number("concurrency", default=0.0) / workers
-    return Layout(gpus=SPAN, dp=SPAN if users > CROWDED * SPAN else 1, ep=SPAN, workers=workers)
+    decode = max(SPAN, gpus - SPAN // 2)
+    if cells.number("concurrency", default=0.0) > CROWDED * decode:
+        width = 1 << (decode.bit_length() - 1)
+        return Layout(gpus=width, dp=width, ep=width)
+    return Layout(gpus=SPAN, ep=SPAN, workers=decode // SPAN)
 
 
 class _Cells:
@@ -197,7 +203,7 @@ def _layout(cells: _Cells, prefix: str, *, id_: str) -> Layout:
     in_id = _IN_ID.search(id_)
     if in_id:
         gpus, ep = max(1, int(in_id[1])), max(1, int(in_id[2]))
-    elif moe_tp == ep > 1 and tp * dp == ep * moe_tp:
+    elif not prefix and moe_tp == ep > 1 and tp * dp == ep * moe_tp:
         gpus = ep
     elif tp == dp > 1 and ep == tp * dp:
         gpus = tp

@@ -15,8 +15,19 @@ import numpy as np
 from baseload.limits.catalogue.accelerators import Catalogue, read_catalogue
 from baseload.limits.catalogue.models import Models
 from baseload.limits.serving.defaults import Defaults, read_defaults
-from baseload.limits.serving.features import Floats, features_of
+from baseload.limits.serving.features import Floats, features_of, weights_of
 from baseload.limits.serving.fit import Fitted, fit
+from baseload.limits.serving.hidden import (
+    PACE,
+    UNCERTAIN,
+    Beliefs,
+    Guess,
+    guesses,
+    least_error,
+    likeliest,
+    measured_s,
+    responsibilities,
+)
 from baseload.limits.serving.points import Point
 from baseload.limits.serving.residual import Residual, learn
 from baseload.limits.serving.stand_in import StandIns
@@ -61,6 +72,7 @@ class Predictor:
         self.fitted = fitted or self.defaults.fitted()
         self._known: Counter[tuple[str, str, str]] = Counter()
         self._builds = {trait for trait, _ in self.fitted.corrections}
+        self._beliefs = Beliefs()
         self._tpot: Residual = learn((), np.zeros(0), self.defaults.tpot)
         self._ttft: Residual = learn((), np.zeros(0), self.defaults.ttft)
 
@@ -68,27 +80,74 @@ class Predictor:
         """A predictor that has also seen these measured points (rows without times are passed over)."""
         seen = [p for p in points if p.tpot_ms > 0]
         features, traits = features_of(seen, self.chips, self.models), self._traits(seen)
-        tpot_s, ttft_s = np.array([p.tpot_ms for p in seen]) / 1e3, np.array([p.ttft_ms for p in seen]) / 1e3
+        tpot_s, ttft_s = measured_s(seen, self.models)
         fitted = self.fitted
         if seen:
             fitted = fit(features, traits, tpot_s, ttft_s, start=self.fitted, only_groups=True, rounds=10)
         after = Predictor(catalogue=self.catalogue, models=self.models, defaults=self.defaults, fitted=fitted)
-        times = times_of(features, fitted.theta(traits))
-        both = [i for i, p in enumerate(seen) if p.ttft_ms > 0]
         after._known = Counter((p.system, p.engine, p.mode) for p in seen)
-        after._tpot = learn(seen, np.log(tpot_s / times.tpot_s), self.defaults.tpot)
-        after._ttft = learn([seen[i] for i in both], np.log(ttft_s[both] / times.ttft_s[both]), self.defaults.ttft)
+        errors, after._beliefs = after.errors_of(seen)
+        after._tpot = learn(seen, errors, self.defaults.tpot)
+        both = [i for i, p in enumerate(seen) if p.ttft_ms > 0]
+        first = times_of(features, fitted.theta(traits)).ttft_s
+        after._ttft = learn([seen[i] for i in both], np.log(ttft_s[both] / first[both]), self.defaults.ttft)
         return after
+
+    def errors_of(self, points: Sequence[Point]) -> tuple[Floats, Beliefs]:
+        """Logarithms of measured over computed TPOT before any residual, by the guess that explains each point best,
+        and which guesses those are."""
+        errors, told = np.zeros(len(points)), []
+        for i, (said, tpot) in enumerate(self._guessed(points)):
+            each = np.log(points[i].tpot_ms / 1e3 / tpot)
+            shares = responsibilities(each, np.array([g.weight for g in said]))
+            errors[i] = shares @ each
+            if len(said) > 1:
+                told.append((points[i], said, shares))
+        return errors, Beliefs(told)
+
+    def _guessed(self, points: Sequence[Point]) -> list[tuple[tuple[Guess, ...], Floats]]:
+        """What each point may have been, and its TPOT in seconds then."""
+        if not points:
+            return []
+        said = [
+            guesses(p, self.chips.find(p.system), shape, weights_of(p, shape))
+            for p, shape in ((p, self.models.find(p.model)[0]) for p in points)
+        ]
+        flat = [g.point for of in said for g in of]
+        tpot = times_of(features_of(flat, self.chips, self.models), self.fitted.theta(self._traits(flat))).tpot_s
+        tpot = tpot / np.array([PACE if g.speculates else 1.0 for of in said for g in of])
+        ends = np.cumsum([len(of) for of in said])
+        return list(zip(said, np.split(tpot, ends[:-1]), strict=True))
+
+    def _tpot_s(self, points: Sequence[Point], spread: Floats) -> tuple[Floats, Floats]:
+        """(the answer of least expected relative error, the same if it speculates), in seconds."""
+        answer, other = np.zeros(len(points)), np.zeros(len(points))
+        for i, (said, tpot) in enumerate(self._guessed(points)):
+            if len(said) == 1:
+                answer[i] = tpot[0] * np.exp(-(spread[i] ** 2))
+                other[i] = answer[i] / SPECULATING
+                continue
+            own = max(spread[i] ** 2 - UNCOUNTED, UNCERTAIN**2) ** 0.5
+            weights = self._beliefs.weights(points[i], said)
+            answer[i] = least_error(tpot, weights, own)
+            speculating = np.array([g.speculates for g in said])
+            if speculating.any():
+                other[i] = least_error(tpot[speculating], weights[speculating], own)
+        return answer, other
 
     def predict(self, points: Sequence[Point]) -> list[Prediction]:
         """One answer a point, in order. What stands in for blank figures is told in `basis` and `note`."""
+        if not points:
+            return []
         features, traits = features_of(points, self.chips, self.models), self._traits(points)
         times = times_of(features, self.fitted.theta(traits))
         more, spread = self._tpot.correct(points)
         more_first, spread_first = self._ttft.correct(points)
         doubt = self._doubt(points)
         spread, spread_first = np.sqrt(spread**2 + doubt), np.sqrt(spread_first**2 + doubt)
-        tpot_ms = 1e3 * times.tpot_s * np.exp(np.clip(more, -1.5, 1.5) - spread**2)
+        moved = 1e3 * np.exp(np.clip(more, -1.5, 1.5))
+        tpot_s, speculating_s = self._tpot_s(points, spread)
+        tpot_ms, speculating_ms = tpot_s * moved, speculating_s * moved
         ttft_ms = 1e3 * times.ttft_s * np.exp(np.clip(more_first, -3.0, 3.0))
         answers = []
         for i, point in enumerate(points):
@@ -101,7 +160,7 @@ class Predictor:
                     basis=self.basis_of(point),
                     tpot_expected_error=_mean_error(spread[i], self.defaults.tpot.noise),
                     ttft_expected_error=_mean_error(spread_first[i], self.defaults.ttft.noise),
-                    tpot_if_speculating_ms=float(tpot_ms[i]) / SPECULATING if may_speculate else 0.0,
+                    tpot_if_speculating_ms=float(speculating_ms[i]) if may_speculate else 0.0,
                     note=self._note(point, fits=bool(features["fits"][i])),
                 )
             )
@@ -143,7 +202,9 @@ class Predictor:
     def _note(self, point: Point, *, fits: bool) -> str:
         notes = [note for note in (point.note, self.chips.note(point.system)) if note]
         if not fits:
-            notes.append("weights exceed the memory of the accelerators stated: computed as if they fitted")
+            shape = self.models.find(point.model)[0]
+            wide = likeliest(point, self.chips.find(point.system), shape, weights_of(point, shape)).decode.gpus
+            notes.append(f"weights exceed the memory of the accelerators stated: computed on {wide}")
         if self.models.find(point.model)[1] != "config":
             notes.append("model shape guessed from its name: give its config.json")
         if point.prefill and not (point.decode.workers_known and point.prefill.workers_known):

@@ -52,14 +52,13 @@ def traits_of(point: Point, shape: ModelShape) -> tuple[tuple[str, tuple[str, ..
     sliced = (
         shape.moe_layers > 0 and point.decode.ep == 1 and point.decode.gpus > 2
     )  # each rank a part of every expert
-    latent = point.mode == "disagg" and not point.decode.workers_known and shape.draft_layers > 0
     return (
         (f"engine={point.engine}", _ENGINE),
         (f"generation={generation}", _SILICON),
         (f"kind={kind}", _KIND),
-        *(((f"speculates?,engine={point.engine}", ("pace",)),) if latent else ()),
         (f"dense={q.dense}", _DENSE),
         *((("unpacked", ("expert_read", "dense_read", "expert_math", "prefill_expert")),) if unpacked else ()),
+        *(((f"unpacked,generation={generation}", ("expert_read", "dense_read")),) if unpacked else ()),
         (f"experts={q.experts}", _EXPERT),
         (f"dense={q.dense},generation={generation}", _DENSE),
         (f"experts={q.experts},generation={generation}", _EXPERT),
