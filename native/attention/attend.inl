@@ -22,6 +22,7 @@ inline void open_run(const AttendTask& t, int64_t vectors, int64_t wide, Room* r
   run->n = t.rows * c.groups;
   run->scores = room->take<float>(wide * kColumns);
   run->weights = room->take<uint16_t>(wide * kColumns);
+  run->highest = room->take<float>(vectors);
   run->keep = room->take<float>(vectors);
   run->unit = room->take<float>(vectors);
   run->shift = room->take<int32_t>(vectors);
@@ -87,7 +88,9 @@ inline void one_chunk(const Run& run, const Chunk& chunk) {
   for (; r + 2 <= run.n; r += 2) scores_rows<Q, 2>(run, r, chunk);
   for (; r < run.n; ++r) scores_rows<Q, 1>(run, r, chunk);
   for (r = 0; r < run.n; ++r)
-    soften<kind>(run, r, chunk, nullptr, run.scores + r * kColumns, run.weights + r * kColumns, run.state + r * stride);
+    find_top<kind>(run, r, chunk, nullptr, run.scores + r * kColumns, run.state + r * stride);
+  for (r = 0; r < run.n; ++r)
+    weigh<kind>(run, r, chunk, run.scores + r * kColumns, run.weights + r * kColumns, run.state + r * stride);
   for (r = 0; r + kRows <= run.n; r += kRows) mix_rows<Q, kRows>(run, r, chunk);
   for (; r + 2 <= run.n; r += 2) mix_rows<Q, 2>(run, r, chunk);
   for (; r < run.n; ++r) mix_rows<Q, 1>(run, r, chunk);

@@ -120,7 +120,7 @@ static inline int64_t rows_per_task(const CacheLayout& c, int64_t vectors) {
 static inline int64_t part_floats(const CacheLayout& c) { return c.dim_v + 16; }
 static inline int64_t attend_scratch_bytes(const CacheLayout& c, int64_t vectors) {
   const int64_t n = (rows_per_task(c, vectors) * c.groups + 31) / 32 * 32, columns = kChunkTiles * kTile;
-  const int64_t sums = n * (2 * part_floats(c) * 4 + columns * 6 + 12), tiles = n * c.dim_v * 2 + columns * (c.dim_v * 4 + 4);
+  const int64_t sums = n * (2 * part_floats(c) * 4 + columns * 6 + 16), tiles = n * c.dim_v * 2 + columns * (c.dim_v * 4 + 4);
   return sums + tiles + 4096;
 }
 static inline int64_t split_of(const CacheLayout& c, int64_t position) {

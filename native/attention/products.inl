@@ -14,6 +14,7 @@ struct Run {
   int32_t offset[256];       // 16-bit integers: 128 · sum of the query's
   float* scores;             // [n][kColumns]; then the weights, where these are floats
   uint16_t* weights;         // [n][kColumns], bf16 or integers in widening order
+  float* highest;            // [n]: the largest score so far
   float* keep;               // [n]: what the old sums are multiplied by
   float* unit;               // [n], integers: one step of `weights`
   int32_t* shift;            // [n], integers: 128 · sum of `weights`

@@ -19,26 +19,33 @@ inline F hide(const Chunk& chunk, int i, int64_t position, int64_t window, F x) 
   return S::keep_lanes(x, static_cast<int>(from), static_cast<int>(to), S::set(kNothing));
 }
 
-// Scores of vector r of the run in s[kColumns], whose weights go to w[kColumns]; `state` is its own. kWhole: all tiles of
-// the chunk are there, and all of it is seen.
-template <Weights W, bool kWhole>
-inline void soften_some(const Run& run, int64_t r, const Chunk& chunk, const float* key_scales, float* s, uint16_t* w,
-                        float* state) {
-  const CacheLayout& c = *run.c;
-  const int count = kWhole ? kChunkTiles : chunk.count;
-  float &top = state[c.dim_v], &sum = state[c.dim_v + 1];
-  F x[kChunkTiles], high = S::set(kNothing);
-#pragma GCC unroll 8
-  for (int i = 0; i < count; ++i) {
-    x[i] = S::load(s + i * kTile);
-    if constexpr (W == Weights::kScaledBf16) x[i] = S::mul(x[i], S::load(key_scales + i * kTile));
-    if constexpr (!kWhole) x[i] = hide(chunk, i, run.t->first_position + r / c.groups, run.t->window, x[i]);
-    high = S::max(high, x[i]);
+// First of two passes over the vectors of a chunk, so that no exponential waits for a maximum: the largest of vector r's
+// scores s[kColumns] with those before goes to run.highest[r], what the old sums are multiplied by to run.keep[r].
+template <Weights W>
+inline void find_top(const Run& run, int64_t r, const Chunk& chunk, const float* key_scales, float* s, float* state) {
+  const int64_t position = run.t->first_position + r / run.c->groups;
+  const bool sees_all =
+      chunk.is_whole && position + 1 >= chunk.end && position - run.t->window + 1 <= chunk.first;
+  F high = S::set(kNothing);
+  for (int i = 0; i < chunk.count; ++i) {
+    F x = S::load(s + i * kTile);
+    if constexpr (W == Weights::kScaledBf16) x = S::mul(x, S::load(key_scales + i * kTile));
+    if (!sees_all) x = hide(chunk, i, position, run.t->window, x);
+    if (!sees_all || W == Weights::kScaledBf16) S::store(s + i * kTile, x);
+    high = S::max(high, x);
   }
-  const float chunk_top = S::highest(high);
-  const float new_top = chunk_top > top ? chunk_top : top;
-  if (!kWhole && new_top == kNothing) {  // nothing seen so far
-    run.keep[r] = 1.0f;
+  float& top = state[run.c->dim_v];
+  const float chunk_top = S::highest(high), new_top = chunk_top > top ? chunk_top : top;
+  run.highest[r] = new_top;
+  run.keep[r] = new_top == kNothing ? 1.0f : S::first(S::exp2(S::set(top - new_top)));
+  top = new_top;
+}
+
+// Second pass: the weights of vector r, 2^(score - highest), to w[kColumns] (or over the scores); their sum to its state.
+template <Weights W>
+inline void weigh(const Run& run, int64_t r, const Chunk& chunk, float* s, uint16_t* w, float* state) {
+  const int count = chunk.count;
+  if (run.highest[r] == kNothing) {  // nothing seen so far
     run.unit[r] = 0.0f;
     run.shift[r] = 0;
     if constexpr (W == Weights::kFloats) {
@@ -48,20 +55,23 @@ inline void soften_some(const Run& run, int64_t r, const Chunk& chunk, const flo
     }
     return;
   }
-  const F shift = S::set(new_top);
+  const F shift = S::set(run.highest[r]);
   F total = S::set(0), peak = S::set(0);
-#pragma GCC unroll 8
   for (int i = 0; i < count; ++i) {
-    const F p = S::weight2(S::sub(x[i], shift));
+    const F p = S::weight2(S::sub(S::load(s + i * kTile), shift));
     total = S::add(total, p);
     if constexpr (W == Weights::kBf16) {
       S::store_bf16(w + i * kTile, p);
     } else if constexpr (W == Weights::kFloats) {
       S::store(s + i * kTile, p);
     } else {
-      x[i] = S::mul(p, S::load(chunk.value_scales + i * kTile));
-      if constexpr (W == Weights::kScaledBf16) S::store_bf16(w + i * kTile, x[i]);
-      peak = S::max(peak, x[i]);
+      const F scaled = S::mul(p, S::load(chunk.value_scales + i * kTile));
+      if constexpr (W == Weights::kScaledBf16) {
+        S::store_bf16(w + i * kTile, scaled);
+      } else {
+        S::store(s + i * kTile, scaled);
+        peak = S::max(peak, scaled);
+      }
     }
   }
   if constexpr (W == Weights::kInt16) {
@@ -69,32 +79,16 @@ inline void soften_some(const Run& run, int64_t r, const Chunk& chunk, const flo
     const bool usable = largest_weight > 0 && is_finite(largest_weight);
     const F inverse = S::set(usable ? kPInt / largest_weight : 0.0f);
     I all = S::seti(0);
-#pragma GCC unroll 8
     for (int i = 0; i < count; ++i) {
-      const I v = S::to_int(S::mul(x[i], inverse));
+      const I v = S::to_int(S::mul(S::load(s + i * kTile), inverse));
       all = S::addi(all, v);
       S::store_widening(w + i * kTile, v);
     }
     run.unit[r] = usable ? largest_weight / kPInt : largest_weight;
     run.shift[r] = 128 * S::sumi(all);
   }
-  const float keep = S::first(S::exp2(S::set(top - new_top)));
-  run.keep[r] = keep;
-  top = new_top;
-  sum = sum * keep + S::sum(total);
-}
-
-template <Weights W>
-inline void soften(const Run& run, int64_t r, const Chunk& chunk, const float* key_scales, float* s, uint16_t* w,
-                   float* state) {
-  const int64_t position = run.t->first_position + r / run.c->groups;
-  const bool sees_all = chunk.is_whole && chunk.count == kChunkTiles && position + 1 >= chunk.end &&
-                        position - run.t->window + 1 <= chunk.first;
-  if (sees_all) {
-    soften_some<W, true>(run, r, chunk, key_scales, s, w, state);
-  } else {
-    soften_some<W, false>(run, r, chunk, key_scales, s, w, state);
-  }
+  float& sum = state[run.c->dim_v + 1];
+  sum = sum * run.keep[r] + S::sum(total);
 }
 
 inline void clear_state(const CacheLayout& c, float* state) {

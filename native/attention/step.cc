@@ -53,23 +53,22 @@ int64_t splits_of(const StepCall& call, const Span& span, int64_t row, int64_t r
   return split_of(call.layout, position + rows - 1) - *first + 1;
 }
 
-// Pieces of work, the largest first: prompts from their ends, then single rows.
+// Pieces of work: prompts, each head from its end, then single rows.
 std::vector<Piece> pieces_of(const StepCall& call, int64_t* parts) {
   const CacheLayout& c = call.layout;
   const int64_t most = rows_per_task(c, call.isa->vectors);
   std::vector<Piece> pieces;
-  const auto add = [&](size_t s, int64_t row, int64_t rows) {
-    for (int64_t head = 0; head < c.kv_heads; ++head)
-      pieces.push_back({static_cast<int32_t>(s), static_cast<int32_t>(row), static_cast<int32_t>(rows),
-                        static_cast<int32_t>(head), 0, -1, 0});
-  };
+  // One head after the other: its keys and values stay in the core's cache while all rows go over them.
   for (size_t s = 0; s < call.spans.size(); ++s) {
     const int64_t rows = call.spans[s].rows;
-    if (rows == 1) continue;
-    for (int64_t row = (rows - 1) / most * most; row >= 0; row -= most) add(s, row, rows - row < most ? rows - row : most);
+    for (int64_t head = 0; head < c.kv_heads && rows > 1; ++head)
+      for (int64_t row = (rows - 1) / most * most; row >= 0; row -= most)
+        pieces.push_back({static_cast<int32_t>(s), static_cast<int32_t>(row),
+                          static_cast<int32_t>(rows - row < most ? rows - row : most), static_cast<int32_t>(head), 0, -1, 0});
   }
   for (size_t s = 0; s < call.spans.size(); ++s)
-    if (call.spans[s].rows == 1) add(s, 0, 1);
+    for (int64_t head = 0; head < c.kv_heads && call.spans[s].rows == 1; ++head)
+      pieces.push_back({static_cast<int32_t>(s), 0, 1, static_cast<int32_t>(head), 0, -1, 0});
   *parts = 0;
   if (threads() == 1 || static_cast<int64_t>(pieces.size()) >= 3 * threads()) return pieces;
   std::vector<Piece> split;

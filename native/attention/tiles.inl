@@ -94,11 +94,15 @@ struct OnTiles {
     for (int i = 0; i < chunk.count; i += 2)
       scores_of<kTwo>(m.q + r0 * c.dim, c.dim, keys[i], keys[i + 1 < chunk.count ? i + 1 : i], run.scores + i * kTile);
     for (int64_t i = 0; i < count; ++i) {
-      float* state = run.state + (r0 + i) * stride;
+      float *state = run.state + (r0 + i) * stride, *s = run.scores + i * kColumns;
+      c.int8 ? find_top<Weights::kScaledBf16>(run, r0 + i, chunk, m.key_scales, s, state)
+             : find_top<Weights::kBf16>(run, r0 + i, chunk, nullptr, s, state);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      float *state = run.state + (r0 + i) * stride, *s = run.scores + i * kColumns;
       uint16_t* weights = run.weights + i * kColumns;
-      float* s = run.scores + i * kColumns;
-      c.int8 ? soften<Weights::kScaledBf16>(run, r0 + i, chunk, m.key_scales, s, weights, state)
-             : soften<Weights::kBf16>(run, r0 + i, chunk, nullptr, s, weights, state);
+      c.int8 ? weigh<Weights::kScaledBf16>(run, r0 + i, chunk, s, weights, state)
+             : weigh<Weights::kBf16>(run, r0 + i, chunk, s, weights, state);
       if (chunk.count % 2) __builtin_memset(weights + chunk.count * kTile, 0, kTile * 2);
       const float keep = run.keep[r0 + i];
       if (keep != 1.0f)
