@@ -1,5 +1,7 @@
 """The attention kernels against float64, for every instruction set of this machine; and whose bits depend on what."""
 
+import ctypes
+
 import jax
 import numpy as np
 import pytest
@@ -158,6 +160,17 @@ def test_8_bits_mean_the_same_to_the_twin_as_to_the_reference(shape_type, kernel
     table = tables(twin, 1, 70, rng)[0]
     found, expected, exact = (kernel_of(shape).run((x, 0, table))[0] for shape in (twin, ours, plain))
     assert np.abs(found - expected).mean() < 0.5 * np.abs(exact - expected).mean()
+
+
+@pytest.mark.skipif(library.load() is None, reason="the kernels were not built")
+@pytest.mark.parametrize("int8", [0, 1])
+def test_more_work_takes_more_time_when_attention_is_measured_alone(int8):
+    call = library.load().c.bl_attention_speed
+    call.restype = ctypes.c_double
+    call.argtypes = [ctypes.c_char_p, *[ctypes.c_int64] * 3, ctypes.c_int32, *[ctypes.c_int64] * 4]
+    isa = library.features().isas[0].encode() if library.features().isas else b"portable"
+    little, much = (call(isa, 4, 2, 64, int8, 1, rows, 64, 3) for rows in (1, 512))
+    assert 0 < little < much
 
 
 @pytest.mark.skipif(library.load() is None, reason="the kernels were not built")
