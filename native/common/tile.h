@@ -1,9 +1,9 @@
 // AMX tiles behind a thin interface, so that the same kernel runs on tiles or on plain memory.
 //
 // Eight tiles of at most 16 rows of 64 bytes. A kernel configures the rows of tiles 0 to 7 (64 bytes wide each), loads,
-// multiplies and stores them by number, and releases them. RealTiles was never run on AMX hardware by its authors: it is
-// used only after amx_works() (matmul/check.h) has compared it with plain C++ in the same process. Only a translation
-// unit built with -mamx-tile sees RealTiles.
+// multiplies and stores them by number, and releases them. RealTiles was run by its authors on an emulated processor
+// (docs/decisions/0024-amx-tiles.md), never on hardware: it is used only after amx_works() (matmul/check.h) has compared
+// it with plain C++ in the same process. Only a translation unit built with -mamx-tile sees RealTiles.
 #pragma once
 
 #include <cstdint>

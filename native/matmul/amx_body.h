@@ -2,11 +2,11 @@
 // kVectors the kernels that take what tiles do not.
 //
 // Two tiles of 16 rows of activations times two of 16 panels' rows: four sums, each loaded tile used twice. The packed
-// layout is the tile layout, so weights are loaded as they lie. Tiles are configured once per task, all of 16 rows: what
-// lies behind the last row is multiplied too and dropped. The tile unit and the vector units work side by side: while one
-// block is multiplied, the block before is scaled and written a few rows per step, and 4-bit weights are unpacked a few
-// steps ahead. Few rows of integers take the vector kernels (same bits: integer sums are exact); bfloat16 always takes
-// tiles, because its sums must not depend on the number of rows.
+// layout is the tile layout, so weights are loaded as they lie. Tiles are configured once per task, all of 16 rows:
+// what lies behind the last row is multiplied too and dropped. The tile unit and the vector units work side by side:
+// while one block is multiplied, the block before is scaled and written a few rows per step, and 4-bit weights are
+// unpacked a few steps ahead. Few rows of integers take the vector kernels (same bits: integer sums are exact);
+// bfloat16 always takes tiles, because its sums must not depend on the number of rows.
 #pragma once
 
 #include "common/tile.h"
@@ -61,9 +61,11 @@ struct AmxImpl {
   template <bool kBf16, int P>
   static void panels(const Block& b, int64_t from, int64_t to) {
     alignas(64) uint8_t sums[2][kTileRows * P * 64];
-    const int64_t width = kBf16 ? 2 : 1, line = b.a.lda * width, blocks = (b.row_end - b.row_begin + kTileRows - 1) / kTileRows;
+    const int64_t width = kBf16 ? 2 : 1, line = b.a.lda * width;
+    const int64_t blocks = (b.row_end - b.row_begin + kTileRows - 1) / kTileRows;
     const bool four = b.w.scheme == Scheme::kW4;
-    const uint8_t* a = kBf16 ? reinterpret_cast<const uint8_t*>(b.a.bf16) : reinterpret_cast<const uint8_t*>(b.a.codes);
+    const uint8_t* const codes = reinterpret_cast<const uint8_t*>(b.a.codes);
+    const uint8_t* const a = kBf16 ? reinterpret_cast<const uint8_t*>(b.a.bf16) : codes;
     Walk walk;
     walk.line = line;
     walk.stride = four ? b.w.kp * kPanel : b.w.panel_bytes();
@@ -228,7 +230,7 @@ struct AmxImpl {
   }
 
   static const Kernels* table(const char* name) {
-    static const Kernels kernels{name, false, false, kVectors()->prepare_row, &run, &peak, kVectors()->read};
+    static const Kernels kernels{name, false, false, true, kVectors()->prepare_row, &run, &peak, kVectors()->read};
     return &kernels;
   }
 };

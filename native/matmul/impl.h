@@ -150,7 +150,7 @@ struct Impl {
   }
 
   static const Kernels* table(const char* name) {
-    static const Kernels kernels{name, I::kWide, I::kFloats, &prepare_row, &run, &Speed<I>::peak, &Speed<I>::read};
+    static const Kernels kernels{name, I::kWide, I::kFloats, false, &prepare_row, &run, &Speed<I>::peak, &Speed<I>::read};
     return &kernels;
   }
 };

@@ -47,6 +47,7 @@ struct Kernels {
   const char* name;
   bool wide;    // wants Activations::wide for w8
   bool floats;  // wants Activations::floats, not bf16
+  bool tiles;   // takes rows by kTileRows, and reads them fast enough to wait for a far cache
   // One row x[k] (times 1/rms · norm when norm is not null; a null norm with eps >= 0 is a norm without weights; eps < 0
   // is none) to row `row` of `a`, for `scheme`.
   void (*prepare_row)(const float* x, const float* norm, float eps, int64_t k, Scheme scheme, const Activations& a,

@@ -11,9 +11,11 @@ namespace baseload {
 namespace {
 
 constexpr int64_t kTaskBytes = 48 * 1024;   // of weights in one task, about
+constexpr int64_t kTileTaskBytes = 64 * 1024;  // the same where tiles take the rows
 constexpr int64_t kSerialValues = 24 * 1024;  // below this many activations, one thread prepares them
 constexpr int64_t kFewRows = 12;
 constexpr int64_t kRowChunk = 96;           // rows in one task where panels alone do not fill the threads
+constexpr int64_t kNearBytes = 1 << 20;     // of activations that a task walks for each of its panels: half a core's cache
 
 // Memory that a thread keeps and that only grows.
 class Arena {
@@ -88,7 +90,7 @@ struct Cut {
   int64_t tasks() const { return across * down; }
 };
 
-Cut cut(const Matrix& w, int64_t rows, int64_t workers) {
+Cut cut(const Matrix& w, int64_t line, int64_t rows, int64_t workers, bool tiles) {
   Cut c;
   if (rows <= 0) {
     c.across = 0;
@@ -96,7 +98,8 @@ Cut cut(const Matrix& w, int64_t rows, int64_t workers) {
   }
   const int64_t pairs = (w.panels + 1) / 2, bytes = 2 * (w.panel_bytes() + w.group_bytes());
   // Few rows are a matter of memory: small tasks. Many rows are work: several panels, so that one fetches the next.
-  const int64_t most = rows <= kFewRows ? kTaskBytes / bytes : pairs, fair = pairs / (workers * 4);
+  const int64_t few = tiles ? kTileTaskBytes / bytes : kTaskBytes / bytes;
+  const int64_t most = rows <= (tiles ? kTileRows : kFewRows) ? few : pairs, fair = pairs / (workers * 4);
   int64_t each = most < fair ? most : fair;
   each = each < 1 ? 1 : each;
   c.panels = 2 * each;
@@ -105,6 +108,10 @@ Cut cut(const Matrix& w, int64_t rows, int64_t workers) {
   if (c.across < workers * 3 && rows > kRowChunk) {
     c.rows = kRowChunk;
     c.down = (rows + kRowChunk - 1) / kRowChunk;
+  } else if (tiles && rows * line > kNearBytes) {  // tiles outrun what comes from further away
+    c.down = (rows * line + kNearBytes - 1) / kNearBytes;
+    c.rows = round_up((rows + c.down - 1) / c.down, kTileRows);
+    c.down = (rows + c.rows - 1) / c.rows;
   }
   return c;
 }
@@ -133,6 +140,7 @@ void run_task(const Product& p, const Activations& a, const Cut& c, int64_t expe
 }
 
 void multiply_experts(const Product& p, const Activations& a) {
+  const int64_t line = a.lda * (p.w.scheme == Scheme::kBf16 ? 2 : 1);
   struct Job {
     int64_t expert, row, rows, first;
     Cut c;
@@ -142,7 +150,7 @@ void multiply_experts(const Product& p, const Activations& a) {
   for (int64_t e = 0; e < p.experts; ++e) {
     const int64_t row = p.offsets[e], rows = p.offsets[e + 1] - row;
     if (rows <= 0) continue;
-    jobs.push_back({e, row, rows, tasks, cut(p.w, rows, 1)});
+    jobs.push_back({e, row, rows, tasks, cut(p.w, line, rows, 1, p.kernels->tiles)});
     tasks += jobs.back().c.tasks();
   }
   parallel_for(tasks, [&](int64_t task, int) {
@@ -188,7 +196,7 @@ void multiply(const Product& p) {
     multiply_experts(p, a);
     return;
   }
-  const Cut c = cut(p.w, p.rows, threads());
+  const Cut c = cut(p.w, a.lda * (p.w.scheme == Scheme::kBf16 ? 2 : 1), p.rows, threads(), p.kernels->tiles);
   parallel_for(c.tasks(), [&](int64_t task, int) { run_task(p, a, c, 0, 0, p.rows, task); });
 }
 

@@ -134,7 +134,7 @@ def _kernels() -> Finding:
     if platform.machine() not in ("x86_64", "AMD64"):
         return Finding("kernels", "note", "none for this processor", "Models run on XLA alone: slower, more memory.")
     # Loading them registers them with JAX, which takes a second to import.
-    from baseload.engine.native.library import features, load  # noqa: PLC0415
+    from baseload.engine.native.library import features, is_stale, load  # noqa: PLC0415
 
     if load() is None:
         advice = "Models run on XLA alone, without 8- and 4-bit weights at full speed. Install g++, then: make native"
@@ -145,6 +145,8 @@ def _kernels() -> Finding:
         return Finding("kernels", "note", ", ".join(has.isas), advice)
     if not has.isas:
         return Finding("kernels", "note", "built; the processor lacks AVX2", "Models run on XLA alone.")
+    if is_stale():
+        return Finding("kernels", "note", "older than their sources in native/", "Build them again: make native")
     return Finding("kernels", "ok", f"{has.isas[0]} (of {', '.join(has.isas)})")
 
 

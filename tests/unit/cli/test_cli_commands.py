@@ -122,7 +122,11 @@ def test_doctor_says_which_kernels_run(
 ) -> None:
     monkeypatch.setattr(library, "load", lambda: object() if built else None)
     monkeypatch.setattr(library, "features", lambda: has)
+    monkeypatch.setattr(library, "is_stale", lambda: False)
     monkeypatch.setattr(doctor.platform, "machine", lambda: "x86_64")
     found = {one.name: one for one in examine(Settings(port=0, data_dir=str(tmp_path)))}["kernels"]
     assert found.level == level
     assert word in found.advice
+    monkeypatch.setattr(library, "is_stale", lambda: True)
+    found = {one.name: one for one in examine(Settings(port=0, data_dir=str(tmp_path)))}["kernels"]
+    assert ("make native" in found.advice) == (level == "ok" or not built)

@@ -1,5 +1,6 @@
 """Finding, loading and calling the kernels; which instruction set a setting chooses."""
 
+import os
 import threading
 from pathlib import Path
 
@@ -85,3 +86,24 @@ def test_without_a_built_library_there_is_only_xla(tmp_path: Path, monkeypatch: 
             assert module.isa_for("auto") == "xla"
         finally:
             load.cache_clear()
+
+
+def test_a_library_older_than_its_sources_is_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built, source = tmp_path / "_kernels.so", tmp_path / "native" / "matmul" / "impl.h"
+    monkeypatch.setattr(module, "_FILE", built)
+    monkeypatch.setattr(module, "_SOURCES", tmp_path / "native")
+    assert not module.is_stale()  # not built
+    built.touch()
+    assert not module.is_stale()  # installed whole: no sources
+    source.parent.mkdir(parents=True)
+    source.touch()
+    os.utime(built, (100, 100))
+    os.utime(source, (99, 99))
+    assert not module.is_stale()
+    os.utime(source, (101, 101))
+    assert module.is_stale()
+    tests = tmp_path / "native" / "tests" / "a_test.cc"
+    source.unlink()
+    tests.parent.mkdir()
+    tests.touch()
+    assert not module.is_stale()  # a test is no part of the library

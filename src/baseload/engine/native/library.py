@@ -11,6 +11,7 @@ from baseload.engine.native import features as cpu
 from baseload.engine.native.features import CpuFeatures
 
 _FILE = Path(__file__).with_name("_kernels.so")
+_SOURCES = Path(__file__).parents[4] / "native"  # in a checkout; nothing where the package was installed whole
 # Handlers called from JAX programs: symbol in the library = target name in the program.
 HANDLERS = (
     *("bl_add_one", "bl_experts", "bl_matmul", "bl_unpack_rows"),
@@ -61,6 +62,15 @@ def load() -> Library | None:
 def digest() -> str:
     """Of the library's bytes, for what was made for one build of it; "" without one."""
     return hashlib.sha256(_FILE.read_bytes()).hexdigest()[:16] if load() is not None else ""
+
+
+def is_stale() -> bool:
+    """Whether a source of the kernels was changed after the library was built: in a checkout, until `make native`."""
+    if not _FILE.exists():
+        return False
+    sources = (path for kind in ("*.cc", "*.h", "*.inl") for path in _SOURCES.glob(f"*/{kind}"))
+    newest = max((path.stat().st_mtime_ns for path in sources if path.parent.name != "tests"), default=0)
+    return newest > _FILE.stat().st_mtime_ns
 
 
 def features() -> CpuFeatures:
