@@ -343,7 +343,7 @@ class Batcher:
 
     def _make_way(self, now_ns: int) -> list[str]:
         """Where the first that waits has no room, preempt lower classes for it; none where that does not suffice."""
-        head = self._by_claim(now_ns)[0]
+        head = min(self._waiting, key=lambda seq: (-seq.claim(now_ns), seq.due_ns, seq.arrival))
         rank, preempted = head.claim(now_ns), list[str]()
         lower = [seq for seq in self._running if seq.standing(now_ns) < rank]
         if not lower or self._has_room_for(head) or (head.group and self._is_prefilled_by_sibling(head)):
@@ -377,6 +377,8 @@ class Batcher:
     def _admit(self, now_ns: int, budget: int, *, most: int) -> list[tuple[Sequenced, int]]:
         """Bring at most so many waiting sequences in; the first that does not fit holds back those after it."""
         admitted: list[tuple[Sequenced, int]] = []
+        if budget <= 0 or len(self._running) >= self.max_seqs:
+            return admitted
         pool = self.pool
         held_back: list[Sequenced] = []
         waiting = self._by_claim(now_ns) if self._paced else self._waiting

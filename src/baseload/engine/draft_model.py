@@ -187,7 +187,9 @@ class DraftModel:
         return len(draft.tokens) - 1 - min(draft.computed, len(draft.tokens) - 1)
 
     def _span(self, draft: _Draft, *, wants: bool, end: int | None = None) -> Span:
-        known = np.array((draft.tokens + draft.ahead)[draft.computed : end], np.int32)
+        begin, count = draft.computed, len(draft.tokens)  # a copy of the whole would take longer than the rest
+        ahead = draft.ahead[max(0, begin - count) :] if end is None else []
+        known = np.array(draft.tokens[begin:end] + ahead, np.int32)
         if self._vocab_size:
             known = np.minimum(known, self._vocab_size - 1)  # what the draft does not know, it takes for another
-        return Span(known, draft.computed, np.array(draft.blocks, np.int32), wants)
+        return Span(known, begin, np.array(draft.blocks, np.int32), wants)
