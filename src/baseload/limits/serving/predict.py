@@ -19,10 +19,12 @@ from baseload.limits.serving.features import Floats, features_of, weights_of
 from baseload.limits.serving.fit import Fitted, fit
 from baseload.limits.serving.hidden import (
     PACE,
+    SPECULATES,
     UNCERTAIN,
     Beliefs,
     Guess,
     guesses,
+    hides,
     least_error,
     likeliest,
     measured_s,
@@ -31,7 +33,7 @@ from baseload.limits.serving.hidden import (
 from baseload.limits.serving.points import Point
 from baseload.limits.serving.residual import Residual, learn
 from baseload.limits.serving.stand_in import StandIns
-from baseload.limits.serving.step import times_of
+from baseload.limits.serving.step import INDEX, times_of
 from baseload.limits.serving.traits import traits_of
 from baseload.limits.shapes import ModelShape
 
@@ -89,7 +91,7 @@ class Predictor:
         errors, after._beliefs = after.errors_of(seen)
         after._tpot = learn(seen, errors, self.defaults.tpot)
         both = [i for i, p in enumerate(seen) if p.ttft_ms > 0]
-        first = times_of(features, fitted.theta(traits)).ttft_s
+        first = times_of(features, after._usual_theta(seen)).ttft_s
         after._ttft = learn([seen[i] for i in both], np.log(ttft_s[both] / first[both]), self.defaults.ttft)
         return after
 
@@ -119,6 +121,14 @@ class Predictor:
         ends = np.cumsum([len(of) for of in said])
         return list(zip(said, np.split(tpot, ends[:-1]), strict=True))
 
+    def _usual_theta(self, points: Sequence[Point]) -> Floats:
+        """Logarithms of PARAMETERS per point, for the first token: where rows may speculate, at a usual pace, as how
+        long an answer takes is how many prompts wait."""
+        theta = self.fitted.theta(self._traits(points))
+        may = [hides(p) and self.models.find(p.model)[0].draft_layers > 0 for p in points]
+        theta[:, INDEX["pace"]] += np.where(may, SPECULATES * np.log(PACE), 0.0)
+        return theta
+
     def _tpot_s(self, points: Sequence[Point], spread: Floats) -> tuple[Floats, Floats]:
         """(the answer of least expected relative error, the same if it speculates), in seconds."""
         answer, other = np.zeros(len(points)), np.zeros(len(points))
@@ -139,8 +149,8 @@ class Predictor:
         """One answer a point, in order. What stands in for blank figures is told in `basis` and `note`."""
         if not points:
             return []
-        features, traits = features_of(points, self.chips, self.models), self._traits(points)
-        times = times_of(features, self.fitted.theta(traits))
+        features = features_of(points, self.chips, self.models)
+        times = times_of(features, self._usual_theta(points))
         more, spread = self._tpot.correct(points)
         more_first, spread_first = self._ttft.correct(points)
         doubt = self._doubt(points)
