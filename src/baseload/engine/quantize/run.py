@@ -159,7 +159,7 @@ def _worth_keeping(source: ModelSource, model: packed.PackedModel, part: Calibra
     """The matrices that should stay in bfloat16: most relief for a byte first, as long as they fit into _SPARE."""
     show("compare", 0, 1)
     some = part.part(np.arange(len(part.tokens)) % (len(part.tokens) // _RELIEF_ROWS + 1) == 0)
-    gains = relief(source, model, some.tokens, some.counts)
+    gains = relief(source, model, some.tokens, some.mask)  # of prompts, too: there no few tokens decide
     show("compare", 1, 1)
     sizes = {name: model.weights.matrix(name).bytes for name in gains}
     spare = int(_SPARE * sum(sizes.values()))
