@@ -7,12 +7,14 @@ exactly and fast-forwarded, interleaved; 16 replicas; a hunt over seeds; 100,000
 scheduler; 100,000 accelerators request by request, all 50 cells in as many processes as there are cores. That last
 row is by the clock on the wall; the others are CPU seconds of one thread, so that neighbours disturb less.
 
-Peers: none is run. Vidur (0.0.26) installs from PyPI, but the profiles it needs do not come with it; they are fetched
-from a hub. Figures that others publish stand in docs/simulate.md.
+Peer: BLIS (github.com/inference-sim/inference-sim), where a built binary is given: `--blis BINARY --blis-source DIR`
+(its sources hold the model's config and the hardware table), one replica under traffic of the same rate and mean
+lengths. docs/simulate.md tells how it is built, and why Vidur and AIConfigurator are not run.
 """
 
 import argparse
 import resource
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -93,6 +95,33 @@ def replica(azure: str) -> None:
     measure(name, msgspec.structs.replace(chosen, checked=True, lean=False))
 
 
+def blis(binary: str, source: str, requests: int = 500) -> None:
+    """BLIS, one replica of 8 H100 with Llama-3.1-70B, and ours on the same rate and mean lengths, by CPU seconds."""
+    folder = Path(source)
+    command = [
+        binary, "run", "--model", "meta-llama/Llama-3.1-70B-Instruct", "--hardware", "H100", "--tp", "8",
+        "--latency-model", "roofline", "--model-config-folder", str(folder / "model_configs/llama-3.1-70b-instruct"),
+        "--hardware-config", str(folder / "hardware_config.json"), "--num-requests", str(requests), "--rate", "5.52",
+        "--prompt-tokens", "1528", "--prompt-tokens-stdev", "1676", "--prompt-tokens-min", "10",
+        "--prompt-tokens-max", "16000", "--output-tokens", "194", "--output-tokens-stdev", "220",
+        "--output-tokens-min", "5", "--output-tokens-max", "2000",
+    ]  # fmt: skip
+    source_of = Source(rate_per_s=5.52, requests=requests, prompt_tokens=1020, output_tokens=129, spread=0.9)
+    hardware = {"m": Hardware(model="llama-3.1-70b", accelerator="h100-sxm", tp=8)}
+    for _ in range(3):
+        measure(
+            f"{requests} requests, ours",
+            config(replicas=1, workload=Workload(sources=(source_of,)), seqs=256, hardware=hardware),
+        )
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        took_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        print(
+            f"{requests} requests, BLIS{'':<58}{took_s:>7.2f} s {requests / 5.52 / took_s:>7,.0f}× real", flush=True
+        )
+
+
 def hunt(seeds: int) -> None:
     """Seeds with all faults, all checks."""
     began = time.process_time()
@@ -164,8 +193,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--azure", default="", help="the Azure LLM trace, a CSV")
     parser.add_argument("--mooncake", default="", help="a Mooncake trace, JSON lines")
-    parser.add_argument("--only", default="", choices=["replica", "fleet", "hunt", "day", "inference"])
+    parser.add_argument("--only", default="", choices=["replica", "fleet", "hunt", "day", "inference", "blis"])
+    parser.add_argument("--blis", default="", help="a built BLIS")
+    parser.add_argument("--blis-source", default="", help="and its sources")
     options = parser.parse_args()
+    if options.only == "blis":
+        blis(_absolute(options.blis), _absolute(options.blis_source))
+        return
     if options.only:
         only = {
             "hunt": lambda: hunt(100),
@@ -177,6 +211,8 @@ def main() -> None:
         return
     replica(_absolute(options.azure))
     fleet(options.mooncake)
+    if options.blis:
+        blis(_absolute(options.blis), _absolute(options.blis_source))
     hunt(100)
     day()
     inference()
