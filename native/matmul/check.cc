@@ -11,15 +11,13 @@
 namespace baseload {
 namespace {
 
-#if defined(__x86_64__)
-
 struct Noise {
   uint32_t state = 1;
   uint32_t next() { return (state = state * 1664525u + 1013904223u) >> 8; }
 };
 
 // One matrix of each scheme times some rows, by both; integers must agree to the last bit, floats nearly.
-bool agree(Scheme scheme, int64_t n, int64_t k, int64_t rows) {
+bool agree(const Kernels* kernels, Scheme scheme, int64_t n, int64_t k, int64_t rows) {
   Noise noise;
   const Parts parts = parts_of(shape_of(scheme, n, k, 32));
   std::vector<uint8_t> bytes(parts.total + kAlign);
@@ -37,13 +35,15 @@ bool agree(Scheme scheme, int64_t n, int64_t k, int64_t rows) {
     for (int64_t i = parts.groups; i < parts.scale; ++i) base[i] = (i - parts.groups) % 32 < 16 ? i % 8 : i % 128;
   }
   std::vector<float> x(rows * k), ours(rows * n), theirs(rows * n);
-  for (float& value : x) value = static_cast<float>(noise.next() % 2001) / 1000.0f - 1.0f;
+  // Whole numbers whose largest is 127: each row quantizes to itself, however the instruction set rounds.
+  for (float& value : x) value = static_cast<float>(noise.next() % 255) - 127.0f;
+  for (int64_t row = 0; row < rows; ++row) x[row * k + row % k] = 127.0f;
   Product p;
   p.w = matrix_at(base, scheme, n, k, 32);
   p.x = x.data();
   p.rows = rows;
   p.columns = n;
-  p.kernels = kernels_amx();
+  p.kernels = kernels;
   p.out = ours.data();
   multiply(p);
   p.kernels = kernels_portable();
@@ -57,23 +57,24 @@ bool agree(Scheme scheme, int64_t n, int64_t k, int64_t rows) {
 }
 
 bool check() {
+#if defined(__x86_64__)
   const CpuFeatures& cpu = cpu_features();
-  if (!cpu.amx_int8 || !cpu.amx_bf16) return false;
+  return cpu.amx_int8 && cpu.amx_bf16 && agrees_with_plain(kernels_amx());
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
+bool agrees_with_plain(const Kernels* kernels) {
   for (const Scheme scheme : {Scheme::kW8, Scheme::kW4, Scheme::kBf16}) {
     for (const int64_t rows : {1, 5, 16, 17, 33}) {
-      if (!agree(scheme, 48, 192, rows)) return false;
+      if (!agree(kernels, scheme, 48, 192, rows)) return false;
     }
   }
   return true;
 }
-
-#else
-
-bool check() { return false; }
-
-#endif
-
-}  // namespace
 
 bool amx_works() {
   static const bool works = check();

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "common/pool.h"
+#include "matmul/check.h"
 #include "tests/check.h"
 
 namespace {
@@ -145,6 +146,7 @@ int main(int argc, char** argv) {
   baseload::set_threads(3);
   for (const Isa isa : {Isa::kPortable, Isa::kEmulated, Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512, Isa::kAmx}) {
     if (!kernels_for(isa)) continue;
+    CHECK(agrees_with_plain(kernels_for(isa)), "%s", kernels_for(isa)->name);
     Noise noise{7};
     for (const Scheme scheme : {Scheme::kW8, Scheme::kW4, Scheme::kBf16}) {
       for (int turn = 0; turn < turns; ++turn) {
