@@ -133,7 +133,7 @@ def test_the_twin_confirms_the_formula(mode: str) -> None:
     shapes = {"chat": predictor.models.find("meta-llama/Meta-Llama-3.1-8B")[0]}
     found = search(spec, predictor=predictor, prices=read_prices(), shapes=shapes)
     assert found.solved is not None
-    check = run_check(found.solved.chosen["chat"][0], requests=300)
+    check = run_check(found.solved.chosen["chat"][0], requests=4000)  # of a few hundred, TPOT is off by chance
     assert check.refused == 0
     assert abs(check.gap_tpot) < 0.15
     assert -0.7 < check.gap_ttft < 0.6
