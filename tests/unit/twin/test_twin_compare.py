@@ -133,10 +133,11 @@ def test_the_twin_confirms_the_formula(mode: str) -> None:
     shapes = {"chat": predictor.models.find("meta-llama/Meta-Llama-3.1-8B")[0]}
     found = search(spec, predictor=predictor, prices=read_prices(), shapes=shapes)
     assert found.solved is not None
-    check = run_check(found.solved.chosen["chat"][0], requests=4000)  # of a few hundred, TPOT is off by chance
-    assert check.refused == 0
-    assert abs(check.gap_tpot) < 0.15
-    assert -0.7 < check.gap_ttft < 0.6
+    # One replica near its limit: single runs differ by a fifth, so several are averaged.
+    checks = [run_check(found.solved.chosen["chat"][0], requests=4000, seed=seed) for seed in range(1, 5)]
+    assert all(check.refused == 0 for check in checks)
+    assert abs(sum(check.gap_tpot for check in checks) / len(checks)) < 0.15
+    assert -0.7 < sum(check.gap_ttft for check in checks) / len(checks) < 0.6
     report = verified(found, spec)
     assert report.answers[0].checks[0].holds
     assert report.totals is not None
