@@ -1,4 +1,4 @@
-// Sixteen lanes on AVX-512 with VNNI and BF16.
+// Sixteen lanes on AVX-512 with VNNI; without BF16 bfloat16 is widened to float32.
 #pragma once
 
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 says so of its own intrinsics
@@ -15,8 +15,14 @@ typedef uint32_t __attribute__((may_alias)) Words;  // pairs of 16-bit numbers
 struct S {
   using F = __m512;
   using I = __m512i;
-  static constexpr int kR = 4, kRInt = 4, kT = 4, kTFew = 4;  // vectors × tiles (or × 16 dimensions) held in registers
+  // Vectors × tiles (or × 16 dimensions) held in registers.
+#if defined(__AVX512BF16__)
+  static constexpr int kR = 4, kRInt = 4, kT = 4, kTFew = 4;
   static constexpr bool kFloats = false;
+#else
+  static constexpr int kR = 6, kRInt = 4, kT = 2, kTFew = 4;
+  static constexpr bool kFloats = true;
+#endif
 #ifdef BASELOAD_ATTENTION_TILES
   static constexpr bool kTiles = true;
 #else
@@ -64,10 +70,28 @@ struct S {
   static F below_or_zero(F x, float bound) {  // where |x| < bound, else 0
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(_mm512_abs_ps(x), set(bound), _CMP_LT_OQ), x);
   }
+#if defined(__AVX512BF16__)
   static void store_bf16(uint16_t* p, F x) {
     const __m256bh b = _mm512_cvtneps_pbh(x);
     __builtin_memcpy(p, &b, 32);
   }
+  static F dot_bf16(F acc, I a, I b) {
+    return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+  }
+#else
+  static void store_bf16(uint16_t* p, F x) {  // to the nearest, ties to even; what is not a number stays so
+    const I bits = _mm512_castps_si512(x), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), seti(1));
+    const I rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, seti(0x7fff)));
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    const I kept = _mm512_mask_or_epi32(rounded, nan, bits, seti(0x00400000u));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
+  }
+  static F dot_bf16(F acc, I a, I b) {
+    const I high = seti(0xffff0000u);
+    acc = fma(_mm512_castsi512_ps(_mm512_slli_epi32(a, 16)), _mm512_castsi512_ps(_mm512_slli_epi32(b, 16)), acc);
+    return fma(_mm512_castsi512_ps(_mm512_and_si512(a, high)), _mm512_castsi512_ps(_mm512_and_si512(b, high)), acc);
+  }
+#endif
 
   // Lane i becomes x[i] + x[i ^ h] where i lacks bit h, x[i ^ h] - x[i] where it has it.
   static F butterfly1(F x) { return _mm512_add_ps(flip<0xaaaa>(x), _mm512_permute_ps(x, 0xb1)); }
@@ -83,7 +107,7 @@ struct S {
   }
   static F set_from(const float* p) { return set(*p); }
   static I set_from(const Words* p) { return seti(*p); }
-  static void add_product(F* sum, F x, F y) { *sum = fma(x, y, *sum); }
+  static void add_product(F* sum, F x, F y) { __asm__("vfmadd231ps %2, %1, %0" : "+v"(*sum) : "v"(x), "v"(y)); }
   static F low_bf16(const void* p) { return _mm512_castsi512_ps(_mm512_slli_epi32(loadi(p), 16)); }
   static F high_bf16(const void* p) {
     return _mm512_castsi512_ps(_mm512_and_si512(loadi(p), seti(0xffff0000u)));
@@ -102,9 +126,6 @@ struct S {
   static I even_bytes(I x) { return _mm512_and_si512(x, _mm512_set1_epi16(255)); }
   static I odd_bytes(I x) { return _mm512_srli_epi16(x, 8); }
   static I dot_i16(I acc, I a, I b) { return _mm512_dpwssd_epi32(acc, a, b); }
-  static F dot_bf16(F acc, I a, I b) {
-    return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
-  }
   static void store_widening(uint16_t* p, I x) {
     __m256i w = _mm512_cvtepi32_epi16(x);
     w = _mm256_shufflelo_epi16(w, _MM_SHUFFLE(3, 1, 2, 0));

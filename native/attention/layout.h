@@ -159,6 +159,7 @@ struct AttentionIsa {
   void (*finish)(const CacheLayout&, const float* total, float* out);  // one vector: sums / weight -> out[dim]
 };
 
-extern const AttentionIsa kAttentionScalar, kAttentionAvx2, kAttentionAvx512, kAttentionAmx, kAttentionEmulated;
+extern const AttentionIsa kAttentionScalar, kAttentionAvx2, kAttentionAvx512Vnni, kAttentionAvx512, kAttentionAmx,
+    kAttentionEmulated;
 
 }  // namespace baseload

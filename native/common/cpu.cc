@@ -38,7 +38,8 @@ CpuFeatures ask() {
   found.avxvnni = found.avx2 && (a71 & (1u << 4));
   const bool f = b7 & (1u << 16), dq = b7 & (1u << 17), bw = b7 & (1u << 30), vl = b7 & (1u << 31);
   const bool vnni = c7 & (1u << 11), bf16 = a71 & (1u << 5);
-  found.avx512 = found.avx2 && zmm && f && dq && bw && vl && vnni && bf16;
+  found.avx512vnni = found.avx2 && zmm && f && dq && bw && vl && vnni;
+  found.avx512 = found.avx512vnni && bf16;
   if (found.avx512 && tiles && (d7 & (1u << 24)) && syscall(SYS_arch_prctl, kArchReqXcompPerm, kXfeatureXtiledata) == 0) {
     found.amx_int8 = d7 & (1u << 25);
     found.amx_bf16 = d7 & (1u << 22);

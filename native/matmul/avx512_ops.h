@@ -1,5 +1,5 @@
-// Operations on 512-bit registers with VNNI and BF16; one register is one panel. Included only by translation units
-// built for them.
+// Operations on 512-bit registers with VNNI; one register is one panel. With BF16, products of bfloat16 are one
+// instruction; without, both are widened. Included only by translation units built for them.
 #pragma once
 
 #include <immintrin.h>
@@ -72,18 +72,39 @@ struct Avx512 {
   }
 
   typedef __m512 AccF;
+  static BL_INLINE AccF zerof() { return _mm512_setzero_ps(); }
+  static BL_INLINE F16 valuef(AccF acc) { return reinterpret_cast<F16>(acc); }
+#if defined(__AVX512BF16__)
   typedef __m512bh WB;
   typedef __m512bh AB;
   static constexpr bool kFloats = false;
   typedef uint16_t ActB;
   static BL_INLINE const uint16_t* activationsb(const Activations& a) { return a.bf16; }
-  static BL_INLINE AccF zerof() { return _mm512_setzero_ps(); }
-  static BL_INLINE F16 valuef(AccF acc) { return reinterpret_cast<F16>(acc); }
   static BL_INLINE WB loadb(const uint8_t* p) { return reinterpret_cast<WB>(_mm512_loadu_si512(p)); }
   static BL_INLINE AB splatb(const uint16_t* p) {
     return reinterpret_cast<AB>(_mm512_set1_epi32(load_as<int32_t>(p)));
   }
   static BL_INLINE void dotb(AccF& acc, WB w, AB a) { acc = _mm512_dpbf16_ps(acc, w, a); }
+#else
+  struct WB {
+    __m512 first, second;  // of each pair
+  };
+  struct AB {
+    __m512 first, second;
+  };
+  static constexpr bool kFloats = true;
+  typedef float ActB;
+  static BL_INLINE const float* activationsb(const Activations& a) { return a.floats; }
+  static BL_INLINE WB loadb(const uint8_t* p) {
+    const __m512i w = _mm512_loadu_si512(p), high = _mm512_set1_epi32(static_cast<int32_t>(0xffff0000u));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(w, 16)), _mm512_castsi512_ps(_mm512_and_si512(w, high))};
+  }
+  static BL_INLINE AB splatb(const float* p) { return {_mm512_set1_ps(p[0]), _mm512_set1_ps(p[1])}; }
+  static BL_INLINE void dotb(AccF& acc, const WB& w, const AB& a) {  // as assembly: see dot8
+    __asm__("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(w.first), "v"(a.first));
+    __asm__("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(w.second), "v"(a.second));
+  }
+#endif
 };
 
 }  // namespace

@@ -7,7 +7,7 @@
 
 namespace baseload {
 
-enum class Isa : int32_t { kPortable = 0, kAvx2 = 1, kAvxVnni = 2, kAvx512 = 3, kAmx = 4, kEmulated = 5 };
+enum class Isa : int32_t { kPortable = 0, kAvx2 = 1, kAvxVnni = 2, kAvx512 = 3, kAmx = 4, kEmulated = 5, kAvx512Vnni = 6 };
 
 enum class Epilogue : int32_t { kPlain = 0, kResidual = 1, kSwiglu = 2 };
 
@@ -63,6 +63,7 @@ struct Kernels {
 const Kernels* kernels_portable();
 const Kernels* kernels_avx2();
 const Kernels* kernels_avxvnni();
+const Kernels* kernels_avx512vnni();
 const Kernels* kernels_avx512();
 const Kernels* kernels_amx();
 const Kernels* kernels_emulated();

@@ -178,6 +178,8 @@ const Kernels* kernels_for(Isa isa) {
       return cpu.avx2 ? kernels_avx2() : nullptr;
     case Isa::kAvxVnni:
       return cpu.avxvnni ? kernels_avxvnni() : nullptr;
+    case Isa::kAvx512Vnni:
+      return cpu.avx512vnni ? kernels_avx512vnni() : nullptr;
     case Isa::kAvx512:
       return cpu.avx512 ? kernels_avx512() : nullptr;
     case Isa::kAmx:

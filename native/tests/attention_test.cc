@@ -94,6 +94,7 @@ class Engine {
 std::vector<const char*> isas() {
   std::vector<const char*> names{"portable", "emulated"};
   if (cpu_features().avx2) names.push_back("avx2");
+  if (cpu_features().avx512vnni) names.push_back("avx512vnni");
   if (cpu_features().avx512) names.push_back("avx512");
   if (attention_tiles_work()) names.push_back("amx");
   return names;

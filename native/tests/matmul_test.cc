@@ -144,7 +144,7 @@ void experts(Isa isa, Scheme scheme, Noise& noise) {
 int main(int argc, char** argv) {
   const int turns = argc > 1 ? std::atoi(argv[1]) : 6;
   baseload::set_threads(3);
-  for (const Isa isa : {Isa::kPortable, Isa::kEmulated, Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512, Isa::kAmx}) {
+  for (const Isa isa : {Isa::kPortable, Isa::kEmulated, Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512Vnni, Isa::kAvx512, Isa::kAmx}) {
     if (!kernels_for(isa)) continue;
     CHECK(agrees_with_plain(kernels_for(isa)), "%s", kernels_for(isa)->name);
     Noise noise{7};

@@ -47,7 +47,7 @@ class EngineSpec(Struct, frozen=True, forbid_unknown_fields=True):
     max_waiting: int = 256  # bound of the worker's own queue
     prefix_cache: bool = True
     threads: int = 0
-    kernels: str = "auto"  # "auto" | "xla" | "avx2" | "avx512" | "amx": native code for the CPU, or XLA alone
+    kernels: str = "auto"  # "auto" | "xla" | "avx2" | "avx512vnni" | "avx512" | "amx": native code, or XLA alone
     kv_dtype: str = "auto"  # "auto": as computed in | "int8": with a scale per position and head
     ttft_target_ns: int = (
         0  # a prompt is due so long after its arrival: who is due first comes in first; 0: no target

@@ -191,7 +191,7 @@ MODEL_DOCS: Mapping[str, tuple[str, float | None, float | None, tuple[str, ...]]
         "Native code for the CPU and its instruction set, or XLA alone.",
         None,
         None,
-        ("auto", "xla", "avx2", "avx512", "amx"),
+        ("auto", "xla", "avx2", "avx512vnni", "avx512", "amx"),
     ),
     "engine.kv_dtype": (
         "KV cache: as computed, or in 8 bits with a scale per position and head.",

@@ -17,7 +17,7 @@ SCHEMES = ("w8", "w4", "bf16")
 EPS = 1e-5
 
 
-@pytest.fixture(params=["portable", "emulated", "avx2", "avxvnni", "avx512", "amx"])
+@pytest.fixture(params=["portable", "emulated", "avx2", "avxvnni", "avx512vnni", "avx512", "amx"])
 def isa(request: pytest.FixtureRequest, library: Library) -> str:
     if request.param not in ("portable", "emulated", *library.features.isas):
         pytest.skip(f"this processor has no {request.param}")

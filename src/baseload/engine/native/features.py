@@ -4,14 +4,15 @@ from dataclasses import dataclass
 
 from baseload.domain.errors import SettingsError
 
-SETTINGS = ("auto", "xla", "avx2", "avx512", "amx")
+SETTINGS = ("auto", "xla", "avx2", "avx512vnni", "avx512", "amx")
 XLA = "xla"  # no native kernels
 SCALAR = "scalar"  # the reference; never chosen, only asked for by tests
 
 
 @dataclass(frozen=True, slots=True)
 class CpuFeatures:
-    """What processor and operating system offer. `avx512` means F, BW, VL, DQ, VNNI and BF16 together.
+    """What processor and operating system offer. `avx512vnni` means F, BW, VL, DQ and VNNI together, `avx512`
+    BF16 besides.
 
     `amx`: the tile kernels passed their check against plain C++ in this process; `has_amx`: the processor has tiles.
     """
@@ -21,11 +22,12 @@ class CpuFeatures:
     avx512: bool = False
     amx: bool = False
     has_amx: bool = False
+    avx512vnni: bool = False
 
     @classmethod
     def of_bits(cls, bits: int) -> "CpuFeatures":
         """Of the bit field the library answers (native/common/exports.cc)."""
-        return cls(*(bool(bits >> index & 1) for index in range(5)))
+        return cls(*(bool(bits >> index & 1) for index in range(6)))
 
     @property
     def isas(self) -> tuple[str, ...]:
@@ -33,6 +35,7 @@ class CpuFeatures:
         has = {
             "amx": self.amx,
             "avx512": self.avx512,
+            "avx512vnni": self.avx512vnni,
             "avxvnni": self.avxvnni,
             "avx2": self.avx2,
         }

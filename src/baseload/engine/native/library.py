@@ -80,7 +80,7 @@ def features() -> CpuFeatures:
 
 
 def isa_for(setting: str) -> str:
-    """The instruction set for `EngineSpec.kernels`: "amx", "avx512", "avxvnni", "avx2", or "xla".
+    """The instruction set for `EngineSpec.kernels`: "amx", "avx512", "avx512vnni", "avxvnni", "avx2", or "xla".
 
     "auto" takes the best there is. Raises SettingsError for one that cannot be had here.
     """

@@ -21,7 +21,7 @@ from baseload.engine.native import packing
 from baseload.engine.native.features import XLA
 from baseload.engine.native.packing import PANEL, Packed
 
-ISAS = {"portable": 0, "avx2": 1, "avxvnni": 2, "avx512": 3, "amx": 4, "emulated": 5}
+ISAS = {"portable": 0, "avx2": 1, "avxvnni": 2, "avx512": 3, "amx": 4, "emulated": 5, "avx512vnni": 6}
 _PLAIN, _RESIDUAL, _SWIGLU = 0, 1, 2
 _TINY = 1e-30  # a row whose largest value is below this is taken as zero
 
