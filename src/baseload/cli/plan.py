@@ -224,7 +224,7 @@ def _read(path: Path) -> bytes:
 
 def show(result: "PlanReport", *, every: bool = False) -> None:
     """The report in the terminal; `every` tells of each accelerator that was left out."""
-    from baseload.cli.plan_words import day_lines, summary  # noqa: PLC0415  # as above
+    from baseload.cli.plan_words import day_lines, doubt, summary  # noqa: PLC0415  # as above
 
     if result.conflict is not None:
         say("No plan keeps all limits. These conflict:", style="bold red")
@@ -240,6 +240,8 @@ def show(result: "PlanReport", *, every: bool = False) -> None:
     totals = result.totals
     assert totals is not None
     say(f"{result.name}: {summary(totals)}. Ranked by {result.objective}.", style="bold")
+    if doubt(result):
+        say(doubt(result), style="bold")
     for one in result.answers:
         _show_answer(one)
     for job in result.training:

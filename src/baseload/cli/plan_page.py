@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from baseload.cli.plan_plot import bars_svg, pareto_svg
-from baseload.cli.plan_words import by_reason, choice_line, day_lines, day_rows, power, summary
+from baseload.cli.plan_words import by_reason, choice_line, day_lines, day_rows, doubt, power, summary
 from baseload.policy.plan.answer import Check, Choice, ModelAnswer, PlanReport
 
 STYLE = """
@@ -47,6 +47,7 @@ def page(result: PlanReport) -> str:
             f'<p class="big">{escape(summary(result.totals))}</p>'
             f'<p class="dim">Ranked by {escape(result.objective)}. Modelled figures; each says what it rests on.</p>'
         )
+        body += [f"<p><b>{escape(doubt(result))}</b></p>"] if doubt(result) else []
         if len(result.answers) > 1:
             body.append(_overview(result))
     body += [_answer(one) for one in result.answers]

@@ -36,6 +36,12 @@ def summary(totals: Totals) -> str:
     return " · ".join(parts)
 
 
+def doubt(report: PlanReport) -> str:
+    """Whose service levels the twin did not find kept; empty where it confirms the plan."""
+    missed = [one.model for one in report.answers if not all(check.holds for check in one.checks)]
+    return f"The twin does not confirm it for {', '.join(missed)}: see the checks below." if missed else ""
+
+
 def choice_line(c: Choice) -> str:
     """A choice in one line."""
     pools = f", each {c.prefill_workers} prefill + {c.decode_workers} decode workers" if c.prefill_workers else ""
