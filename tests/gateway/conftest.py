@@ -47,6 +47,7 @@ class MachineControl:
         self.workers: dict[str, str] = {}  # model → URL that its next replicas get
         self.started: list[str] = []
         self.shut_down = False
+        self.ahead_ns = 0  # of the wall clock
         self._sinks: dict[str, Sink] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._queue: deque[Event] = deque()
@@ -108,6 +109,14 @@ class MachineControl:
         self._timers.pop(timer, None)
         self.tell(TimerFired(timer))
 
+    def pass_time(self, seconds: float) -> None:
+        """Have it so much later at once: what is due by then fires."""
+        self.ahead_ns += round(seconds * 1e9)
+        for timer, handle in list(self._timers.items()):
+            left_s = handle.when() - asyncio.get_running_loop().time() - seconds
+            handle.cancel()
+            self._timers[timer] = asyncio.get_running_loop().call_later(max(0.0, left_s), self._fire, timer)
+
     def close(self) -> None:
         for handle in self._timers.values():
             handle.cancel()
@@ -138,7 +147,7 @@ class MachineControl:
         return self.machine.status(self.now_ns())
 
     def now_ns(self) -> int:
-        return time.time_ns()
+        return time.time_ns() + self.ahead_ns
 
     async def usage(self, *, from_day: str = "", to_day: str = "") -> list[UsageRow]:
         row = UsageRow(
@@ -322,14 +331,14 @@ async def house() -> AsyncIterator[House]:
 
     control = MachineControl()
     client = Client(sweep_s=0.02)
-    gateway = Gateway(control, client, idle_timeout_s=0.3)
+    gateway = Gateway(control, client)
     server = await serve(
         gateway.handle, host="127.0.0.1", port=0, max_body_bytes=1 << 20, bounds=Bounds(write_buffer_bytes=64 << 10)
     )
     worker = await new_worker()
     admin, admin_secret = make_key("admin", now_ns=control.now_ns(), is_admin=True)
     control.tell(KeyCreated(admin))
-    user = openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="-", max_retries=0, timeout=20)
+    user = openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="-", max_retries=0, timeout=60)
     built = House(control, gateway, server, client, worker, user, "", admin_secret, new_worker)
     built.secret = built.key("user")
     user.api_key = built.secret

@@ -35,7 +35,7 @@ def post(house, text: str, *, model: str = "m", stream: bool = False, extra: str
 
 async def until(condition) -> None:
     """Wait for the loop to bring the condition about."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  # the condition lies in code that sets no event
             await asyncio.sleep(0.002)
 
@@ -92,10 +92,11 @@ async def test_no_replica_can_answer(house, order):
 async def test_overloaded_worker_is_retried_elsewhere(house):
     other = await two_replicas(house)
     house.put("pair", "/models/pair", scaling=Scaling(min_replicas=2, max_replicas=2), admission=Admission())
+    asking = asyncio.create_task(house.openai.chat.completions.create(model="pair", messages=user("status:503")))
+    await until(lambda: len(house.worker.seen) == len(other.seen) == 1 and house.control.status().queued == 1)
+    house.control.pass_time(3600)
     with pytest.raises(openai.InternalServerError) as caught:
-        await house.openai.chat.completions.create(
-            model="pair", messages=user("status:503"), extra_headers={"x-baseload-deadline-ms": "200"}
-        )
+        await asking
     assert caught.value.status_code in (503, 504)
     assert len(house.worker.seen) == len(other.seen) == 1
 
@@ -141,6 +142,7 @@ async def test_the_client_sees_an_error_in_the_middle(house):
 
 
 async def test_stalled_stream_is_cut(house):
+    house.gateway.idle_timeout_s = 0.3
     with pytest.raises(openai.APIError):
         async for _ in await house.openai.chat.completions.create(
             model="m", messages=user("stream:2:stall"), stream=True
@@ -148,15 +150,14 @@ async def test_stalled_stream_is_cut(house):
             pass
     (entry,) = house.control.entries()
     assert (entry.outcome, entry.reason, entry.tokens.completion) == (Outcome.FAILED, "worker_error", 2)
-    await asyncio.wait_for(house.worker.gone.wait(), 5)
+    await asyncio.wait_for(house.worker.gone.wait(), 60)
 
 
 async def test_client_that_goes_frees_the_worker(house):
-    house.gateway.idle_timeout_s = 60
     reader, writer = await house.raw(post(house, "stream:2:stall", stream=True))
     await reader.readuntil(b"w1 ")
     writer.close()
-    await asyncio.wait_for(house.worker.gone.wait(), 5)
+    await asyncio.wait_for(house.worker.gone.wait(), 60)
     await until(house.control.entries)
     (entry,) = house.control.entries()
     assert (entry.outcome, entry.reason, entry.tokens.completion) == (Outcome.CANCELLED, "client_gone", 2)
@@ -184,9 +185,9 @@ async def test_who_is_cut_off_at_the_end_is_told_why(house):
 
 async def test_client_that_goes_before_the_first_byte(house):
     _, writer = await house.raw(post(house, "hang"))
-    await asyncio.wait_for(house.worker.arrived.wait(), 5)
+    await asyncio.wait_for(house.worker.arrived.wait(), 60)
     writer.close()
-    await asyncio.wait_for(house.worker.gone.wait(), 5)
+    await asyncio.wait_for(house.worker.gone.wait(), 60)
     await until(house.control.entries)
     assert house.control.entries()[0].outcome is Outcome.CANCELLED
 
@@ -235,7 +236,6 @@ async def test_done_leaves_only_after_the_ledger_is_settled(house):
 async def test_slow_reader_slows_the_worker(house):
     """Backpressure goes all the way: the worker cannot push megabytes into the gateway's memory."""
     words = 60_000  # about 10 MB of events
-    house.gateway.idle_timeout_s = 60
     reader, writer = await house.raw(post(house, f"stream:{words}", stream=True, extra="connection: close\r\n"))
     await until(lambda: any(isinstance(event, FirstByteSent) for _, event, _ in house.control.journal))
     for _ in range(50):
@@ -295,7 +295,7 @@ async def test_nothing_is_left_after_thousands_of_mixed_outcomes(house):
 
     polling = asyncio.create_task(give_signs_of_life())
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             await asyncio.gather(*[one_client() for _ in range(16)])
     finally:
         polling.cancel()

@@ -8,7 +8,7 @@ import pytest
 from baseload.domain.events import KeyRevoked
 from baseload.domain.model import Admission
 from baseload.domain.tenant import KeyLimits
-from baseload.domain.work import Outcome, PhaseTimes, TokenCounts
+from baseload.domain.work import Outcome, PhaseTimes, Tier, TokenCounts
 
 USER = [{"role": "user", "content": "four words for you"}]
 
@@ -26,6 +26,12 @@ async def test_chat_whole(house):
     assert entry.phases == PhaseTimes(11, 22, 33)
     assert entry.first_byte_ns > 0
     assert house.gateway.in_flight == 0
+
+
+async def test_the_ledger_says_in_which_class_a_request_ran(house):
+    for tier in ("flex", "auto", "default"):
+        await house.openai.chat.completions.create(model="m", messages=USER, service_tier=tier)
+    assert [entry.tier for entry in house.control.entries()] == [Tier.FLEX, Tier.DEFAULT, Tier.DEFAULT]
 
 
 async def test_chat_stream_without_usage(house):

@@ -37,7 +37,6 @@ def tiny_url(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture
 def tiny(house, tiny_url):
-    house.gateway.idle_timeout_s = 60
     house.put("tiny", tiny_url)
     return house
 

@@ -26,6 +26,7 @@ from baseload.domain.model import ModelSpec, Price
 from baseload.domain.status import ControlStatus, ModelStatus, ReplicaStatus
 from baseload.domain.tenant import Key
 from baseload.domain.units import NS_PER_S
+from baseload.domain.work import Tier
 from baseload.net.server import Exchange, serve
 from baseload.web.feed import Feed
 from baseload.web.pages import Dashboard
@@ -71,6 +72,12 @@ class FakeControl:
                 return Key("key_000000000000", secret, digest, 0, is_admin=secret == ADMIN)
         return None
 
+    def keys(self) -> list[Key]:
+        if self.empty:
+            return [Key("key_000000000000", "first key", "", 0, is_admin=True, prefix="bl-aB3x")]
+        first = Key("key_1", "first key", "", 0, is_admin=True, prefix="bl-aB3x", tier=Tier.PRIORITY)
+        return [first, Key("key_2", "nightly reports", "", 0, prefix="bl-Zk9q", tier=Tier.FLEX)]
+
     def models(self) -> list[ModelSpec]:
         names = [] if self.empty else ["guide", "llama-3.2-1b", "broken"]
         return [ModelSpec(name=name, source="/models", price=Price(usd_per_hour=0.25)) for name in names]
@@ -107,9 +114,12 @@ class FakeControl:
             return []
         row = UsageRow(
             from_day, "key_1", "first key", "llama-3.2-1b", 1852, 4, 913_000, 120_000, 402_000, 4000 * NS_PER_S,
-            1500 * NS_PER_S, 60 * NS_PER_S, 386_000_000, 150_000_000_000, "modelled",
+            1500 * NS_PER_S, 60 * NS_PER_S, 386_000_000, 150_000_000_000, "modelled", "default",
         )  # fmt: skip
-        return [row]
+        urgent = UsageRow(
+            from_day, "key_1", "first key", "guide", 41, 0, 0, 0, 0, 0, 0, 0, 0, 0, "modelled", "priority"
+        )
+        return [row, urgent]
 
     async def events(
         self, *, after_seq: int = 0, limit: int = 100, kind: str = "", model: str = ""
@@ -179,7 +189,7 @@ class Browser:
         """Return once the condition holds: the page itself watches for it."""
         holds = f"(() => {{ try {{ return {condition} }} catch {{ return false }} }})()"
         self.run(
-            f"new Promise((yes, no) => {{ const end = setTimeout(() => no({json.dumps(condition)}), 20000); "
+            f"new Promise((yes, no) => {{ const end = setTimeout(() => no({json.dumps(condition)}), 100000); "
             f"const look = () => {holds} ? (clearTimeout(end), yes()) : requestAnimationFrame(look); look() }})"
         )
 
@@ -294,7 +304,8 @@ def look_around(url: str, profile: Path, shots: Path) -> None:
             "Its worker failed 3 times in a row. Next try in 8 s",
 
             "ends after 512 of 1024 bytes", "KV cache 42 % in use", "modelled", "The oldest request has waited 1.2 s",
-            "1,852", "$0.29 per million tokens", "8.8 tokens per joule", "Woke · llama-3.2-1b",
+            "1,893", "1,852 default", "41 priority", "nightly reports", "flex", "bl-Zk9q…",
+            "$0.29 per million tokens", "8.8 tokens per joule", "Woke · llama-3.2-1b",
         ):  # fmt: skip
             assert words in seen, f"{words!r} is not on the page:\n{seen}"
         assert float(browser.run("$('f-tokens').textContent.replace(/[^0-9.]/g, '')")) > 0

@@ -34,6 +34,7 @@ class By(StrEnum):
     KEY = "key"
     MODEL = "model"
     DAY = "day"
+    CLASS = "class"
 
 
 def status(
@@ -106,7 +107,9 @@ def _print_replicas(found: ControlStatus) -> None:
 
 
 def usage(
-    by: Annotated[list[By] | None, typer.Option("--by", help="Sum by key, model or day; may be repeated.")] = None,
+    by: Annotated[
+        list[By] | None, typer.Option("--by", help="Sum by key, model, day or class; may be repeated.")
+    ] = None,
     from_day: Annotated[str, typer.Option("--from", metavar="YYYY-MM-DD", help="First day, UTC.")] = "",
     to_day: Annotated[str, typer.Option("--to", metavar="YYYY-MM-DD", help="Last day, UTC.")] = "",
     data_dir: DataDir = "",
@@ -115,7 +118,7 @@ def usage(
     key: Secret = "",
     as_json: AsJson = False,
 ) -> None:
-    """What was asked and what it cost: by key, model and day; idle and cold time stands in rows of its own."""
+    """What was asked and what it cost: by key, class, model and day; idle and cold time stands in rows of its own."""
     for flag, day in (("--from", from_day), ("--to", to_day)):
         if day and not DAY.fullmatch(day):
             raise SettingsError(f"{flag} {day}: not a day.", hint="Write it like 2026-11-20.")
@@ -134,19 +137,21 @@ def usage(
 
 
 def summed(rows: Sequence[UsageRow], by: Sequence[By]) -> list[UsageRow]:
-    """Rows folded to the wanted columns, in order of day, model, key."""
+    """Rows folded to the wanted columns, in order of day, model, key, class of service."""
     groups: dict[tuple[str, ...], list[UsageRow]] = {}
     for row in rows:
         label = (
             row.day if By.DAY in by else "",
             row.model if By.MODEL in by else "",
             row.key_id if By.KEY in by else "",
+            row.tier if By.CLASS in by else "",
         )
         groups.setdefault(label, []).append(row)
     folded = []
-    for (day, model, key_id), members in sorted(groups.items(), key=lambda item: item[0]):
+    for (day, model, key_id, tier), members in sorted(groups.items(), key=lambda item: item[0]):
         name = members[0].key_name if key_id else ""
-        folded.append(msgspec.structs.replace(fold(members), day=day, model=model, key_id=key_id, key_name=name))
+        total = fold(members)
+        folded.append(msgspec.structs.replace(total, day=day, model=model, key_id=key_id, key_name=name, tier=tier))
     return folded
 
 
@@ -182,6 +187,8 @@ def _print_usage(rows: Sequence[UsageRow], total: UsageRow, by: Sequence[By]) ->
         labels.append(("model", lambda row: row.model))
     if By.KEY in by:
         labels.append(("key", lambda row: row.key_name or row.key_id or "(idle and cold)"))
+    if By.CLASS in by:
+        labels.append(("class", lambda row: row.tier))
     names = [name for name, _ in labels]
     groups = [FIGURES] if out().width >= WIDE else [FIGURES[:4], FIGURES[4:7], FIGURES[7:]]
     for group in groups:

@@ -25,7 +25,9 @@ def _request(body: Body) -> str:
     took = seconds_between(body, "arrived_ns", "ended_ns")
     counts = f"{tokens.get('prompt', 0)} tokens in, {tokens.get('completion', 0)} out"
     reason = f" ({body['reason']})" if body.get("reason") else ""
-    return f"request for {body['model']}: {body['outcome']}{reason} after {took}, {counts}"
+    tier = body.get("tier", "default")
+    kind = "request" if tier == "default" else f"{tier} request"
+    return f"{kind} for {body['model']}: {body['outcome']}{reason} after {took}, {counts}"
 
 
 def _replica(body: Body) -> str:

@@ -24,7 +24,7 @@ class Sink(Protocol):
 
 
 class UsageRow(Struct, frozen=True):
-    """Usage of one (day, key, model); idle and cold replica time stands under key_id ""."""
+    """Usage of one (day, key, model, class of service); idle and cold replica time stands under key_id "", class ""."""
 
     day: str  # "2026-11-20", UTC
     key_id: str
@@ -41,6 +41,7 @@ class UsageRow(Struct, frozen=True):
     cost_nusd: int
     energy_uj: int
     energy_basis: str  # "modelled", "rapl", "nvml" or "mixed"
+    tier: str = ""  # "priority", "default" or "flex"; "" for requests counted before classes were (format 1)
 
 
 class JournalRow(Struct, frozen=True):
@@ -93,7 +94,7 @@ class Control(Protocol):
         """Wall time in nanoseconds that never runs backwards."""
 
     async def usage(self, *, from_day: str = "", to_day: str = "") -> list[UsageRow]:
-        """Usage by day, key and model, including what runs now."""
+        """Usage by day, key, model and class, including what runs now."""
 
     async def events(
         self, *, after_seq: int = 0, limit: int = 100, kind: str = "", model: str = ""

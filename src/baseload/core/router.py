@@ -458,7 +458,7 @@ def request_entry(
 ) -> RequestEntry:
     """The ledger's record of a request."""
     request, bill = ticket.request, ticket.bill
-    return RequestEntry(  # by position: naming all eighteen takes several times as long
+    return RequestEntry(  # by position: naming all nineteen takes several times as long
         request.request_id,
         request.key_id,
         request.model,
@@ -477,4 +477,5 @@ def request_entry(
         rounded_cost(bill),
         rounded_energy(bill),
         bill.basis,
+        request.tier,
     )

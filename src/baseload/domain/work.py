@@ -73,8 +73,11 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"
 
 
-class RequestEntry(Struct, frozen=True, tag="request"):
-    """The ledger's record of one request, written once, when it ends. Times are wall nanoseconds."""
+class RequestEntry(Struct, frozen=True, tag="request", omit_defaults=True):
+    """The ledger's record of one request, written once, when it ends. Times are wall nanoseconds.
+
+    Its class of service is written where it is not "default", so entries from before there were classes read alike.
+    """
 
     request_id: str
     key_id: str
@@ -94,6 +97,7 @@ class RequestEntry(Struct, frozen=True, tag="request"):
     cost_nusd: int
     energy_uj: int
     energy_basis: str  # "rapl" | "nvml" | "modelled"
+    tier: Tier = Tier.DEFAULT
 
 
 class ReplicaEntry(Struct, frozen=True, tag="replica"):

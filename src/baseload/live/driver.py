@@ -255,12 +255,12 @@ class LiveControl:
         return self._now_ns()
 
     async def usage(self, *, from_day: str = "", to_day: str = "") -> list[UsageRow]:
-        """Usage by day, key and model, including what runs now, all of one instant."""
+        """Usage by day, key, model and class, including what runs now, all of one instant."""
         rollup = Rollup()
         seq, now_ns = self._seq, self.status().now_ns
         for entry in self._machine.open_entries(now_ns):
             rollup.add(entry, open_at_ns=now_ns)
-        outside = [day for day, _, _ in rollup.rows if day < from_day or day > (to_day or "9999")]
+        outside = [day for day, *_ in rollup.rows if day < from_day or day > (to_day or "9999")]
         rollup.rows = {key: sums for key, sums in rollup.rows.items() if key[0] not in outside}
         async with self._reading:
             await self._sync_to_read(seq)

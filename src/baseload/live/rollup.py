@@ -1,4 +1,4 @@
-"""Usage by day, key and model: the ledger's entries added up."""
+"""Usage by day, key, model and class of service: the ledger's entries added up."""
 
 from datetime import UTC, datetime
 
@@ -11,11 +11,11 @@ from baseload.domain.work import MIXED, Entry, Outcome, ReplicaEntry, RequestEnt
 _OK = Outcome.OK
 _FAILED = frozenset({Outcome.REFUSED, Outcome.REJECTED, Outcome.FAILED})
 
-UsageKey = tuple[str, str, str]  # day, key_id ("" for idle and cold time), model
+UsageKey = tuple[str, str, str, str]  # day, key_id ("" for idle and cold time), model, tier ("" likewise)
 
 
 class Sums(Struct):
-    """One (day, key, model) being added up; the fields stand in the order of the `usage` table."""
+    """One (day, key, model, tier) being added up; the fields stand in the order of the `usage` table."""
 
     requests: int = 0
     failed: int = 0
@@ -48,7 +48,7 @@ class Rollup:
         if isinstance(entry, RequestEntry):
             self._add_request(entry, open_at_ns)
         elif isinstance(entry, ReplicaEntry):
-            sums = self._sums(entry.to_ns, "", entry.model)
+            sums = self._sums(entry.to_ns, "", entry.model, "")
             sums.idle_ns += entry.idle_ns
             sums.cold_ns += entry.cold_ns
             sums.cost_nusd += entry.idle_cost_nusd + entry.cold_cost_nusd
@@ -56,7 +56,7 @@ class Rollup:
 
     def add_row(self, row: UsageRow, *, sign: int = 1) -> None:
         """Add (or, with sign −1, take away) a row that was added up elsewhere."""
-        key = (row.day, row.key_id, row.model)
+        key = (row.day, row.key_id, row.model, row.tier)
         sums = self.rows.get(key)
         if sums is None:
             sums = self.rows[key] = Sums()
@@ -72,7 +72,7 @@ class Rollup:
         _add_energy(sums, sign * row.energy_uj, row.energy_basis)
 
     def usage(self, names: dict[str, str]) -> list[UsageRow]:
-        """The rows in order of day, key and model; `names` are the keys' names by id. Empty rows are left out."""
+        """The rows by day, key, model and class; `names` are the keys' names by id. Empty rows are left out."""
         return [
             usage_row(key, sums, names.get(key[1], ""))
             for key, sums in sorted(self.rows.items(), key=lambda item: item[0])
@@ -80,7 +80,7 @@ class Rollup:
         ]
 
     def _add_request(self, entry: RequestEntry, open_at_ns: int) -> None:
-        sums = self._sums(open_at_ns or entry.ended_ns, entry.key_id, entry.model)
+        sums = self._sums(open_at_ns or entry.ended_ns, entry.key_id, entry.model, entry.tier.value)
         if not open_at_ns:
             sums.requests += 1
             if entry.outcome is not _OK and entry.outcome in _FAILED:
@@ -93,12 +93,12 @@ class Rollup:
         sums.cost_nusd += entry.cost_nusd
         _add_energy(sums, entry.energy_uj, entry.energy_basis)
 
-    def _sums(self, at_ns: int, key_id: str, model: str) -> Sums:
+    def _sums(self, at_ns: int, key_id: str, model: str, tier: str) -> Sums:
         number = at_ns // NS_PER_DAY
         if number != self._day_number:
             self._day_number = number
             self._day = datetime.fromtimestamp(number * (NS_PER_DAY // NS_PER_S), UTC).strftime("%Y-%m-%d")
-        key = (self._day, key_id, model)
+        key = (self._day, key_id, model, tier)
         sums = self.rows.get(key)
         if sums is None:
             sums = self.rows[key] = Sums()
@@ -123,6 +123,7 @@ def usage_row(key: UsageKey, sums: Sums, key_name: str) -> UsageRow:
         cost_nusd=sums.cost_nusd,
         energy_uj=sums.energy_uj,
         energy_basis=sums.energy_basis,
+        tier=key[3],
     )
 
 

@@ -38,7 +38,14 @@ ENTRY_KINDS = frozenset({"request", "replica", "decision"})
 _BATCH_SIZES = (1, 8, 64, 256, 512, 1024)
 _PRUNE_ROWS = 10_000  # deleted in one transaction at most
 
-_SCHEMA = """
+_USAGE = """
+CREATE TABLE IF NOT EXISTS usage (day TEXT NOT NULL, key_id TEXT NOT NULL, model TEXT NOT NULL, tier TEXT NOT NULL,
+    requests INTEGER NOT NULL, failed INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL,
+    cached_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, useful_ns INTEGER NOT NULL,
+    idle_ns INTEGER NOT NULL, cold_ns INTEGER NOT NULL, cost_nusd INTEGER NOT NULL, energy_uj INTEGER NOT NULL,
+    energy_basis TEXT NOT NULL, PRIMARY KEY (day, key_id, model, tier)) WITHOUT ROWID
+"""
+_SCHEMA = f"""{_USAGE};
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS header (seq INTEGER NOT NULL, at_ns INTEGER NOT NULL, version TEXT NOT NULL,
     policy_version TEXT NOT NULL, seed TEXT NOT NULL, settings_sha256 TEXT NOT NULL);
@@ -48,19 +55,15 @@ CREATE TABLE IF NOT EXISTS entry (seq INTEGER NOT NULL, n INTEGER NOT NULL, at_n
     kind TEXT NOT NULL, subject TEXT NOT NULL, model TEXT NOT NULL, body TEXT NOT NULL, PRIMARY KEY (seq, n))
     WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS entry_rare ON entry (kind, seq) WHERE kind <> 'request';
-CREATE TABLE IF NOT EXISTS usage (day TEXT NOT NULL, key_id TEXT NOT NULL, model TEXT NOT NULL,
-    requests INTEGER NOT NULL, failed INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL,
-    cached_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, useful_ns INTEGER NOT NULL,
-    idle_ns INTEGER NOT NULL, cold_ns INTEGER NOT NULL, cost_nusd INTEGER NOT NULL, energy_uj INTEGER NOT NULL,
-    energy_basis TEXT NOT NULL, PRIMARY KEY (day, key_id, model)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS key_name (key_id TEXT PRIMARY KEY, name TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS snapshot (seq INTEGER PRIMARY KEY, at_ns INTEGER NOT NULL, body BLOB NOT NULL);
 """
 
 _SUM_FIELDS = Sums.__struct_fields__[:-1]
+_SUMS = ", ".join(Sums.__struct_fields__)
 _ADD_UP = ", ".join(f"{name} = {name} + excluded.{name}" for name in _SUM_FIELDS)
 _UPSERT_USAGE = (
-    "INSERT INTO usage VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (day, key_id, model) DO UPDATE SET "  # noqa: S608
+    "INSERT INTO usage VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (day, key_id, model, tier) DO UPDATE SET "  # noqa: S608
     + _ADD_UP
     + ", energy_basis = CASE WHEN excluded.energy_uj = 0 OR energy_basis = excluded.energy_basis THEN energy_basis"
     + f" WHEN energy_uj = 0 THEN excluded.energy_basis ELSE '{MIXED}' END"
@@ -107,10 +110,39 @@ class Store:
         self._db.execute("PRAGMA wal_autocheckpoint=4000")
         self._db.execute("PRAGMA journal_size_limit=67108864")
         self._db.execute("PRAGMA busy_timeout=10000")
-        self._db.executescript(_SCHEMA)
-        self._db.execute("INSERT OR IGNORE INTO meta VALUES ('format', ?)", (str(FORMAT),))
-        (value,) = self._db.execute("SELECT value FROM meta WHERE name = 'format'").fetchone()
-        return int(value)
+        found = self._format()
+        if found <= 1 and self._has_usage_without_classes():
+            self._tell_classes_apart()
+        if found <= FORMAT:
+            self._db.executescript(_SCHEMA)
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('format', ?)", (str(FORMAT),))
+        return found
+
+    def _format(self) -> int:
+        """The format of what is stored; 0: nothing is."""
+        if self._db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'meta'").fetchone() is None:
+            return 0
+        row = self._db.execute("SELECT value FROM meta WHERE name = 'format'").fetchone()
+        return int(row[0]) if row else 0
+
+    def _has_usage_without_classes(self) -> bool:
+        columns = [name for (name,) in self._db.execute("SELECT name FROM pragma_table_info('usage')")]
+        return bool(columns) and "tier" not in columns
+
+    def _tell_classes_apart(self) -> None:
+        """From format 1, whose usage had no class of service, in one transaction; what it counted stands under ""."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._db.execute("ALTER TABLE usage RENAME TO usage_1")
+            self._db.execute(_USAGE)
+            self._db.execute(f"INSERT INTO usage SELECT day, key_id, model, '', {_SUMS} FROM usage_1")  # noqa: S608
+            self._db.execute("DROP TABLE usage_1")
+            self._db.execute("UPDATE meta SET value = '2' WHERE name = 'format'")
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
 
     def close(self) -> None:
         """Close the connection."""
@@ -211,9 +243,10 @@ class Store:
         later = Rollup()
         self._db.execute("BEGIN")
         try:
-            sql = "SELECT * FROM usage WHERE day >= ? AND day <= ?"
+            columns = f"day, key_id, '', model, {_SUMS}, tier"  # in the order of UsageRow
+            sql = f"SELECT {columns} FROM usage WHERE day >= ? AND day <= ?"  # noqa: S608
             for row in self._db.execute(sql, (from_day, to_day or "9999")):
-                rollup.add_row(UsageRow(row[0], row[1], "", *row[2:]))
+                rollup.add_row(UsageRow(*row))
             for (body,) in self._db.execute("SELECT body FROM entry WHERE seq > ?", (up_to_seq,)):
                 later.add(decode_entry(body))
             names = dict(self._db.execute("SELECT key_id, name FROM key_name"))

@@ -71,6 +71,7 @@ class Feed:
             history=history,
             requests_last_minute=self._asked[-1][1] - self._asked[0][1] if self._asked else 0,
             wake_ns=self._wake_ns,
+            keys=self._control.keys(),
             usage=self._usage,
             decisions=self._decisions,
         )

@@ -8,10 +8,12 @@ from baseload.core.ports import JournalRow, UsageRow
 from baseload.domain.fleet import ReplicaState
 from baseload.domain.model import ModelSpec
 from baseload.domain.status import ControlStatus, ModelStatus, ReplicaStatus
+from baseload.domain.tenant import Key
 from baseload.domain.units import NS_PER_MS, NS_PER_S, NUSD_PER_USD, UJ_PER_J
-from baseload.domain.work import joint_basis
+from baseload.domain.work import Tier, joint_basis
 
 ALIVE = (ReplicaState.STARTING, ReplicaState.READY, ReplicaState.DRAINING, ReplicaState.STOPPING)
+KEYS_SHOWN = 50
 
 
 class History(Struct, frozen=True):
@@ -70,6 +72,30 @@ class Today(Struct, frozen=True):
     tokens_per_joule: float | None
 
 
+class ClassUse(Struct, frozen=True):
+    """What one class of service of a key's requests came to."""
+
+    tier: str  # "" for requests counted before there were classes
+    requests: int
+
+
+class KeyLine(Struct, frozen=True):
+    """A key, its class of service, and what was asked with it since midnight UTC."""
+
+    key_id: str
+    name: str
+    begins: str  # the first characters of its secret
+    tier: str  # the highest class it may ask for, and its own where it asks for none; "" where it is revoked
+    is_admin: bool
+    is_revoked: bool
+    requests: int
+    failed: int
+    tokens: int
+    usd: float
+    joules: float
+    classes: tuple[ClassUse, ...]  # its requests by the class they had, the highest first
+
+
 class DecisionLine(Struct, frozen=True):
     """A choice the system made, and why."""
 
@@ -101,6 +127,8 @@ class Snapshot(Struct, frozen=True):
     models: tuple[ModelCard, ...]
     history: History
     today: Today | None
+    keys: tuple[KeyLine, ...]  # those asked with most today come first
+    keys_total: int
     decisions: tuple[DecisionLine, ...]
 
 
@@ -112,6 +140,7 @@ def take(
     history: History,
     requests_last_minute: int,
     wake_ns: Mapping[str, int],
+    keys: Sequence[Key],
     usage: Sequence[UsageRow] | None,
     decisions: Sequence[JournalRow],
 ) -> Snapshot:
@@ -119,6 +148,7 @@ def take(
     by_name = {spec.name: spec for spec in specs}
     models = tuple(_model_card(model, status, by_name.get(model.name), wake_ns) for model in status.models)
     dollars = usd_per_hour(status, by_name)
+    lines = key_lines(keys, usage or ())
     return Snapshot(
         now_ms=status.now_ns // NS_PER_MS,
         started_ms=status.started_ns // NS_PER_MS,
@@ -138,6 +168,8 @@ def take(
         models=models,
         history=history,
         today=None if usage is None else today(usage),
+        keys=tuple(lines[:KEYS_SHOWN]),
+        keys_total=len(lines),
         decisions=tuple(decision_line(row) for row in reversed(decisions)),
     )
 
@@ -261,6 +293,38 @@ def today(rows: Sequence[UsageRow]) -> Today:
         basis=joint_basis([row.energy_basis for row in rows if row.energy_uj]),
         usd_per_million_tokens=usd / tokens * 1e6 if tokens else None,
         tokens_per_joule=tokens / joules if tokens and joules else None,
+    )
+
+
+def key_lines(keys: Sequence[Key], rows: Sequence[UsageRow]) -> list[KeyLine]:
+    """All keys that are not revoked, and revoked ones that were used; those used most first."""
+    used: dict[str, list[UsageRow]] = {}
+    for row in rows:
+        if row.key_id:
+            used.setdefault(row.key_id, []).append(row)
+    lines = [_key_line(key.key_id, key.name, key, used.pop(key.key_id, [])) for key in keys]
+    lines += [_key_line(key_id, of[0].key_name, None, of) for key_id, of in used.items()]
+    return sorted(lines, key=lambda line: -line.requests)
+
+
+def _key_line(key_id: str, name: str, key: Key | None, rows: Sequence[UsageRow]) -> KeyLine:
+    asked: dict[str, int] = {}
+    for row in rows:
+        asked[row.tier] = asked.get(row.tier, 0) + row.requests
+    order = sorted(asked, key=lambda tier: -Tier(tier).rank if tier else 1)
+    return KeyLine(
+        key_id=key_id,
+        name=name,
+        begins=key.prefix if key is not None else "",
+        tier=key.tier.value if key is not None else "",
+        is_admin=key is not None and key.is_admin,
+        is_revoked=key is None,
+        requests=sum(asked.values()),
+        failed=sum(row.failed for row in rows),
+        tokens=sum(row.prompt_tokens + row.completion_tokens for row in rows),
+        usd=sum(row.cost_nusd for row in rows) / NUSD_PER_USD,
+        joules=sum(row.energy_uj for row in rows) / UJ_PER_J,
+        classes=tuple(ClassUse(tier, asked[tier]) for tier in order),
     )
 
 

@@ -34,7 +34,7 @@ from baseload.domain.events import (
 )
 from baseload.domain.work import Decision, Entry, ReplicaEntry, RequestEntry
 
-FORMAT = 1  # of spool, events, entries and snapshots together; a newer one is refused
+FORMAT = 2  # of spool, events, entries, usage and snapshots together; an older one is read, a newer one refused
 SEGMENT_MAGIC = b"BLSPOOL1"
 FRAME_HEAD_BYTES = 24
 MAX_BODY_BYTES = 16 << 20

@@ -37,6 +37,16 @@ def test_sums_keep_every_nanosecond_and_dollar() -> None:
     ]  # fmt: skip
 
 
+def test_usage_is_summed_by_class_of_service_where_it_is_asked_for() -> None:
+    tiers = ["priority", "flex", "default", "flex"]
+    rows = [*(msgspec.structs.replace(ROW, tier=tier) for tier in tiers), IDLE]
+    assert [(row.tier, row.requests) for row in summed(rows, [By.CLASS])] == [
+        ("", 0), ("default", 3), ("flex", 6), ("priority", 3),
+    ]  # fmt: skip
+    assert [row.tier for row in summed(rows, [By.KEY])] == ["", ""]
+    assert with_ratios(rows[0])["tier"] == "priority"
+
+
 def test_ratios_are_absent_where_nothing_was_used() -> None:
     shown = with_ratios(ROW)
     assert (shown["usd"], shown["joules"], shown["tokens_per_joule"]) == (0.3, 60.0, 2.5)
@@ -53,6 +63,12 @@ def test_ratios_are_absent_where_nothing_was_used() -> None:
             {"model": "guide", "outcome": "ok", "reason": None, "arrived_ns": 0, "ended_ns": NS_PER_S,
              "tokens": {"prompt": 4, "completion": 9}},
             "request for guide: ok after 1.00 s, 4 tokens in, 9 out",
+        ),
+        (
+            "request",
+            {"model": "guide", "outcome": "ok", "reason": None, "arrived_ns": 0, "ended_ns": NS_PER_S,
+             "tokens": {"prompt": 4, "completion": 9}, "tier": "flex"},
+            "flex request for guide: ok after 1.00 s, 4 tokens in, 9 out",
         ),
         ("worker_exited", {"replica_id": "r1", "exit_code": -9, "detail": ""}, "worker r1 ended with exit code -9"),
         ("model_put", {"spec": {"name": "guide"}}, "model guide was added or changed"),

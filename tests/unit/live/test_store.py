@@ -16,11 +16,12 @@ from baseload.domain.work import (
     ReplicaEntry,
     Request,
     RequestEntry,
+    Tier,
     TokenCounts,
 )
 from baseload.live.rollup import Rollup
 from baseload.live.store import Record, Store, StoredSnapshot
-from baseload.wire.journal import encode_event
+from baseload.wire.journal import encode_entry, encode_event
 
 NOON_NS = 1_763_640_000 * 10**9  # 2025-11-20T12:00:00Z
 
@@ -38,7 +39,9 @@ def record(seq: int, event=None, entries=(), at_ns: int = 0) -> Record:
     return Record(seq, at_ns or seq, event, encode_event(event), entries)
 
 
-def request_entry(number: int, *, outcome: Outcome = Outcome.OK, ended_ns: int = NOON_NS, basis="modelled"):
+def request_entry(
+    number: int, *, outcome: Outcome = Outcome.OK, ended_ns: int = NOON_NS, basis="modelled", tier=Tier.DEFAULT
+):
     return RequestEntry(
         request_id=f"req_{number}",
         key_id="key_1",
@@ -58,6 +61,7 @@ def request_entry(number: int, *, outcome: Outcome = Outcome.OK, ended_ns: int =
         cost_nusd=7,
         energy_uj=11,
         energy_basis=basis,
+        tier=tier,
     )
 
 
@@ -92,13 +96,65 @@ def test_usage_adds_up_requests_and_replica_time(store):
     store.commit([record(3, entries=[request_entry(2, outcome=Outcome.FAILED, basis="rapl")])])
     idle, used = usage(store, 3)
     assert (idle.key_id, idle.idle_ns, idle.cold_ns, idle.cost_nusd, idle.energy_uj) == ("", 20, 10, 7, 11)
-    assert used == UsageRow("2025-11-20", "key_1", "Ada", "m", 2, 1, 20, 4, 10, 203, 0, 0, 14, 22, "mixed")
+    assert used == UsageRow("2025-11-20", "key_1", "Ada", "m", 2, 1, 20, 4, 10, 203, 0, 0, 14, 22, "mixed", "default")
 
 
 def test_usage_as_of_an_earlier_seq_leaves_later_entries_out(store):
     store.commit([record(seq, entries=[request_entry(seq)]) for seq in (1, 2, 3)])
     assert [row.useful_ns for row in usage(store, 2)] == [101 + 102]
     assert usage(store, 0) == []
+
+
+def test_usage_tells_classes_of_service_apart(store):
+    tiers = [Tier.FLEX, Tier.PRIORITY, Tier.FLEX]
+    store.commit([record(seq, entries=[request_entry(seq, tier=tier)]) for seq, tier in enumerate(tiers, start=1)])
+    assert [(row.tier, row.requests) for row in usage(store, 3)] == [("flex", 2), ("priority", 1)]
+    assert [(row.tier, row.requests) for row in usage(store, 2)] == [("flex", 1), ("priority", 1)]
+    assert [row.body["tier"] for row in store.rows(after_seq=0, limit=9, kind="request", model="")] == tiers
+
+
+FORMAT_1 = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE entry (seq INTEGER NOT NULL, n INTEGER NOT NULL, at_ns INTEGER NOT NULL,
+    kind TEXT NOT NULL, subject TEXT NOT NULL, model TEXT NOT NULL, body TEXT NOT NULL, PRIMARY KEY (seq, n))
+    WITHOUT ROWID;
+CREATE TABLE usage (day TEXT NOT NULL, key_id TEXT NOT NULL, model TEXT NOT NULL,
+    requests INTEGER NOT NULL, failed INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL,
+    cached_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, useful_ns INTEGER NOT NULL,
+    idle_ns INTEGER NOT NULL, cold_ns INTEGER NOT NULL, cost_nusd INTEGER NOT NULL, energy_uj INTEGER NOT NULL,
+    energy_basis TEXT NOT NULL, PRIMARY KEY (day, key_id, model)) WITHOUT ROWID;
+INSERT INTO usage VALUES ('2025-11-20', 'key_1', 'm', 2, 1, 20, 4, 10, 203, 0, 0, 14, 22, 'mixed');
+INSERT INTO usage VALUES ('2025-11-20', '', 'm', 0, 0, 0, 0, 0, 0, 20, 10, 7, 11, 'modelled');
+"""
+
+
+@pytest.mark.parametrize("is_marked", [True, False])
+def test_a_ledger_of_format_1_is_opened_with_all_it_counted(tmp_path, is_marked):
+    path = tmp_path / "baseload.db"
+    old = sqlite3.connect(path)
+    old.executescript(FORMAT_1)
+    if is_marked:
+        old.execute("INSERT INTO meta VALUES ('format', '1')")
+        entry = b'{"type":"request",' + encode_entry(request_entry(1)).partition(b",")[2]
+        old.execute("INSERT INTO entry VALUES (1, 0, 1, 'request', 'req_1', 'm', ?)", (entry.decode(),))
+    old.commit()
+    old.close()
+    for _ in range(2):  # moved once, and opened again as it is
+        store = Store(path)
+        store.open()
+        idle, used = usage(store, 1)
+        assert used == UsageRow("2025-11-20", "key_1", "", "m", 2, 1, 20, 4, 10, 203, 0, 0, 14, 22, "mixed", "")
+        assert (idle.key_id, idle.idle_ns, idle.cold_ns, idle.tier) == ("", 20, 10, "")
+        store.close()
+    store = Store(path)
+    store.open()
+    store.commit([record(2, entries=[request_entry(2, tier=Tier.FLEX)])])
+    assert [(row.key_id, row.tier, row.requests) for row in usage(store, 2)] == [
+        ("", "", 0), ("key_1", "", 2), ("key_1", "flex", 1),
+    ]  # fmt: skip
+    rows = store.rows(after_seq=0, limit=9, kind="request", model="")
+    assert [row.body["tier"] for row in rows] == ["default", "flex"][1 - is_marked :]
+    store.close()
 
 
 def test_usage_by_day(store):

@@ -6,8 +6,10 @@ from baseload.core.ports import JournalRow, UsageRow
 from baseload.domain.fleet import ReplicaState, WorkerSample
 from baseload.domain.model import ModelSpec, Price, Scaling
 from baseload.domain.status import ControlStatus, ModelStatus, ReplicaStatus
+from baseload.domain.tenant import Key
 from baseload.domain.units import NS_PER_S
-from baseload.web.snapshot import History, headline, model_says, span, take, today
+from baseload.domain.work import Tier
+from baseload.web.snapshot import History, headline, key_lines, model_says, span, take, today
 
 SPEC = ModelSpec("guide", "/g", price=Price(usd_per_hour=0.5))
 NOW = 1000 * NS_PER_S
@@ -82,6 +84,7 @@ def test_only_living_replicas_cost_and_draw() -> None:
         history=History(1.0, (1.0, 2.5), (0, 1), (0, 0), (0.0, 30.0), (0.0, 0.5)),
         requests_last_minute=7,
         wake_ns={},
+        keys=[],
         usage=None,
         decisions=[
             JournalRow(n, NOW, "decision", "r1", {"what": "wake", "model": "guide", "why": "w"}) for n in (1, 2)
@@ -99,6 +102,26 @@ def test_today_sums_rows_and_names_the_basis() -> None:
     assert (sums.tokens, sums.usd, sums.joules, sums.basis) == (100, 0.1, 50.0, "mixed")
     assert (sums.usd_per_million_tokens, sums.tokens_per_joule) == (pytest.approx(1000.0), 2.0)
     assert today([]).tokens_per_joule is None
+
+
+def used(key_id: str, tier: str, requests: int) -> UsageRow:
+    return UsageRow("d", key_id, f"name of {key_id}", "guide", requests, 1, 10, 0, 5, 0, 0, 0, 7, 9, "rapl", tier)
+
+
+def test_keys_stand_with_their_class_and_what_was_asked_in_each() -> None:
+    keys = [
+        Key("k1", "new", "0" * 64, 1, prefix="bl-aaaa"),
+        Key("k2", "nightly", "0" * 64, 2, tier=Tier.FLEX, is_admin=True, prefix="bl-bbbb"),
+        Key("k3", "shop", "0" * 64, 3, tier=Tier.PRIORITY),
+    ]
+    rows = [used("k3", "flex", 2), used("k3", "priority", 3), used("k3", "", 1), used("k2", "flex", 4)]
+    rows += [used("gone", "default", 9), UsageRow("d", "", "", "guide", 0, 0, 0, 0, 0, 0, 5, 5, 7, 9, "rapl")]
+    gone, shop, nightly, new = key_lines(keys, rows)
+    assert (gone.name, gone.is_revoked, gone.tier, gone.requests) == ("name of gone", True, "", 9)
+    assert (shop.tier, shop.requests, shop.failed, shop.tokens) == ("priority", 6, 3, 45)
+    assert [(of.tier, of.requests) for of in shop.classes] == [("priority", 3), ("flex", 2), ("", 1)]
+    assert (nightly.tier, nightly.is_admin, nightly.begins, nightly.requests) == ("flex", True, "bl-bbbb", 4)
+    assert (new.tier, new.requests, new.classes) == ("default", 0, ())
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,7 @@ function draw(now) {
   drawModels(now);
   drawDecisions(now);
   drawToday(now);
+  drawKeys(now);
   text($("foot"), `Baseload ${now.version}, up ${duration((now.now_ms - now.started_ms) / 1000)}. ` +
     `${plural(now.requests_total, "request")} so far, ${number(now.refused_total)} refused. Days begin at midnight UTC.`);
 }
@@ -214,6 +215,35 @@ function drawToday(now) {
   bar.setAttribute("aria-label", "Replica time today: " + said.join(", "));
   keyed($("seconds-note"), parts, (p) => p[0], (p) => element("span", { class: `key k-${p[0]}` }),
     (node, [name, s]) => text(node, `${duration(s)} ${words[name]}`));
+}
+
+function makeKey() {
+  const cell = (name) => element("td", { class: name });
+  return element("tr", {}, element("th", { scope: "row" }, element("span", { class: "name" }), element("small")),
+    element("td", {}, element("span", { class: "tier" })), cell("n requests"), cell("n tokens"), cell("n cost"), cell("n energy"));
+}
+function updateKey(row, key) {
+  text(row.querySelector(".name"), key.name || key.key_id);
+  text(row.querySelector("th small"), key.is_revoked ? "revoked" : `${key.begins}…` + (key.is_admin ? " admin" : ""));
+  const tier = row.querySelector(".tier");
+  tier.dataset.tier = key.tier;
+  text(tier, key.tier);
+  const words = key.classes.filter((c) => c.requests).map((c) => `${number(c.requests)} ${c.tier || "without class"}`);
+  const notes = [...(words.length > 1 || key.classes.some((c) => c.tier !== key.tier) ? words : []), ...(key.failed ? [`${number(key.failed)} failed`] : [])];
+  const requests = row.querySelector(".requests"), wanted = number(key.requests) + notes.join();
+  if (requests.dataset.shown !== wanted) {
+    requests.dataset.shown = wanted;
+    requests.replaceChildren(number(key.requests), ...notes.map((note) => element("small", {}, note)));
+  }
+  text(row.querySelector(".tokens"), number(key.tokens));
+  text(row.querySelector(".cost"), dollars(key.usd));
+  text(row.querySelector(".energy"), joules(key.joules));
+}
+function drawKeys(now) {
+  keyed($("keys"), now.keys, (k) => k.key_id, makeKey, updateKey);
+  const more = now.keys_total - now.keys.length;
+  text($("keys-note"), (more ? `${plural(more, "key")} more, used less: baseload usage shows all. ` : "") +
+    "A key’s class is the highest service_tier it may ask for, and what it gets where it asks for none.");
 }
 
 // -- try it -----------------------------------------------------------------------------------------------------
