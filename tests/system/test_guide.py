@@ -61,7 +61,7 @@ class Guide:
             self._loop.submit(Job(f"{index}", [prompt], Sampling(temperature=0.0, max_tokens=96), 1))
         texts, open_ = [""] * len(conversations), len(conversations)
         while open_:
-            for output in self._outputs.get(timeout=60):
+            for output in self._outputs.get(timeout=120):
                 if isinstance(output, Delta):
                     texts[int(output.request_id)] += output.text
                 elif isinstance(output, Failed):

@@ -145,7 +145,7 @@ async def test_a_local_worker_of_a_model_that_moved_away_is_ended_after_the_kill
     assert stubborn
     assert told.count(stubborn[0].replica_id) == 2, "once when it began, once when control came back"
     os.kill(stubborn[0].pid, signal.SIGKILL)
-    assert await control.stop(1.0)
+    assert await control.stop(60.0)
     assert all(identify(replica.pid) is None for replica in stubborn)
 
 
@@ -160,7 +160,7 @@ async def test_a_worker_is_adopted_and_its_time_tiles_over_the_kill(tmp_path):
     assert identify(replica.pid) is not None
     adopted = [row.subject for row in await control.events(kind="decision") if row.body["what"] == "adopt"]
     assert adopted == [replica.replica_id]
-    assert await control.stop(5.0)
+    assert await control.stop(60.0)
     assert identify(replica.pid) is None
     async with open_offline(folder) as later:
         spans = [row.body for row in await later.events(kind="replica", limit=1000)]

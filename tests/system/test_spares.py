@@ -69,12 +69,12 @@ async def test_a_spare_becomes_one_model_once_and_the_next_takes_its_place(tmp_p
         files = WorkerFiles(keeper.folder, "tiny-1")
         assert files.read_registration().process == identify(spare)
         ready = await keeper.hear(WorkerReady)
-        health = json.loads((await keeper.client.request("GET", f"{ready.url}/health", timeout_s=5)).body)
+        health = json.loads((await keeper.client.request("GET", f"{ready.url}/health", timeout_s=60)).body)
         assert (health["model"], health["replica_id"], health["pid"]) == ("tiny", "tiny-1", spare)
         assert files.log_tail().startswith('{"ready":')  # it prints into its own log now
         assert str(Path(f"/proc/{spare}/fd/0").readlink()) == os.devnull
         assert await keeper.warm() != spare
-        keeper.launcher.stop("tiny-1", 5 * NS_PER_S)
+        keeper.launcher.stop("tiny-1", 60 * NS_PER_S)
         assert (await keeper.hear(WorkerExited)).exit_code == 0
     assert list(keeper.folder.iterdir()) == []
 

@@ -17,7 +17,7 @@ from baseload.engine.runner import Span
 
 VOCAB = 40
 EOS = 0
-WAIT_S = 20.0
+WAIT_S = 120.0
 
 
 def token_bytes(token: int) -> bytes:

@@ -20,7 +20,7 @@ from baseload.engine.runner import Span
 from baseload.engine.sampling import RowSampler
 
 VOCAB = 12
-WAIT_S = 20.0
+WAIT_S = 120.0
 
 
 def logits_after(text: Sequence[int]) -> np.ndarray:
