@@ -52,9 +52,9 @@ def model(name: str = "m", *, source: str = "mock", replicas: int = 1, idle_ms: 
             idle_ns=idle_ms * NS_PER_MS,
             target_queue_delay_ns=50 * NS_PER_MS,
             scale_up_cooldown_ns=100 * NS_PER_MS,
-            start_timeout_ns=20 * NS_PER_S,
+            start_timeout_ns=100 * NS_PER_S,
         ),
-        admission=Admission(max_queue=8, max_wait_ns=20 * NS_PER_S, max_concurrency_per_replica=4, max_attempts=2),
+        admission=Admission(max_queue=8, max_wait_ns=100 * NS_PER_S, max_concurrency_per_replica=4, max_attempts=2),
         context_tokens=4096,
     )
 
@@ -68,7 +68,7 @@ async def ended(world: World, *asks: Ask) -> None:
 
 
 async def test_start_serve_sleep_and_wake(world: World) -> None:
-    await world.put(model(idle_ms=300))
+    await world.put(model())
     assert of(world).state == "asleep"
     first = world.send("m", prompt_tokens=20, output_tokens=5)
     assert first.outcome is None  # held while the worker starts, not refused
@@ -76,6 +76,7 @@ async def test_start_serve_sleep_and_wake(world: World) -> None:
     await ended(world, first)
     assert (first.outcome, first.completion_tokens, first.attempts) == (Outcome.OK, 5, 1)
     assert of(world).state == "awake"
+    await world.put(model(idle_ms=300))
     await world.until(lambda: of(world).state == "asleep" and not world.status().replicas, "it sleeps again")
     second = world.send("m", prompt_tokens=20, output_tokens=3)
     await ended(world, second)
