@@ -1,14 +1,17 @@
 """Fit the values shipped for training steps and throughput, on a development half of whole sites and systems.
 
-python bench/limits/fit_fleet.py DATA_DIR      writes limits/catalogue/training.toml and throughput.toml
+python bench/limits/fit_fleet.py DATA_DIR [FOLDER]      writes training.toml and throughput.toml of limits/catalogue
+
+The same tables, catalogue and forms give the same bytes; a test says when a figure that the values rest on has moved.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from baseload.limits.ridge import to_toml, unfitted
+from baseload.limits.ridge import Fitted, to_toml, unfitted
 from baseload.limits.throughput import model as throughput_form
 from baseload.limits.throughput import points as throughput_points
 from baseload.limits.throughput.predict import Predictor as ThroughputPredictor
@@ -30,23 +33,41 @@ def development(groups: list[str], seed: int = SEED) -> set[str]:
     }
 
 
-def main(data: Path) -> None:
-    rows = training_points.read_rows((data / "mlperf_training/v5.1_up_to_72.csv").read_bytes(), name="training")
+def training(table: bytes) -> str:
+    """The file of training values."""
+    rows = training_points.read_rows(table, name="training")
     half = development([row.submitter for row in rows])
     used = [row for row in rows if row.submitter in half]
-    fitted = TrainingPredictor(fitted=unfitted(training_form.FORM)).calibrate(used).fitted
+    predictor = TrainingPredictor(fitted=unfitted(training_form.FORM))
+    fitted = predictor.calibrate(used).fitted
     basis = f"{fitted.points} jobs of {len(half)} of the submitters of MLPerf training v5.1, up to 72 accelerators"
     kinds = ("all", "kind", "benchmark", "vendor", "accelerator", "pair", "release", "uncounted")
-    (CATALOGUE / "training.toml").write_text(to_toml(fitted, basis=basis, kinds=kinds))
-    results = throughput_points.read_rows((data / "mlperf_inference/llm.csv").read_bytes(), name="inference")
+    return to_toml(fitted, basis=basis, kinds=kinds, uncorrected_s=counted(fitted, predictor.uncorrected_s))
+
+
+def throughput(table: bytes) -> str:
+    """The file of throughput values."""
+    results = throughput_points.read_rows(table, name="inference")
     half = development([f"{row.submitter}/{row.platform}" for row in results])
     some = [row for row in results if f"{row.submitter}/{row.platform}" in half]
-    fitted = ThroughputPredictor(fitted=unfitted(throughput_form.FORM)).calibrate(some).fitted
+    predictor = ThroughputPredictor(fitted=unfitted(throughput_form.FORM))
+    fitted = predictor.calibrate(some).fitted
     basis = f"{fitted.points} results of half of the systems of MLPerf inference v4.1 and v5.1"
-    left = ("site", "capped")
-    kinds = tuple(kind for kind in throughput_form.WIDTHS if kind not in left)
-    (CATALOGUE / "throughput.toml").write_text(to_toml(fitted, basis=basis, kinds=kinds))
+    kinds = tuple(kind for kind in throughput_form.WIDTHS if kind not in ("site", "capped"))
+    return to_toml(fitted, basis=basis, kinds=kinds, uncorrected_s=counted(fitted, predictor.uncorrected_s))
+
+
+def counted(fitted: Fitted, uncorrected_s: Callable[[str, str], float | None]) -> dict[tuple[str, str], float]:
+    """Seconds before any correction of each (accelerator, work) fitted to, where the catalogue has its figures."""
+    pairs = sorted(tuple(name.split("/", 1)) for kind, name in fitted.known if kind == "pair")
+    said = {(accelerator, work): uncorrected_s(accelerator, work) for accelerator, work in pairs}
+    return {pair: seconds for pair, seconds in said.items() if seconds is not None}
+
+
+def main(data: Path, target: Path = CATALOGUE) -> None:
+    (target / "training.toml").write_text(training((data / "mlperf_training/v5.1_up_to_72.csv").read_bytes()))
+    (target / "throughput.toml").write_text(throughput((data / "mlperf_inference/llm.csv").read_bytes()))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:3]))

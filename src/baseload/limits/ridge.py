@@ -12,6 +12,7 @@ numerical derivatives; its curvature gives the expected error of every answer.
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from zlib import crc32
 
 import msgspec
 import numpy as np
@@ -25,6 +26,7 @@ Key = tuple[str, str, str]
 NUDGE = 1e-4
 ENOUGH = 5e-4  # relative gain of a round below which the fit is done
 SHIPPED_SHARE = 0.6  # of a correction's width that is left where a shipped value takes the place of zero
+MOVED = 0.005  # relative change of a counted time from which values fitted to it are out of date
 MEAN_OF_NORMAL = 0.8  # mean of a normal variable's size, in standard deviations
 
 
@@ -158,20 +160,65 @@ def read_shipped(data: bytes) -> tuple[dict[Key, float], str]:
     return corrections, str(tables["basis"])
 
 
-def to_toml(fitted: Fitted, *, basis: str, kinds: Sequence[str], least: float = 0.02) -> str:
-    """The corrections of some kinds of trait as a file; those below `least` are left out."""
+def to_toml(
+    fitted: Fitted,
+    *,
+    basis: str,
+    kinds: Sequence[str],
+    least: float = 0.02,
+    uncorrected_s: Mapping[tuple[str, str], float] | None = None,
+) -> str:
+    """The corrections of some kinds of trait as a file; those below `least` are left out.
+
+    Three decimals are kept: a thousandth is far below the noise of one measured time and above that of arithmetic, so
+    that the same points give the same bytes on any machine. `uncorrected_s` are seconds before any correction, by
+    (accelerator, work), which `stale` holds against the figures of the day.
+    """
     lines = [
         "# Written by bench/limits/fit_fleet.py; see docs/limits-training.md. Corrections are natural logarithms.",
         f"basis = {_quoted(basis)}",
+        f'form = "{form_mark(fitted.form)}"',
     ]
     by_trait: dict[tuple[str, str], dict[str, float]] = {}
     for (kind, name, rate), value in sorted(fitted.corrections.items()):
         if kind in kinds and abs(value) >= least:
             by_trait.setdefault((kind, name), {})[rate] = value
     for (kind, name), rates in by_trait.items():
-        cells = ", ".join(f"{rate} = {value:.4f}" for rate, value in rates.items())
-        lines += ["", f"[corrections.{kind}.{_quoted(name)}]", *cells.split(", ")]
+        lines += ["", f"[corrections.{kind}.{_quoted(name)}]"]
+        lines += [f"{rate} = {value:.3f}" for rate, value in rates.items()]
+    if uncorrected_s:
+        lines += [
+            "",
+            "# Seconds before any correction, by accelerator and work: a test says when these figures moved.",
+        ]
+    of = ""
+    for (accelerator, work), seconds in sorted((uncorrected_s or {}).items()):
+        if accelerator != of:
+            lines += ["", f"[uncorrected_s.{_quoted(accelerator)}]"]
+            of = accelerator
+        lines.append(f"{_quoted(work)} = {seconds:.4g}")
     return "\n".join(lines) + "\n"
+
+
+def form_mark(form: Form) -> str:
+    """Eight digits that change with a form's rates, priors, widths, noise or tail."""
+    widths = {kind: dict(rates) for kind, rates in form.widths.items()}
+    return f"{crc32(repr((dict(form.priors), widths, form.noise, form.tail)).encode()):08x}"
+
+
+def stale(data: bytes, form: Form, uncorrected_s: Callable[[str, str], float | None]) -> list[str]:
+    """What a file of `to_toml` rests on that has moved since it was fitted: empty where it would be fitted alike.
+
+    `uncorrected_s(accelerator, work)` counts anew; half a percent is let pass.
+    """
+    tables = tomllib.loads(data.decode())
+    moved = [] if tables["form"] == form_mark(form) else ["the form's priors or widths"]
+    for accelerator, works in tables["uncorrected_s"].items():
+        for work, before in works.items():
+            now = uncorrected_s(accelerator, work)
+            if now is None or abs(now / before - 1.0) > MOVED:
+                moved.append(f"{work} on {accelerator}: {before} s when fitted, {now} s now")
+    return moved
 
 
 def _quoted(text: str) -> str:

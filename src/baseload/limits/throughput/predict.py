@@ -110,6 +110,14 @@ class Predictor:
             answers.append(self._answer(row, p, seconds[mine], errors[mine]))
         return answers
 
+    def uncorrected_s(self, accelerator: str, model: str) -> float | None:
+        """Seconds of one accelerator per sample of a model on eight of a kind, before any correction; None: blank."""
+        prepared = self._prepare(Row(line=0, model=model, accelerator=accelerator, accelerators=8))
+        if prepared.blocked or not prepared.parts:
+            return None
+        seconds, _ = unfitted(FORM).predict(table([prepared.parts[0][0]]), [()])
+        return float(seconds[0])
+
     def _answer(self, row: Row, prepared: Prepared, seconds: Floats, errors: Floats) -> Answer:
         unit = row.unit or "Tokens/s"
         if not prepared.parts or (prepared.blocked and not self._knows(prepared)):

@@ -96,6 +96,14 @@ class Predictor:
             said = dict(zip(usable, zip(steps.tolist(), errors.tolist(), strict=True), strict=True))
         return [self._answer(rows[i], p, said.get(i)) for i, p in enumerate(prepared)]
 
+    def uncorrected_s(self, accelerator: str, benchmark: str) -> float | None:
+        """Seconds of a step of 64 samples on sixteen of a kind, before any correction; None: a figure is blank."""
+        row = Row(line=0, benchmark=benchmark, accelerator=accelerator, accelerators=16, batch=64)
+        prepared = self._prepare(row)
+        if prepared.blocked or prepared.cost is None:
+            return None
+        return float(unfitted(FORM).predict(table([prepared.cost]), [()])[0][0])
+
     def rates(self, id_: str, *, kind: str = "llm") -> Rates:
         """Rates reached on an accelerator of the catalogue by a kind of job ("llm", "lora", …), for plans."""
         sheet = self.catalogue.find(id_)
