@@ -123,6 +123,37 @@ async def test_request_ids(house):
     assert bad.headers["x-request-id"].startswith("req_")
 
 
+async def test_every_refusal_has_an_id_that_stands_in_the_log(house, caplog):
+    caplog.set_level("INFO", "baseload.net")
+    bad = {"authorization": "Bearer bl-nobody"}
+    good = {"authorization": f"Bearer {house.secret}"}
+    asked = [
+        ("POST", "/v1/chat/completions", b"{", good),
+        ("POST", "/v1/chat/completions", b"{}", bad),
+        ("DELETE", "/v1/models", b"", good),
+        ("GET", "/nowhere", b"", good),
+        ("GET", "/health", b"", {}),
+        ("GET", "/admin/v1/status", b"", bad),
+    ]
+    answers = [
+        await house.client.request(method, house.url + path, body=body, headers=list(headers.items()))
+        for method, path, body, headers in asked
+    ]
+    ids = [answer.headers["x-request-id"] for answer in answers]
+    assert len(set(ids)) == len(ids)
+    codes = [
+        "400 bad_json",
+        "401 invalid_api_key",
+        "405 method_not_allowed",
+        "404 unknown_url",
+        "",
+        "401 invalid_api_key",
+    ]
+    refused = [(of, code) for of, code in zip(ids, codes, strict=True) if code]
+    assert [line.split(",")[0] for line in caplog.messages] == [f"refused {of}: {code}" for of, code in refused]
+    assert caplog.messages[0].endswith(", POST /v1/chat/completions")
+
+
 async def test_models(house):
     listed = await house.openai.models.list()
     assert [model.id for model in listed.data] == ["m", "sleepy"]

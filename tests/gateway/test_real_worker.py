@@ -1,6 +1,7 @@
 """The official client → the gateway → a real worker process with a tiny random model."""
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
@@ -20,10 +21,11 @@ SPEC = {"dtype": "float32", "max_seqs": 4, "max_step_tokens": 64, "max_waiting":
 USER = [{"role": "user", "content": "the quick brown fox jumps over the dog"}]
 
 
-@pytest.fixture(scope="module")
-def tiny_url(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    command = [sys.executable, "-m", "baseload.worker", "--model", str(tiny_model), "--name", "tiny"]
-    command += ["--cache-dir", str(tmp_path_factory.mktemp("cache")), "--replica-id", "r1"]
+@contextlib.contextmanager
+def worker(model: Path, cache: Path, *program: str) -> Iterator[str]:
+    """The URL of a worker that runs so long."""
+    command = [sys.executable, *program, "--model", str(model), "--name", "tiny"]
+    command += ["--cache-dir", str(cache), "--replica-id", "r1"]
     process = subprocess.Popen(
         [*command, "--spec-json", json.dumps(SPEC)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -33,6 +35,17 @@ def tiny_url(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     yield json.loads(line)["ready"]
     process.kill()
     process.communicate()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def tiny_url(tiny_model: Path, cache: Path) -> Iterator[str]:
+    with worker(tiny_model, cache, "-m", "baseload.worker") as url:
+        yield url
 
 
 @pytest.fixture
@@ -105,22 +118,25 @@ async def test_too_long_for_the_context(tiny):
     assert [entry.outcome for entry in tiny.control.entries()] == [Outcome.REJECTED] * 2
 
 
-async def test_client_that_goes_frees_the_slot(tiny, tiny_url):
-    async def running() -> int:
-        return json.loads((await tiny.client.request("GET", f"{tiny_url}/stats")).body)["running"]
+async def test_client_that_goes_frees_the_slot(house, tiny_model, cache, unhurried_worker):
+    with worker(tiny_model, cache, *unhurried_worker) as url:
 
-    stream = await tiny.openai.chat.completions.create(
-        model="tiny", messages=USER, stream=True, max_tokens=400, extra_body={"ignore_eos": True}
-    )
-    async for chunk in stream:
-        if chunk.choices[0].delta.content:
-            break
-    assert await running() == 1
-    await stream.close()
-    async with asyncio.timeout(10):
-        while await running() or not tiny.control.entries():
-            pass
-    (entry,) = tiny.control.entries()
+        async def running() -> int:
+            return json.loads((await house.client.request("GET", f"{url}/stats")).body)["running"]
+
+        house.put("slow", url)
+        stream = await house.openai.chat.completions.create(
+            model="slow", messages=USER, stream=True, max_tokens=400, extra_body={"ignore_eos": True}
+        )
+        async for chunk in stream:
+            if chunk.choices[0].delta.content:
+                break
+        assert await running() == 1
+        await stream.close()
+        async with asyncio.timeout(60):
+            while await running() or not house.control.entries():
+                pass
+    (entry,) = house.control.entries()
     assert entry.outcome is Outcome.CANCELLED
     assert 0 < entry.tokens.completion < 400
 

@@ -8,8 +8,6 @@ as tasks. Anything else is asked of `extra_routes`, in order.
 """
 
 import asyncio
-import os
-import re
 from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Protocol
@@ -28,6 +26,7 @@ from baseload.gateway.forward import Forward
 from baseload.gateway.intake import take_in
 from baseload.gateway.metrics import Metrics, exposition
 from baseload.net.client import Client
+from baseload.net.request_ids import RefusalLog, route_words
 from baseload.net.server import Exchange
 from baseload.wire.bearer import authenticate, authenticate_admin
 from baseload.wire.openai_answers import model_card, model_list
@@ -36,7 +35,6 @@ from baseload.wire.prometheus import CONTENT_TYPE
 
 MOST_ADMIN_TASKS = 64
 DEADLINE_HEADER = "x-baseload-deadline-ms"  # the client's own bound on the wait for the first byte
-_CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ENDPOINTS = {endpoint.value: endpoint for endpoint in Endpoint}
 
 
@@ -76,7 +74,7 @@ class Gateway:
         self._administration = Administration(control, prepare_model=prepare_model)
         self._started_s = control.now_ns() // NS_PER_S
         self._tasks: dict[asyncio.Task[None], None] = {}
-        self._random = ""  # drawn for many ids at once
+        self._refusals = RefusalLog()
         self._unsent: list[Callable[[], None]] = []  # ends of answers that wait for the journal
 
     def handle(self, exchange: Exchange) -> None:
@@ -121,9 +119,8 @@ class Gateway:
         intake = take_in(endpoint, exchange.body)
         self._model(intake.model, key)
         tier = key.tier if intake.tier is None else _allowed_tier(intake.tier, key)
-        request_id = self._new_id()
         request = Request(
-            request_id=request_id,
+            request_id=exchange.request_id,
             key_id=key.key_id,
             model=intake.model,
             endpoint=endpoint,
@@ -135,10 +132,9 @@ class Gateway:
             prefix_hashes=intake.prefix_hashes,
             tier=tier,
         )
-        lines = _ids(request_id, headers)
-        limits = key.limits
+        limits, lines = key.limits, ""
         if limits.requests_per_minute or limits.tokens_per_minute:
-            lines += self._limits_left(key, intake.prompt_tokens_estimate + intake.max_tokens)
+            lines = self._limits_left(key, intake.prompt_tokens_estimate + intake.max_tokens)
         Forward(self, exchange, request, intake.body, intake.withhold_usage, lines, perf_counter()).open()
 
     def _model(self, name: str, key: Key) -> ModelSpec:
@@ -237,7 +233,8 @@ class Gateway:
             self._refuse(exchange, refusal)
         except JournalError as error:
             self._refuse(exchange, Refusal(Reason.JOURNAL_UNAVAILABLE, error.message, hint=error.hint))
-        except Exception:
+        except Exception as error:
+            error.add_note(f"It happened while {exchange.request_id} was answered.")
             exchange.respond(500, internal_error_body())
             raise
 
@@ -247,20 +244,18 @@ class Gateway:
         if method in methods or (method == "HEAD" and "GET" in methods):
             return True
         allowed = ", ".join(methods)
+        self._note(exchange, 405, "method_not_allowed")
         exchange.respond(405, method_not_allowed_body(method, exchange.path, allowed), headers=[("allow", allowed)])
         return False
-
-    def _new_id(self) -> str:
-        """An id that nobody can guess and no restart repeats: 96 random bits."""
-        if not self._random:
-            self._random = os.urandom(12 * 256).hex()
-        digits, self._random = self._random[-24:], self._random[:-24]
-        return f"req_{digits}"
 
     def _refuse(self, exchange: Exchange, refusal: Refusal) -> None:
         self.metrics.refused(refusal.reason)
         status, headers, body = error_body(refusal)
-        exchange.respond(status, body, headers=headers, lines=_ids(self._new_id(), exchange.headers))
+        self._note(exchange, status, refusal.reason)
+        exchange.respond(status, body, headers=headers)
+
+    def _note(self, exchange: Exchange, status: int, reason: str) -> None:
+        self._refusals.note(exchange.request_id, status, reason, route_words(exchange.method, exchange.path))
 
 
 def _allowed_tier(tier: Tier, key: Key) -> Tier:
@@ -273,11 +268,3 @@ def _allowed_tier(tier: Tier, key: Key) -> Tier:
             param="service_tier",
         )
     return tier
-
-
-def _ids(request_id: str, headers: dict[str, str]) -> str:
-    """A client's own x-request-id comes back to it; ours, which stands in the ledger, beside it. As header lines."""
-    theirs = headers.get("x-request-id")
-    if theirs is not None and _CLIENT_ID.fullmatch(theirs):
-        return f"x-request-id: {theirs}\r\nx-baseload-request-id: {request_id}\r\n"
-    return f"x-request-id: {request_id}\r\n"

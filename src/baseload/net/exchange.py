@@ -7,6 +7,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from baseload.net.request_ids import id_lines
+
 PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _STATUS_LINES = {status: f"HTTP/1.1 {status} {phrase}\r\n" for status, phrase in PHRASES.items()}
 
@@ -21,6 +23,9 @@ class Carrier(Protocol):
     @property
     def date_line(self) -> str:
         """The Date header with its line break."""
+
+    def new_id(self) -> str:
+        """A request id that was never given before."""
 
     async def drain(self) -> None:
         """Wait until writing may go on, or the client is gone."""
@@ -48,6 +53,7 @@ class Exchange(Struct, eq=False):
     on_disconnect: Callable[[], None] | None = None
     on_writable: Callable[[bool], None] | None = None  # False: pause producing; True: go on
     _started: bool = False
+    _request_id: str = ""
 
     def respond(
         self,
@@ -114,6 +120,13 @@ class Exchange(Struct, eq=False):
             await self._connection.drain()
 
     @property
+    def request_id(self) -> str:
+        """What this request is known by: the answer carries it, and so do ledger and log."""
+        if not self._request_id:
+            self._request_id = self._connection.new_id()
+        return self._request_id
+
+    @property
     def started(self) -> bool:
         """Whether an answer was begun."""
         return self._started
@@ -129,6 +142,8 @@ class Exchange(Struct, eq=False):
             if extra.count("\n") != len(headers) or extra.count("\r") != len(headers):
                 raise ValueError("a header must not contain a line break")
             lines += extra
+        if "x-request-id:" not in lines:
+            lines = id_lines(self.request_id, self.headers) + lines
         connection = self._connection
         if connection.ending:
             self._keep_alive = False

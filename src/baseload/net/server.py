@@ -19,6 +19,7 @@ import httptools
 from baseload.domain.errors import Reason, Refusal
 from baseload.net.exchange import PHRASES, Exchange
 from baseload.net.names import COMMON_NAMES
+from baseload.net.request_ids import RefusalLog, RequestIds, id_lines
 from baseload.wire.openai_errors import error_body, internal_error_body
 
 __all__ = ["Bounds", "Exchange", "Handler", "HttpServer", "serve"]
@@ -77,6 +78,8 @@ class HttpServer:
         self.port = 0
         self.closing = False
         self.date_line = ""
+        self.ids = RequestIds()
+        self.refusals = RefusalLog()
         self.connections: dict[_Connection, None] = {}
         self._idle_waiter: asyncio.Future[None] | None = None
         self._server: asyncio.Server | None = None
@@ -189,6 +192,7 @@ class _Connection(asyncio.Protocol):
         self.stalled = False
         self._parser = httptools.HttpRequestParser(self)
         self._phase = _IDLE
+        self._headers: dict[str, str] = {}
         self._pending: list[Exchange] = []
         self._pumping = False
         self._deaf = False  # whatever still comes is dropped
@@ -268,6 +272,10 @@ class _Connection(asyncio.Protocol):
         """The Date header with its line break."""
         return self.server.date_line
 
+    def new_id(self) -> str:
+        """A request id that was never given before."""
+        return self.server.ids.new()
+
     async def drain(self) -> None:
         """Wait until writing may go on, or the client is gone."""
         if self.stalled and not self.transport.is_closing():
@@ -288,7 +296,7 @@ class _Connection(asyncio.Protocol):
         self._deadline = self.server.loop.time() + self.server.bounds.header_timeout_s
         self._head_bytes = self._first_bytes = self._read_bytes  # of whole reads, so perhaps of other requests too
         self._url = b""
-        self._headers: dict[str, str] = {}
+        self._headers = {}
         self._body: list[bytes] = []
         self._body_bytes = 0
 
@@ -401,7 +409,11 @@ class _Connection(asyncio.Protocol):
         try:
             self.server.handler(exchange)
         except Exception as error:  # the handler has a defect: it is reported, and the other clients live on
-            context = {"message": "the HTTP handler failed", "exception": error, "protocol": self}
+            context = {
+                "message": f"the HTTP handler failed on {exchange.request_id}",
+                "exception": error,
+                "protocol": self,
+            }
             self.server.loop.call_exception_handler(context)
             if exchange.started:
                 exchange.abort()
@@ -442,9 +454,11 @@ class _Connection(asyncio.Protocol):
         self._deaf = True
         self._body = []
         body = error_body(Refusal(reason, message))[2]
+        request_id = self.server.ids.new()
+        self.server.refusals.note(request_id, status, reason, message)
         head = (
             f"HTTP/1.1 {status} {PHRASES[status]}\r\n{self.server.date_line}content-type: application/json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            f"content-length: {len(body)}\r\n{id_lines(request_id, self._headers)}connection: close\r\n\r\n"
         )
         self._final = head.encode() + body
 

@@ -1,11 +1,15 @@
 """The server's edge without a network: any cut of the bytes gives the same exchanges, and no bytes break it."""
 
 import asyncio
+import logging
+import re
 from itertools import pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from baseload.net.request_ids import LINES_PER_S, RefusalLog, route_words
 from baseload.net.server import Bounds, Exchange, HttpServer
 
 POST = (
@@ -101,6 +105,10 @@ class End:
         return [(x.method, x.path, x.query, x.headers, x.body) for x in self.exchanges]
 
 
+def without_ids(sent: bytes) -> bytes:
+    return re.sub(rb"req_[0-9a-f]{24}", b"req_", sent)
+
+
 def test_every_split_gives_the_same_exchanges():
     for data in (POST, CHUNKED, GET, GET + POST, POST + CHUNKED + GET):
         whole = End()
@@ -110,7 +118,7 @@ def test_every_split_gives_the_same_exchanges():
             parts = End()
             parts.feed(data[:cut], data[cut:])
             assert parts.seen() == whole.seen()
-            assert parts.pipe.sent == whole.pipe.sent
+            assert without_ids(parts.pipe.sent) == without_ids(whole.pipe.sent)
         single = End()
         single.feed(*[data[i : i + 1] for i in range(len(data))])
         assert single.seen() == whole.seen()
@@ -246,6 +254,71 @@ def test_bounds_of_headers_and_body():
     assert status(start + b"Host: other\r\n\r\n") == b"400"
     assert status(start + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n") == b"400"
     assert status(start + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n") == b"400"
+
+
+START = b"POST /a HTTP/1.1\r\nHost: h\r\n"
+UNREADABLE = {
+    b"NONSENSE\r\n\r\n": "400 bad_request",
+    b"GET / HTTP/1.1\r\n\r\n": "400 bad_request",
+    START + b"Content-Length: 1001\r\n\r\n": "413 too_large",
+    START + b"X-Long: " + b"x" * 60_000: "431 too_large",
+    START + b"Transfer-Encoding: gzip, chunked\r\n\r\n": "501 bad_request",
+    START + b"Expect: tea\r\n\r\n": "417 bad_request",
+}
+
+
+def ids_of(sent: bytes) -> list[str]:
+    return re.findall(r"x-request-id: (.*)\r\n", sent.decode())
+
+
+@pytest.mark.parametrize(("data", "said"), UNREADABLE.items())
+def test_what_could_not_be_read_is_answered_with_an_id_that_stands_in_the_log(data, said, caplog):
+    caplog.set_level(logging.INFO, "baseload.net")
+    end = End()
+    end.feed(*(data[at : at + 20_000] for at in range(0, len(data), 20_000)))
+    (request_id,) = ids_of(end.pipe.sent)
+    assert re.fullmatch("req_[0-9a-f]{24}", request_id)
+    (line,) = caplog.messages
+    assert line.startswith(f"refused {request_id}: {said}, ")
+    assert "xxx" not in line
+
+
+def test_a_request_that_took_too_long_is_answered_with_both_ids(caplog):
+    caplog.set_level(logging.INFO, "baseload.net")
+    end = End()
+    end.feed(START + b"X-Request-Id: mine-7\r\nContent-Length: 9\r\n\r\n")
+    end.sweep(31)
+    assert end.pipe.sent.startswith(b"HTTP/1.1 408 ")
+    assert ids_of(end.pipe.sent) == ["mine-7"]
+    (ours,) = re.findall(r"x-baseload-request-id: (req_.*)\r\n", end.pipe.sent.decode())
+    assert caplog.messages == [f"refused {ours}: 408 deadline_exceeded, The request's body took too long."]
+
+
+def test_every_answer_has_an_id_of_its_own():
+    end = End()
+    end.feed(GET + POST + CHUNKED + b"NONSENSE\r\n\r\n")
+    ids = ids_of(end.pipe.sent)
+    assert len(ids) == len(set(ids)) == 4
+    assert [exchange.request_id for exchange in end.exchanges] == ids[:3]
+    named = End(at_once=False)
+    named.feed(GET)
+    named.exchanges[0].respond(200, b"", headers=[("x-request-id", "the handler's own")])
+    assert ids_of(named.pipe.sent) == ["the handler's own"]
+
+
+def test_refusals_cannot_fill_the_log(caplog):
+    caplog.set_level(logging.INFO, "baseload.net")
+    now_s = [5.0]
+    log = RefusalLog(now_s=lambda: now_s[0])
+    for number in range(1000):
+        log.note(f"req_{number}", 401, "no_key", route_words("GET", "/v1/\x85models\nforged" + "x" * 999))
+    assert len(caplog.messages) == LINES_PER_S
+    assert all("\n" not in line and "\x85" not in line and len(line) < 200 for line in caplog.messages)
+    now_s[0] += 1.0
+    log.note("req_last", 401, "no_key", "GET /")
+    assert caplog.messages[LINES_PER_S:] == [
+        f"{1000 - LINES_PER_S} more requests were refused meanwhile", "refused req_last: 401 no_key, GET /",
+    ]  # fmt: skip
 
 
 def test_a_long_head_is_refused_wherever_it_is_cut():
