@@ -151,6 +151,18 @@ async def test_one_that_ignores_sigterm_is_killed_after_its_grace(tmp_path):
         assert "was killed" in exited.detail
 
 
+async def test_all_can_be_killed_at_once_and_each_exit_is_told(tmp_path):
+    async with Host(tmp_path) as host:
+        for name in ("r_1", "r_2"):
+            host.start("stubborn", name)
+            await host.told.wait(WorkerReady, name)
+        host.launcher.stop("r_1", 600 * NS_PER_S)
+        assert host.launcher.kill_all() == 2
+        codes = [(await host.told.wait(WorkerExited, name)).exit_code for name in ("r_1", "r_2")]
+        assert codes == [-signal.SIGKILL, -signal.SIGKILL]
+        assert host.launcher.kill_all() == 0
+
+
 async def test_a_slow_start_can_be_given_up(tmp_path):
     os.mkfifo(tmp_path / "gate")
     async with Host(tmp_path) as host:

@@ -406,6 +406,23 @@ def test_a_second_ctrl_c_ends_running_requests(
     assert up.process.returncode == 0
 
 
+def test_what_outlasts_the_drain_is_cut_off_told_and_in_the_ledger(
+    start: Callable[..., Up], slow_worker: tuple[str, threading.Event]
+) -> None:
+    up = start("--set", "drain_s=0.5")
+    with slow_answer(up, slow_worker[0]) as answer:
+        rest = answer.read()
+        request_id = answer.headers["x-request-id"]
+    assert b'"code":"shutting_down"' in rest
+    assert b"[DONE]" not in rest
+    assert up.rest()[0] == ""
+    assert up.process.returncode == 0
+    done = run("events", "--kind", "request", "--data-dir", str(up.data_dir), "--json")
+    (entry,) = [json.loads(line)["body"] for line in done.stdout.splitlines()]
+    assert (entry["request_id"], entry["outcome"], entry["reason"]) == (request_id, "failed", "shutting_down")
+    assert entry["tokens"]["completion"] == 1, "what was sent is billed"
+
+
 def test_a_second_one_on_the_same_folder_is_refused(start: Callable[..., Up]) -> None:
     up = start()
     second = run("up", "--port", "0", "--data-dir", str(up.data_dir))

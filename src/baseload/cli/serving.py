@@ -42,7 +42,8 @@ from baseload.wire.settings import Settings
 
 _log = logging.getLogger("baseload")
 BACKLOG = 1024
-LAST_ANSWERS_S = 5.0  # after the drain, for the last bytes of answers
+LAST_ANSWERS_S = 5.0  # for the last bytes of answers, where nobody was cut off
+LAST_MOMENT_S = 0.5  # from the end of the drain until workers that are still there are killed
 LOOK_EVERY_S = 1.0  # whether an administrator asked for the end
 
 
@@ -157,7 +158,10 @@ async def _until_asked_to_stop(control: LiveControl, signals: _Signals) -> None:
 
 
 async def _stop(control: LiveControl, front: _Front, drain_ns: int, signals: _Signals) -> None:
-    """Let running requests finish; at the end of the grace, or at the second signal, cut those that are left."""
+    """Let running requests finish; at the end of the grace, or at the second signal, cut those that are left.
+
+    Each is told and journaled as cut off; workers have a moment to end by themselves: drain_s and a second is all.
+    """
     running, drain_s = control.status().in_flight, drain_ns / NS_PER_S
     if running:
         _log.warning(
@@ -166,11 +170,15 @@ async def _stop(control: LiveControl, front: _Front, drain_ns: int, signals: _Si
     stopping = asyncio.ensure_future(control.stop(drain_s))
     hurried = asyncio.ensure_future(signals.second.wait())
     either: tuple[asyncio.Future[Any], ...] = (stopping, hurried)
-    await asyncio.wait(either, timeout=drain_s + LAST_ANSWERS_S, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait(either, timeout=drain_s, return_when=asyncio.FIRST_COMPLETED)
     hurried.cancel()
     if not stopping.done():
         control.tell(ShutdownAsked(0))
-        await front.cut_off()
+        cutting = asyncio.ensure_future(front.cut_off())
+        await asyncio.wait([stopping], timeout=LAST_MOMENT_S)
+        if not stopping.done():
+            control.kill_workers()
+        await cutting
     if not await stopping:
         _log.warning("Some workers did not end in time and were killed.")
 

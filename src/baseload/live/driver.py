@@ -77,6 +77,8 @@ class LiveControl:
         self._launcher: Launcher | None = None
         self._on_failed_dispatch: Callable[[str], None] | None = None
         self._spares: Callable[[], tuple[SpareStatus, ...]] | None = None
+        self._kill_workers: Callable[[], int] | None = None
+        self._killed = 0
         self._timers = Timers(now_ns=clock.now_ns, fire=self._fire)
         self._sinks: dict[str, Sink] = {}
         self._queue: deque[Event] = deque()
@@ -313,15 +315,17 @@ class LiveControl:
         *,
         on_failed_dispatch: Callable[[str], None] | None = None,
         spares: Callable[[], tuple[SpareStatus, ...]] | None = None,
+        kill_workers: Callable[[], int] | None = None,
     ) -> None:
         """Perform StartWorker and StopWorker through this launcher; without one they are ignored.
 
         `on_failed_dispatch(replica_id)` invites a look at a replica that could not be reached; `spares` tells for the
-        status which processes are kept ready.
+        status which processes are kept ready; `kill_workers` ends every worker at once and tells how many there were.
         """
         self._launcher = launcher
         self._on_failed_dispatch = on_failed_dispatch
         self._spares = spares
+        self._kill_workers = kill_workers
 
     def take_snapshot(self) -> None:
         """Store the whole state with the next commit."""
@@ -340,13 +344,18 @@ class LiveControl:
     async def stop(self, grace_s: float) -> bool:
         """An orderly end: take nothing new, let running requests finish for so long, end workers, close the files.
 
-        False when the machine did not come to its end a while after the grace, and workers were killed.
+        False when the machine did not come to its end a while after the grace, or workers were killed.
         """
         is_orderly = self.ended.done() or await self.drain(grace_s=grace_s)
         for close in reversed(self.closers):
             await close()
         self.closers.clear()
-        return is_orderly
+        return is_orderly and not self._killed
+
+    def kill_workers(self) -> None:
+        """End every worker that is left at once; the machine hears of each."""
+        if self._kill_workers is not None:
+            self._killed += self._kill_workers()
 
     async def drain(self, *, grace_s: float) -> bool:
         """Ask for an orderly end and wait for it; False when it did not come a while after the grace."""

@@ -200,6 +200,13 @@ class ProcessLauncher:
             self._drop(worker)
         self._watch.close()
 
+    def kill_all(self) -> int:
+        """End every worker at once, without asking; each exit is told as usual. Gives how many there were."""
+        for worker in list(self._workers.values()):
+            worker.ended_why = worker.ended_why or "the control process ends"
+            self._kill(worker)
+        return len(self._workers)
+
     def look_at(self, replica_id: str) -> None:
         """A dispatch to this replica failed: tell its next sample, as a sign of life, whatever it says."""
         worker = self._workers.get(replica_id)

@@ -59,7 +59,12 @@ async def start_control(data_dir: Path, *, options: ControlOptions) -> LiveContr
         launcher = ProcessLauncher(folder.workers, tell=control.tell, probe=Probe(client), options=options.launcher)
         launcher.open()
         stack.push_async_callback(_leave, launcher, control)
-        control.attach(launcher, on_failed_dispatch=launcher.look_at, spares=lambda: launcher.spares)
+        control.attach(
+            launcher,
+            on_failed_dispatch=launcher.look_at,
+            spares=lambda: launcher.spares,
+            kill_workers=launcher.kill_all,
+        )
         control.tell(ControlStarted(POLICY_VERSION, recovered.machine.seed))
         # By address, not by model: a local replica may have outlived its model's move to a remote source.
         remote = {(spec.name, spec.source) for spec in control.models() if spec.is_remote}
