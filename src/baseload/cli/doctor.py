@@ -15,6 +15,7 @@ import typer
 from msgspec import Struct
 
 from baseload.cli.flags import AsJson, DataDir, SettingsFile
+from baseload.cli.folders import why_unwritable
 from baseload.cli.reach import KEY_FILE, Place, settings_of
 from baseload.cli.screen import FAILURE, print_json, print_table, say
 from baseload.cli.settings import cache_dir
@@ -167,7 +168,12 @@ def _meters() -> Finding:
 
 
 def _disk(data_dir: Path) -> Finding:
-    place = next(folder for folder in (data_dir, *data_dir.parents) if folder.is_dir())
+    try:
+        place = next(folder for folder in (data_dir, *data_dir.parents) if folder.is_dir())
+    except OSError as error:
+        return Finding(
+            "disk", "note", f"{data_dir} cannot be looked at: {error.strerror}", "See the data folder below."
+        )
     free = shutil.disk_usage(place).free
     found = f"{free / GIB:.1f} GiB free at {place}"
     if free < GIB // 4:
@@ -176,10 +182,11 @@ def _disk(data_dir: Path) -> Finding:
 
 
 def _data(data_dir: Path) -> Finding:
+    wrong = why_unwritable(data_dir)
+    if wrong is not None:
+        return Finding("data folder", "bad", wrong[0], f"{wrong[1]}, or choose another with --data-dir.")
     if not data_dir.exists():
         return Finding("data folder", "ok", f"{data_dir} (made at the first start)")
-    if not data_dir.is_dir() or not os.access(data_dir, os.W_OK | os.X_OK):
-        return Finding("data folder", "bad", f"{data_dir} cannot be written", "Change its owner, or use --data-dir.")
     key = data_dir / KEY_FILE
     if key.exists() and key.stat().st_mode & 0o077:
         return Finding("data folder", "note", f"{key} can be read by others", f"chmod 600 {key}")
@@ -188,6 +195,9 @@ def _data(data_dir: Path) -> Finding:
 
 
 def _cache(folder: Path) -> Finding:
+    wrong = why_unwritable(folder)
+    if wrong is not None:
+        return Finding("program cache", "bad", wrong[0], f"{wrong[1]}, or name another as cache_dir.")
     programs = sum(1 for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
     if programs:
         return Finding("program cache", "ok", f"{programs} files in {folder}")
