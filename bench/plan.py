@@ -17,7 +17,7 @@ from baseload.policy.plan.candidates import better
 from baseload.policy.plan.search import search
 from baseload.policy.plan.spec import Levels, PlanSpec, ServedModel, Site, Stock, Traffic
 from baseload.twin.plan_check import run_check
-from baseload.twin.plan_verify import verified
+from baseload.twin.plan_verify import confirming
 
 EXAMPLES = Path(__file__).parents[1] / "configs" / "plan"
 
@@ -43,7 +43,8 @@ def main() -> None:
     began = time.perf_counter()
     found = search(spec, predictor=predictor, prices=read_prices(), shapes=shapes)
     formula_s = time.perf_counter() - began
-    report = verified(found, spec)
+    began = time.perf_counter()
+    report = search(spec, predictor=predictor, prices=read_prices(), shapes=shapes, confirm=confirming()).report
     total_s = time.perf_counter() - began
     judged = sum(bool(found.problem.judged[("chat", s.accelerator)].options) for s in stocks)
     kinds = len(stocks)

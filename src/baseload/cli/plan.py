@@ -91,7 +91,7 @@ def answer(
     from baseload.limits.serving.predict import Predictor  # noqa: PLC0415
     from baseload.policy.plan.search import search  # noqa: PLC0415
     from baseload.policy.plan.spec import OBJECTIVES, check_spec, with_hours  # noqa: PLC0415
-    from baseload.twin.plan_verify import verified  # noqa: PLC0415
+    from baseload.twin.plan_verify import confirming  # noqa: PLC0415
 
     spec = read_spec(path)
     if objective:
@@ -122,8 +122,10 @@ def answer(
 
         progress("timing training")
         extras = {job.name: ways(job, shapes[job.name], spec, catalogue, prices) for job in spec.training}
-    found = search(spec, predictor=predictor, prices=prices, shapes=shapes, extras=extras, progress=progress)
-    return verified(found, spec, lengths=lengths, progress=progress) if check else found.report
+    confirm = confirming(lengths=lengths, progress=progress) if check else None
+    return search(
+        spec, predictor=predictor, prices=prices, shapes=shapes, extras=extras, confirm=confirm, progress=progress
+    ).report
 
 
 def read_spec(path: Path) -> "PlanSpec":

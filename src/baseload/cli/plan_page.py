@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from baseload.cli.plan_plot import bars_svg, pareto_svg
-from baseload.cli.plan_words import by_reason, choice_line, day_lines, day_rows, doubt, power, summary
+from baseload.cli.plan_words import by_reason, choice_line, day_lines, day_rows, doubt, many, power, summary
 from baseload.policy.plan.answer import Check, Choice, ModelAnswer, PlanReport
 
 STYLE = """
@@ -140,7 +140,7 @@ def _check(check: Check) -> str:
         ("TPOT, ms", f"{check.formula_tpot_ms:.1f}", f"{check.twin_tpot_ms:.1f}", f"{check.gap_tpot:+.0%}"),
     ]
     verdict = '<b class="good">keeps the levels</b>' if check.holds else '<b class="bad">does not keep the levels</b>'
-    raised = f", {check.raised} replicas added because the twin asked for them" if check.raised else ""
+    raised = f", with {many(check.raised, 'replica')} more than the formula alone" if check.raised else ""
     replicas = "1 replica" if check.replicas == 1 else f"{check.replicas:,} replicas"
     return (
         f"<p>Twin run of {check.requests:,} requests on {replicas}: {check.attainment:.1%} of requests "

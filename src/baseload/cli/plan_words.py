@@ -37,9 +37,8 @@ def summary(totals: Totals) -> str:
 
 
 def doubt(report: PlanReport) -> str:
-    """Whose service levels the twin did not find kept; empty where it confirms the plan."""
-    missed = [one.model for one in report.answers if not all(check.holds for check in one.checks)]
-    return f"The twin does not confirm it for {', '.join(missed)}: see the checks below." if missed else ""
+    """That no twin run checked the plan; empty where runs confirmed it (a checked plan that they do not is none)."""
+    return "" if report.checked or not report.answers else "By the formula alone: no twin run has confirmed it."
 
 
 def choice_line(c: Choice) -> str:

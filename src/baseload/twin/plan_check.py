@@ -1,12 +1,11 @@
 """A planned answer run through the twin: the production router and batcher on a virtual clock, at the planned peak.
 
 Some of the replicas, with their share of the peak, are simulated (fewer balance worse, so this errs on the safe
-side). Aggregated: one run. Disaggregated: the prefill workers first; what leaves them, later by the transfer,
-arrives at the decode workers, whose prompts cost nothing more.
+side), in one run: aggregated, or as groups of prefill and decode workers (`twin.pools`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +16,11 @@ from baseload.domain.units import NS_PER_MS, NS_PER_S
 from baseload.domain.work import Outcome
 from baseload.limits.serving.replica import StepCost
 from baseload.policy.plan.answer import Check
-from baseload.policy.plan.candidates import Candidate, candidate_for
+from baseload.policy.plan.candidates import Candidate, replicas_for
 from baseload.policy.plan.serve import cached_tokens
 from baseload.policy.plan.spec import Statistic, Traffic, peak_of
 from baseload.twin.clients import Client
+from baseload.twin.pools import UnitCost
 from baseload.twin.run import Simulation
 from baseload.twin.spec import Physics, SimulateConfig
 from baseload.twin.workload import Arrival
@@ -28,22 +28,12 @@ from baseload.twin.workload import Arrival
 MOST_REPLICAS = 4
 WARM_UP, TAIL = 0.35, 0.10  # shares of the requests, first and last, that only fill the replicas, or see them empty
 START_NS = 5 * NS_PER_S  # by then all replicas are up
-MOST_RAISES = 4
 MOST_REQUESTS = 4_000
 TURNOVERS = 6  # requests of a run, in batches of all replicas: enough to fill them and then to look
 TOLERANCE = 1.02  # a level is held to be kept when it is missed by less: the run is a sample
 
 Floats = NDArray[np.float64]
 Lengths = Sequence[tuple[int, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeOnly(StepCost):
-    """The steps of a decode worker: a prompt's cache comes ready-made."""
-
-    def mixed_ns(self, *, tokens: int, pairs: int, rows: int, context_tokens: int, prompts: int = 1) -> int:
-        """As if those that come decoded already."""
-        return self.decode_ns(rows + prompts, context_tokens + tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,35 +45,14 @@ class _Seen:
     refused: int
 
 
-def verify(candidate: Candidate, *, requests: int, seed: int = 1, lengths: Lengths = ()) -> tuple[Candidate, Check]:
-    """The candidate, with replicas added until the twin keeps the levels too (at most a few times), and the check."""
-    first = candidate.replicas
-    check = run_check(candidate, requests=requests, seed=seed, lengths=lengths)
-    for _ in range(MOST_RAISES):
-        if check.holds:
-            break
-        more = candidate.replicas + max(1, candidate.replicas // 10)
-        if more * candidate.unit.gpus > candidate.place.most:
-            break
-        share = share_of(candidate)
-        candidate = candidate_for(candidate.unit, candidate.model, candidate.place, replicas=more, share=share)
-        check = run_check(candidate, requests=requests, seed=seed, lengths=lengths)
-    return candidate, _with_raised(check, candidate.replicas - first)
-
-
 def run_check(candidate: Candidate, *, requests: int, seed: int = 1, lengths: Lengths = ()) -> Check:
     """One check at the planned peak."""
-    model, unit = candidate.model, candidate.unit
-    active = candidate.replicas - model.spare_replicas
-    batch = max(1.0, unit.decode.rows * unit.decode_workers)
-    simulated = max(1, min(active, MOST_REPLICAS, int(MOST_REQUESTS / TURNOVERS / batch)))
-    rate = share_of(candidate) * peak_of(model.traffic) * simulated / active
-    count = min(MOST_REQUESTS, max(requests, int(TURNOVERS * batch * simulated)))
+    model = candidate.model
+    simulated = simulated_of(candidate)
+    rate = rate_of(candidate) * simulated
+    count = min(MOST_REQUESTS, max(requests, int(TURNOVERS * _batch(candidate) * simulated)))
     arrivals = _arrivals(model.traffic, rate, count, seed, lengths)
-    if unit.prefill is None:
-        seen = _aggregated(candidate, arrivals, simulated, seed)
-    else:
-        seen = _disaggregated(candidate, arrivals, simulated, seed)
+    seen = _seen(candidate, arrivals, simulated, seed)
     levels = model.levels
     ttft, tpot = seen.ttft + candidate.place.site.network_ms, seen.tpot
     good = np.ones(len(ttft), dtype=bool)
@@ -105,8 +74,25 @@ def run_check(candidate: Candidate, *, requests: int, seed: int = 1, lengths: Le
         attainment=float(good.sum()) / (len(ttft) + seen.refused),
         refused=seen.refused,
         holds=holds,
-        note="two runs: prefill pool, then decode pool" if unit.prefill is not None else "",
+        raised=raised_of(candidate),
     )
+
+
+def simulated_of(candidate: Candidate) -> int:
+    """Replicas of a check."""
+    active = candidate.replicas - candidate.model.spare_replicas
+    return max(1, min(active, MOST_REPLICAS, int(MOST_REQUESTS / TURNOVERS / _batch(candidate))))
+
+
+def _batch(candidate: Candidate) -> float:
+    """Sequences in a replica."""
+    return max(1.0, candidate.unit.decode.rows * candidate.unit.decode_workers)
+
+
+def rate_of(candidate: Candidate) -> float:
+    """Requests per second of each replica at the peak, with the spares down."""
+    active = candidate.replicas - candidate.model.spare_replicas
+    return share_of(candidate) * peak_of(candidate.model.traffic) / active
 
 
 def share_of(candidate: Candidate) -> float:
@@ -152,11 +138,32 @@ def _log_normal(mean: int, cv: float, random: np.random.Generator, count: int) -
     return whole
 
 
-def _aggregated(candidate: Candidate, arrivals: list[Arrival], replicas: int, seed: int) -> _Seen:
-    point, cost = candidate.unit.decode, candidate.unit.option.cost
-    step_tokens = candidate.unit.option.curve.step_tokens
-    clients = _run(cost, arrivals, replicas, point.slots, step_tokens, seed)
-    good, refused = _good(clients, len(arrivals))
+def _seen(candidate: Candidate, arrivals: list[Arrival], replicas: int, seed: int) -> _Seen:
+    """What the clients of a run see; `replicas` (groups, where disaggregated) are always on."""
+    unit = candidate.unit
+    slots = at_once = unit.decode.slots
+    longest = max(a.prompt_tokens + a.output_tokens for a in arrivals)
+    if unit.prefill is not None:
+        at_once = slots * (unit.prefill_workers + unit.decode_workers)
+    shares = any(a.prefix >= 0 for a in arrivals)
+    spec = ModelSpec(
+        name="m",
+        source="simulated",
+        scaling=Scaling(min_replicas=replicas, max_replicas=replicas),
+        admission=Admission(max_queue=1_000_000, max_wait_ns=3_600 * NS_PER_S, max_concurrency_per_replica=at_once),
+        engine=EngineSpec(
+            max_seqs=slots, max_step_tokens=candidate.step_tokens, max_waiting=4096, prefix_cache=shares
+        ),
+        context_tokens=longest + 1,
+    )
+    config = SimulateConfig(
+        seed=seed, models=(spec,), physics=Physics(start_ms=10, fork_ms=1), checked=False, decisions=0
+    )
+    simulation = Simulation(config, costs={"m": _cost_of(candidate)}, arrivals=arrivals)
+    report = simulation.run()
+    if report.failure is not None:
+        raise AssertionError(report.failure.message)
+    good, refused = _good(simulation.world.ended_clients, len(arrivals))
     return _Seen(
         np.array([(c.first_byte_ns - c.arrived_ns) / NS_PER_MS for c in good]),
         np.array([_tpot_ms(c) for c in good]),
@@ -164,68 +171,27 @@ def _aggregated(candidate: Candidate, arrivals: list[Arrival], replicas: int, se
     )
 
 
-def _disaggregated(candidate: Candidate, arrivals: list[Arrival], units: int, seed: int) -> _Seen:
-    unit = candidate.unit
-    cost, transfer_ns = unit.option.cost, round(unit.option.transfer_ms * NS_PER_MS)
-    prompts = [_arrival(a.at_ns, a.prompt_tokens, 1, a.prefix_tokens) for a in arrivals]
-    longest = max(a.prompt_tokens for a in arrivals)
-    clients = _run(cost, prompts, units * unit.prefill_workers, 1, longest, seed)
-    first, lost = _good(clients, 0)
-    order = sorted(clients, key=lambda c: c.request.request_id)
-    outputs = {c.request.request_id: a.output_tokens for c, a in zip(order, arrivals, strict=False)}
-    began = sorted(first, key=lambda c: c.ended_ns)
-    start = began[0].ended_ns if began else 0
-    entering = [
-        _arrival(
-            START_NS + c.ended_ns - start + transfer_ns,
-            c.arrival.prompt_tokens,
-            max(1, outputs[c.request.request_id] - 1),
-        )
-        for c in began
-    ]
-    decode = DecodeOnly(**{f.name: getattr(cost, f.name) for f in fields(cost)})
-    done = _run(decode, entering, units * unit.decode_workers, unit.decode.slots, max(longest, 1 << 20), seed)
-    after, refused = _good(done, len(entering))
-    by_id = {c.request.request_id: c for c in began}
-    numbered = dict(
-        zip(sorted(c.request.request_id for c in done), (c.request.request_id for c in began), strict=False)
+def _cost_of(candidate: Candidate) -> StepCost | UnitCost:
+    unit, option = candidate.unit, candidate.unit.option
+    if unit.prefill is None:
+        return option.cost
+    token_ns = option.transfer_ms * NS_PER_MS / candidate.model.traffic.prompt_tokens
+    return UnitCost(
+        option.cost, option.cost, unit.prefill_workers, unit.decode_workers, lambda tokens: round(tokens * token_ns)
     )
-    ttft = []
-    for c in after:
-        source = by_id[numbered[c.request.request_id]]
-        waited = source.first_byte_ns - source.arrived_ns + transfer_ns + c.first_byte_ns - c.arrived_ns
-        ttft.append(waited / NS_PER_MS)
-    tpot = [_tpot_ms(c) for c in after]
-    return _Seen(np.array(ttft), np.array(tpot), refused + lost)
 
 
-def _run(
-    cost: StepCost, arrivals: list[Arrival], replicas: int, slots: int, step_tokens: int, seed: int
-) -> list[Client]:
-    """All clients of a run of `replicas` replicas that are always on."""
-    longest = max(a.prompt_tokens + a.output_tokens for a in arrivals)
-    shares = any(a.prefix >= 0 for a in arrivals)
-    spec = ModelSpec(
-        name="m",
-        source="simulated",
-        scaling=Scaling(min_replicas=replicas, max_replicas=replicas),
-        admission=Admission(max_queue=1_000_000, max_wait_ns=3_600 * NS_PER_S, max_concurrency_per_replica=slots),
-        engine=EngineSpec(max_seqs=slots, max_step_tokens=step_tokens, max_waiting=4096, prefix_cache=shares),
-        context_tokens=longest + 1,
-    )
-    config = SimulateConfig(
-        seed=seed, models=(spec,), physics=Physics(start_ms=10, fork_ms=1), checked=False, decisions=0
-    )
-    simulation = Simulation(config, costs={"m": cost})
-    simulation.arrivals = arrivals
-    report = simulation.run()
-    if report.failure is not None:
-        raise AssertionError(report.failure.message)
-    return simulation.world.ended_clients
+def raised_of(candidate: Candidate) -> int:
+    """Replicas beyond those that the formula's greatest load asks for."""
+    unit, model = candidate.unit, candidate.model
+    if unit.share >= 1.0:
+        return 0
+    peak = share_of(candidate) * peak_of(model.traffic)
+    return max(0, candidate.replicas - replicas_for(peak, unit.rate / unit.share, model.spare_replicas))
 
 
 def _good(clients: Sequence[Client], count: int) -> tuple[list[Client], int]:
-    """Those answered, without warm-up and tail (of `count`; 0: all); and how many were not."""
+    """Those answered, without warm-up and tail of the `count`; and how many were not."""
     order = sorted(clients, key=lambda c: c.request.request_id)
     late = order[int(WARM_UP * count) : len(order) - int(TAIL * count)]
     good = [c for c in late if c.outcome is Outcome.OK]
@@ -242,7 +208,3 @@ def _statistic(values: Floats, of: Statistic) -> float:
     if of == "mean":
         return float(values.mean())
     return float(np.quantile(values, {"p90": 0.90, "p95": 0.95, "p99": 0.99}[of]))
-
-
-def _with_raised(check: Check, raised: int) -> Check:
-    return Check(**{**{name: getattr(check, name) for name in check.__struct_fields__}, "raised": raised})

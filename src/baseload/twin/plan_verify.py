@@ -1,134 +1,148 @@
-"""A whole plan checked by twin runs: replicas are added where the twin asks for them, and rivals get a run too."""
+"""A plan made whole by twin runs: planned, run, corrected where a run misses a level, planned again, until it holds.
+
+What a run finds of a way to serve (an accelerator with its layout, mode and batch) is the share of the formula's
+greatest load at which it keeps the levels; the plan is then made again with that, under all its limits, so that it
+may take more replicas, or another way. Only an allocation that was run as it stands and breaks no limit is
+recommended. When the rounds are over, ways that were run and kept the levels may still make one; else there is none.
+"""
 
 from collections.abc import Callable, Mapping
 
 from msgspec.structs import replace
 
-from baseload.policy.plan.answer import Check, ModelAnswer, PlanReport
-from baseload.policy.plan.candidates import Candidate, better, candidate_for
-from baseload.policy.plan.problem import Solved, broken, has_power_limit
-from baseload.policy.plan.search import Found, chosen_of, totals_of
+from baseload.policy.plan.answer import Check
+from baseload.policy.plan.candidates import Candidate, candidate_for, eased, unit_for
+from baseload.policy.plan.problem import Problem, Solved, broken
+from baseload.policy.plan.search import Confirm, Confirmed
 from baseload.policy.plan.spec import PlanSpec
-from baseload.twin.plan_check import Lengths, share_of, verify
+from baseload.twin.plan_check import Lengths, raised_of, rate_of, run_check, share_of, simulated_of
 
-MOST_RIVALS = 3
-MOST_MARGINS = 2  # plans made again, with times as much longer as the twin asks for
-MOST_MARGIN = 1.5
-QUEUE_MARGIN = 1.08  # waits grow far faster than load: a miss of TTFT asks for no more than this at a time
+ROUNDS = 8  # plans made, each from what the runs before it found
+LAST_ROUNDS = 3  # and of what was run already only
+MOST_EASED = 6  # runs in search of the load that one way carries
+LEAST_SHARE = 0.1  # of the formula's greatest load: who keeps no level there is given up
+STEP, LEAST_STEP = 0.98, 0.6  # a next try is given at most, and at least, so much of the last
+QUEUE_STEP = 0.95  # at most, where a wait missed its level
+QUEUE = 1.25  # waits grow far faster than load: a miss of TTFT is met as if it were no more than this
+
+Run = Callable[..., Check]
 
 
-def verified(
-    found: Found,
-    spec: PlanSpec,
+def confirming(
     *,
     lengths: Mapping[str, Lengths] | None = None,
     progress: Callable[[str], None] = lambda _: None,
-) -> PlanReport:
-    """The report with each choice checked. `lengths` holds (prompt, output) tokens to draw from, by model."""
-    if found.solved is None:
-        return found.report
-    solved, checks = _checked(found.solved, found, spec, lengths or {}, progress)
-    slow = {model.name: 1.0 for model in spec.models}
-    for _ in range(MOST_MARGINS):
-        missed = _missed(solved, checks, spec)
-        if max(missed.values(), default=0.0) <= 1.0:
-            break
-        slow = {name: each * max(1.0, missed[name]) for name, each in slow.items()}
-        again = found.problem.solve(spec, slow=slow)
-        if again is None:
-            break
-        longer = ", ".join(f"{name} {each - 1.0:+.0%}" for name, each in slow.items() if each > 1.0)
-        progress(f"planning again with longer times: {longer}")
-        eased = {name: [_at_its_load(c) for c in many] for name, many in again.chosen.items()}
-        solved, checks = _checked(Solved(eased, again.jobs), found, spec, lengths or {}, progress)
-    over, chosen = broken(spec, solved), solved.chosen
-    answers = []
-    for answer in found.report.answers:
-        noted = [_noted(check, over) for check in checks[answer.model]]
-        answers.append(_with_checks(answer, chosen[answer.model], noted, found))
-    return replace(found.report, answers=tuple(answers), totals=totals_of(spec, solved))
+    run: Run = run_check,
+) -> Confirm:
+    """For `search`. `lengths` holds (prompt, output) tokens to draw from, by model."""
+
+    def confirm(problem: Problem, spec: PlanSpec, solved: Solved) -> Confirmed:
+        return _Rounds(problem, spec, lengths or {}, progress, run).confirm(solved)
+
+    return confirm
 
 
-def _checked(
-    solved: Solved, found: Found, spec: PlanSpec, lengths: Mapping[str, Lengths], progress: Callable[[str], None]
-) -> tuple[Solved, dict[str, list[Check]]]:
-    """Each choice run, and raised where the run asks for it."""
-    chosen: dict[str, list[Candidate]] = {}
-    checks: dict[str, list[Check]] = {}
-    for name, candidates in solved.chosen.items():
-        progress(f"checking {name} in the twin")
-        drawn = lengths.get(name, ())
-        pairs = [verify(c, requests=spec.check_requests, lengths=drawn) for c in candidates]
-        if len(pairs) == 1 and len(spec.models) == 1 and not spec.training and pairs[0][1].raised:
-            pairs = [_against_rivals(pairs[0], found, spec, drawn)]
-        chosen[name], checks[name] = [c for c, _ in pairs], [check for _, check in pairs]
-    return Solved(chosen, solved.jobs), checks
+class _Rounds:
+    """The runs of one plan. A run that was made is not made again."""
 
+    def __init__(
+        self,
+        problem: Problem,
+        spec: PlanSpec,
+        lengths: Mapping[str, Lengths],
+        progress: Callable[[str], None],
+        run: Run,
+    ) -> None:
+        self._problem = problem
+        self._spec = spec
+        self._lengths = lengths
+        self._progress = progress
+        self._run_check = run
+        self._made: dict[tuple[object, ...], Check] = {}
 
-def _missed(solved: Solved, checks: dict[str, list[Check]], spec: PlanSpec) -> dict[str, float]:
-    """By how much each model's times should be stretched for another plan: what the twin missed a level by, or the
-    replicas added where a limit of the plan is broken; at most 1: not at all."""
-    over = bool(broken(spec, solved))
-    found = {}
-    for model in spec.models:
-        worst = 0.0
-        for check, candidate in zip(checks[model.name], solved.chosen[model.name], strict=True):
-            ratios = [0.0]
-            if model.levels.ttft_ms:
-                ratios.append(min(QUEUE_MARGIN, check.twin_ttft_ms / model.levels.ttft_ms))
-            if model.levels.tpot_ms:
-                ratios.append(check.twin_tpot_ms / model.levels.tpot_ms)
-            if not check.holds:
-                worst = max(worst, 1.02 * max(ratios))
-            elif over and check.raised:
-                worst = max(worst, candidate.replicas / (candidate.replicas - check.raised))
-        found[model.name] = min(worst, MOST_MARGIN)
-    return found
+    def confirm(self, solved: Solved | None) -> Confirmed:
+        """From the formula's allocation to one that runs confirm."""
+        learned = self._problem.learned
+        for number in range(ROUNDS + LAST_ROUNDS):
+            learned.only_run = number >= ROUNDS
+            if number:
+                self._progress(f"planning again with what the twin found (round {number + 1})")
+                solved = self._problem.solve(self._spec)
+            if solved is None:
+                break
+            checks, is_whole = self._checked(solved)
+            if is_whole and not broken(self._spec, solved):
+                return Confirmed(solved, checks)
+        learned.only_run = False  # what conflicts is asked of all ways, unless one that was not run would do it
+        learned.only_run = self._problem.solve(self._spec) is not None
+        return Confirmed(None, {})
 
+    def _checked(self, solved: Solved) -> tuple[dict[str, list[Check]], bool]:
+        """Each choice run as it stands; what missed a level is run with less until it does not: that is learned."""
+        checks: dict[str, list[Check]] = {}
+        is_whole = True
+        for name, candidates in solved.chosen.items():
+            self._progress(f"checking {name} in the twin")
+            checks[name] = [self._run(candidate) for candidate in candidates]
+            for candidate, check in zip(candidates, checks[name], strict=True):
+                if check.holds:
+                    self._kept(candidate, candidate.unit.share)
+                else:
+                    is_whole = False
+                    self._ease(candidate, check)
+        return checks, is_whole
 
-def _at_its_load(candidate: Candidate) -> Candidate:
-    """The candidate with the formula's own times at the load it was given."""
-    return candidate_for(
-        candidate.unit, candidate.model, candidate.place, replicas=candidate.replicas, share=share_of(candidate)
-    )
+    def _kept(self, candidate: Candidate, share: float) -> None:
+        network_ms = candidate.place.site.network_ms
+        self._problem.learned.kept(candidate.model, candidate.unit.option, network_ms, share)
 
+    def _ease(self, candidate: Candidate, check: Check) -> None:
+        """Look for the load at which a way that missed keeps the levels, and remember it."""
+        model, place = candidate.model, candidate.place
+        whole = unit_for(
+            candidate.unit.option, model.traffic, model.levels, network_ms=place.site.network_ms,
+            objective=self._spec.objective,
+        )  # fmt: skip
+        assert whole is not None, "it was chosen"
+        share = min(candidate.unit.share, rate_of(candidate) / whole.rate)
+        for _ in range(MOST_EASED):
+            share *= self._factor(candidate, check)
+            if share < LEAST_SHARE:
+                break
+            part = share_of(candidate)
+            candidate = candidate_for(eased(whole, share), model, place, share=part)
+            check = self._run(candidate)
+            if check.holds:
+                self._kept(candidate, share)
+                return
+        self._problem.learned.failed(model, candidate.unit.option, place.site.network_ms, max(LEAST_SHARE, share))
 
-def _against_rivals(
-    first: tuple[Candidate, Check], found: Found, spec: PlanSpec, lengths: Lengths
-) -> tuple[Candidate, Check]:
-    """The best of the first and the next in the ranking, each as the twin leaves it."""
-    best = first
-    seen = {_place(first[0])}
-    model = spec.models[0]
-    rivals = sorted(found.problem.candidates(spec, model), key=lambda c: better(c, spec.objective))
-    for rival in rivals:
-        if len(seen) > MOST_RIVALS or (
-            best[1].holds and better(rival, spec.objective) >= better(best[0], spec.objective)
-        ):
-            break
-        powerless = not rival.mean_w and (has_power_limit(spec, rival.place) or spec.objective == "tokens_per_joule")
-        if _place(rival) in seen or powerless or broken(spec, Solved({model.name: [rival]}, {})):
-            continue
-        seen.add(_place(rival))
-        other = verify(rival, requests=spec.check_requests, lengths=lengths)
-        if not other[1].holds or broken(spec, Solved({model.name: [other[0]]}, {})):
-            continue
-        if not best[1].holds or better(other[0], spec.objective) < better(best[0], spec.objective):
-            best = other
-    return best
+    def _factor(self, candidate: Candidate, check: Check) -> float:
+        """How much less a way is given next: as much as brings the formula's times down by what was missed."""
+        model, unit = candidate.model, candidate.unit
+        levels = model.levels
+        if check.refused:
+            return LEAST_STEP
+        over_tpot = check.twin_tpot_ms / levels.tpot_ms if levels.tpot_ms else 0.0
+        over_ttft = min(QUEUE, check.twin_ttft_ms / levels.ttft_ms) if levels.ttft_ms else 0.0
+        tighter = replace(
+            levels,
+            tpot_ms=candidate.tpot_ms / over_tpot if over_tpot > 1.0 else levels.tpot_ms,
+            ttft_ms=candidate.ttft_ms / over_ttft if over_ttft > 1.0 else levels.ttft_ms,
+        )
+        network_ms = candidate.place.site.network_ms
+        less = unit_for(unit.option, model.traffic, tighter, network_ms=network_ms, objective=self._spec.objective)
+        ratio = less.rate / rate_of(candidate) if less is not None else 0.0
+        return min(QUEUE_STEP if over_ttft > 1.0 else STEP, max(LEAST_STEP, ratio))
 
-
-def _place(candidate: Candidate) -> tuple[str, str, str]:
-    return candidate.place.site.name, candidate.place.accelerator, candidate.place.tier
-
-
-def _noted(check: Check, over: list[str]) -> Check:
-    if not check.raised or not over:
-        return check
-    note = f"the replicas added break: {', '.join(over)}"
-    return replace(check, note="; ".join(filter(None, [check.note, note])), holds=False)
-
-
-def _with_checks(answer: ModelAnswer, chosen: list[Candidate], checks: list[Check], found: Found) -> ModelAnswer:
-    predictor = found.problem.predictor
-    return replace(answer, chosen=tuple(chosen_of(c, predictor) for c in chosen), checks=tuple(checks))
+    def _run(self, candidate: Candidate) -> Check:
+        """The candidate's check; what differs from one that was run in nothing that a run sees, is not run again."""
+        unit, name = candidate.unit, candidate.model.name
+        key = (
+            name, id(unit.option), unit.decode.slots, unit.prefill_workers, unit.decode_workers,
+            candidate.place.site.network_ms, simulated_of(candidate), f"{rate_of(candidate):.4g}",
+        )  # fmt: skip
+        if key not in self._made:
+            drawn = self._lengths.get(name, ())
+            self._made[key] = self._run_check(candidate, requests=self._spec.check_requests, lengths=drawn)
+        return replace(self._made[key], raised=raised_of(candidate))

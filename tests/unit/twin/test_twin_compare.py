@@ -18,7 +18,7 @@ from baseload.policy.plan.spec import Levels, PlanSpec, ServedModel, Site, Stock
 from baseload.twin.baselines import machine_for
 from baseload.twin.compare import common, compare, interval, measure
 from baseload.twin.plan_check import run_check
-from baseload.twin.plan_verify import verified
+from baseload.twin.plan_verify import confirming
 from baseload.twin.spec import Faults, Physics, Policies, SimulateConfig, Slo, Workload
 
 FAST = StepTimeSpec(basis="stated: an engine", fixed_ms=8.0, prefill=((512, 60.0),), decode=((32, 8.0),))
@@ -138,7 +138,7 @@ def test_the_twin_confirms_the_formula(mode: str) -> None:
     assert all(check.refused == 0 for check in checks)
     assert abs(sum(check.gap_tpot for check in checks) / len(checks)) < 0.15
     assert -0.7 < sum(check.gap_ttft for check in checks) / len(checks) < 0.6
-    report = verified(found, spec)
+    report = search(spec, predictor=predictor, prices=read_prices(), shapes=shapes, confirm=confirming()).report
     assert report.answers[0].checks[0].holds
     assert report.totals is not None
     assert report.totals.usd_per_hour == pytest.approx(report.answers[0].chosen[0].usd_per_hour)

@@ -51,6 +51,7 @@ class Choice(Struct, frozen=True, kw_only=True):
     basis: Basis
     prompt_tokens_per_s: float = 0.0  # that a replica would carry of prompts alone, for an autoscaler; 0: not told
     output_tokens_per_s: float = 0.0  # and of answers alone
+    share_of_formula: float = 1.0  # of the greatest load by the formula that it is given; less where the twin asked
 
 
 class Gain(Struct, frozen=True):
@@ -84,7 +85,7 @@ class Check(Struct, frozen=True, kw_only=True):
     attainment: float  # share of requests within the levels on TTFT and TPOT
     refused: int
     holds: bool  # the twin, too, is within the levels
-    raised: int = 0  # replicas added because the twin said so
+    raised: int = 0  # replicas beyond the formula's, because the twin asked for them
     note: str = ""
 
 
@@ -200,3 +201,4 @@ class PlanReport(Struct, frozen=True, kw_only=True):
     day: Day | None = None  # where hours differ, or work is flexible
     tight: tuple[Gain, ...] = ()  # limits of the plan that are nearly used up
     seconds: float = 0.0
+    checked: bool = False  # by twin runs: what is recommended, they confirmed

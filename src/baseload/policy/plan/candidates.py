@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from baseload.limits.money import HOURS_PER_MONTH
 from baseload.policy.plan.offers import Place, facility_w
-from baseload.policy.plan.options import Option
+from baseload.policy.plan.options import STEP_TOKENS, Option
 from baseload.policy.plan.serve import Point, best_point, calm_point, day_of, point_at, unit_of
 from baseload.policy.plan.spec import Levels, Objective, ServedModel, Traffic, peak_of
 
@@ -23,6 +23,7 @@ class Unit:
     decode: Point
     prefill: Point | None
     binds: str
+    share: float = 1.0  # of the formula's greatest load; less where a twin run asked for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,11 @@ class Candidate:
     def accelerators(self) -> int:
         """At the peak."""
         return self.replicas * self.unit.gpus
+
+    @property
+    def step_tokens(self) -> int:
+        """Token budget of a step; disaggregated: of a prefill worker, about a prompt at a time."""
+        return self.unit.option.curve.step_tokens or max(STEP_TOKENS, self.model.traffic.prompt_tokens)
 
     @property
     def usd_per_mtok(self) -> float:
@@ -105,6 +111,16 @@ def unit_for(
     binds = prefill.binds if p * prefill.rate < d * decode.rate else decode.binds
     rate = min(p * prefill.rate, d * decode.rate)
     return Unit(option, rate, (p + d) * option.gpus, p, d, decode, prefill, binds)
+
+
+def eased(unit: Unit, share: float, *, slow: float = 1.0) -> Unit:
+    """A unit at its greatest load by the formula, given only this share of it."""
+    option, rate = unit.option, unit.rate * share
+    decode = point_at(option.curve, unit.decode.rate * share, slow=slow, binds=unit.decode.binds)
+    prefill = unit.prefill
+    if prefill is not None and option.prefill is not None:
+        prefill = point_at(option.prefill, prefill.rate * share, slow=slow, binds=prefill.binds)
+    return replace(unit, rate=rate, decode=decode, prefill=prefill, share=share)
 
 
 def candidate_for(

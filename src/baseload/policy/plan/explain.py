@@ -37,7 +37,7 @@ class _Change:
 def explain(choice: Candidate, shape: ModelShape, predictor: Predictor, objective: Objective) -> Explanation:
     """What binds the choice, and what would relax it."""
     unit, model = choice.unit, choice.model
-    base = unit.gpus / unit.rate
+    base = unit.gpus * unit.share / unit.rate  # at the formula's greatest load, as all it is compared with
     gains: list[Gain] = []
     for what in _FIGURES:
         changed = _with_hardware(choice, shape, predictor, what, objective)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from dataclasses import replace as changed
 
 from msgspec.structs import replace
 
@@ -10,12 +11,14 @@ from baseload.limits.money import HOURS_PER_MONTH
 from baseload.limits.serving.predict import Predictor
 from baseload.limits.shapes import ModelShape
 from baseload.policy.plan.allocate import Bound, Column, allocate
-from baseload.policy.plan.candidates import Candidate, Unit, better, candidate_for, unit_for
+from baseload.policy.plan.candidates import Candidate, Unit, better, candidate_for, eased, unit_for
+from baseload.policy.plan.learned import Learned
 from baseload.policy.plan.offers import NO_LIMIT, Place, places_of
 from baseload.policy.plan.options import Judged, Option, judge, refined
 from baseload.policy.plan.spec import Levels, PlanSpec, ServedModel, Stock, peak_of, stocks_of
 
 Slow = float | Mapping[str, float]  # times as much longer: of all models, or by name
+TIGHTENINGS = 6  # of bounds, where the program's straight lines left an allocation that breaks one
 KEPT = 3  # units of a model at a place that enter the allocation
 
 
@@ -67,6 +70,7 @@ class Problem:
     shapes: dict[str, ModelShape]
     judged: dict[tuple[str, str], Judged] = field(default_factory=dict)
     extras: dict[str, list[Extra]] = field(default_factory=dict)  # by training job
+    learned: Learned = field(default_factory=Learned)  # from twin runs
     _units: dict[tuple[object, ...], Unit | None] = field(default_factory=dict)
 
     @property
@@ -119,13 +123,15 @@ class Problem:
         return found
 
     def unit(self, option: Option, model: ServedModel, place: Place, spec: PlanSpec, *, slow: float) -> Unit | None:
-        """The option's unit under the levels, remembered."""
-        levels = model.levels
-        key = (id(option), levels.ttft_ms, levels.tpot_ms, place.site.network_ms, spec.objective, slow)
+        """The option's unit under the levels, remembered; eased where twin runs asked for it (None: to nothing)."""
+        levels, network_ms = model.levels, place.site.network_ms
+        share = self.learned.share(model, option, network_ms)
+        if share <= 0.0:
+            return None
+        key = (id(option), levels.ttft_ms, levels.tpot_ms, network_ms, spec.objective, slow, share)
         if key not in self._units:
-            self._units[key] = unit_for(
-                option, model.traffic, levels, network_ms=place.site.network_ms, objective=spec.objective, slow=slow
-            )
+            unit = unit_for(option, model.traffic, levels, network_ms=network_ms, objective=spec.objective, slow=slow)
+            self._units[key] = unit if unit is None or share == 1.0 else eased(unit, share, slow=slow)
         return self._units[key]
 
     def solve(
@@ -152,11 +158,17 @@ class Problem:
                 if in_time and allowed(job.residency, extra.region):
                     columns.append(extra.column)
                     sources.append(extra)
-        counts = allocate(demands, columns, bounds_of(spec))
-        if counts is None:
-            return None
-        solved = _solved(counts, columns, sources, spec, slow)
-        return self._polished(solved, spec, slow, dearer or {}) if polish else solved
+        bounds = bounds_of(spec)
+        for _ in range(TIGHTENINGS):
+            counts = allocate(demands, columns, bounds)
+            if counts is None:
+                return None
+            solved = _solved(counts, columns, sources, spec, slow)
+            over = excess(spec, solved)
+            if not over:
+                return self._polished(solved, spec, slow, dearer or {}) if polish else solved
+            bounds = [changed(bound, most=bound.most / over.get(bound.name, 1.0)) for bound in bounds]
+        return None
 
     def _polished(self, solved: Solved, spec: PlanSpec, slow: Slow, dearer: dict[str, float]) -> Solved:
         for model in spec.models:
@@ -261,7 +273,12 @@ def _worth(candidate: Candidate, spec: PlanSpec, dearer: dict[str, float]) -> fl
 
 def broken(spec: PlanSpec, solved: Solved) -> list[str]:
     """The limits of the whole plan that an allocation breaks."""
-    names = []
+    return list(excess(spec, solved))
+
+
+def excess(spec: PlanSpec, solved: Solved) -> dict[str, float]:
+    """By name, each limit of the whole plan that an allocation breaks, and how many times it what is used is."""
+    found = {}
     everyone = [c for many in solved.chosen.values() for c in many]
     for bound in bounds_of(spec):
         total = sum(
@@ -274,9 +291,9 @@ def broken(spec: PlanSpec, solved: Solved) -> list[str]:
             for j in solved.jobs.values()
             if bound.site in ("", j.column.site) and bound.stock in ("", j.column.stock)
         )
-        if total > bound.most * (1.0 + 1e-9):
-            names.append(bound.name)
-    return names
+        if total > bound.most:
+            found[bound.name] = total / bound.most * (1.0 + 1e-9)
+    return found
 
 
 def _figure(candidate: Candidate, figure: str) -> float:

@@ -13,6 +13,7 @@ from baseload.limits.serving.predict import Predictor
 from baseload.limits.shapes import ModelShape
 from baseload.policy.plan.answer import (
     Basis,
+    Check,
     Choice,
     Conflict,
     Gain,
@@ -37,8 +38,19 @@ NEARLY = 0.9  # a limit used so far is tight
 
 
 @dataclass(frozen=True, slots=True)
+class Confirmed:
+    """What is left of an allocation after twin runs: one that they confirm within all limits, or none."""
+
+    solved: Solved | None
+    checks: dict[str, list[Check]]  # by model, in the order of `solved.chosen`
+
+
+Confirm = Callable[[Problem, PlanSpec, Solved], Confirmed]
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
-    """The report, and the allocation behind it (for checks by a twin run)."""
+    """The report, and the allocation behind it."""
 
     report: PlanReport
     solved: Solved | None
@@ -52,32 +64,42 @@ def search(
     prices: Sequence[InstancePrice],
     shapes: dict[str, ModelShape],
     extras: dict[str, list[Extra]] | None = None,
+    confirm: Confirm | None = None,
     progress: Progress = lambda _: None,
 ) -> Found:
-    """Answer a checked specification. `shapes` by model name, `extras` the ways to do each training job."""
+    """Answer a checked specification. `shapes` by model name, `extras` the ways to do each training job.
+
+    `confirm` runs an allocation in the twin and corrects it (`twin.plan_verify`); what is recommended, its totals,
+    its ranking and its sensitivity then rest on what it left. None: the formula's answer, unchecked.
+    """
     problem = Problem(predictor, prices, shapes, extras=extras or {})
     progress("judging accelerators")
     problem.judge_all(spec)
     progress("allocating")
-    solved = problem.solve(spec)
+    by_formula = problem.solve(spec)
+    solved, checks = by_formula, {}
+    if by_formula is not None and confirm is not None:
+        confirmed = confirm(problem, spec, by_formula)
+        solved, checks = confirmed.solved, confirmed.checks
     left_out = _not_judged(spec, problem)
     if solved is None:
         progress("finding what conflicts")
         limits, ways = conflict(problem, spec)
-        return Found(_infeasible(spec, problem, limits, ways, left_out), None, problem)
+        return Found(_infeasible(spec, by_formula, limits, ways, left_out), None, problem)
     progress("explaining")
     report = PlanReport(
         name=spec.name,
         objective=spec.objective,
         feasible=True,
         totals=totals_of(spec, solved),
-        answers=tuple(_answer(spec, model, solved, problem) for model in spec.models),
+        answers=tuple(_answer(spec, model, solved, problem, checks.get(model.name, [])) for model in spec.models),
         training=tuple(training_answers(spec, solved, problem)),
         sensitivity=tuple(_sensitivity(spec, solved, problem)),
         conflict=None,
         not_judged=left_out,
         day=day_by_hour(spec, solved),
         tight=tuple(_tight(spec, solved, problem)),
+        checked=confirm is not None,
     )
     return Found(report, solved, problem)
 
@@ -86,7 +108,10 @@ def chosen_of(candidate: Candidate, predictor: Predictor) -> Choice:
     """The candidate as plain values, with what its replicas carry in tokens."""
     model, option = candidate.model, candidate.unit.option
     prompts, answers = token_capacity(option, model.traffic, model.levels, network_ms=candidate.place.site.network_ms)
-    return replace(choice_of(candidate, predictor), prompt_tokens_per_s=prompts, output_tokens_per_s=answers)
+    share = candidate.unit.share
+    return replace(
+        choice_of(candidate, predictor), prompt_tokens_per_s=share * prompts, output_tokens_per_s=share * answers
+    )
 
 
 def choice_of(candidate: Candidate, predictor: Predictor) -> Choice:
@@ -110,7 +135,7 @@ def choice_of(candidate: Candidate, predictor: Predictor) -> Choice:
         decode_workers=unit.decode_workers,
         accelerators=candidate.accelerators,
         max_seqs=unit.decode.slots,
-        max_step_tokens=option.curve.step_tokens or candidate.model.traffic.prompt_tokens,
+        max_step_tokens=candidate.step_tokens,
         requests_per_s=unit.rate,
         used=min(1.0, candidate.load.rate * unit.decode_workers / unit.rate),
         ttft_ms=candidate.ttft_ms,
@@ -125,6 +150,7 @@ def choice_of(candidate: Candidate, predictor: Predictor) -> Choice:
         kg_co2_per_month=candidate.kg_co2_per_month,
         binds=unit.binds,
         basis=_basis(candidate, predictor),
+        share_of_formula=unit.share,
     )
 
 
@@ -159,7 +185,9 @@ def describe_levels(levels: Levels) -> str:
     return ", ".join(parts) or "no service level"
 
 
-def _answer(spec: PlanSpec, model: ServedModel, solved: Solved, problem: Problem) -> ModelAnswer:
+def _answer(
+    spec: PlanSpec, model: ServedModel, solved: Solved, problem: Problem, checks: Sequence[Check]
+) -> ModelAnswer:
     predictor, shape = problem.predictor, problem.shapes[model.name]
     whole = problem.candidates(spec, model)
     everyone = [
@@ -182,6 +210,7 @@ def _answer(spec: PlanSpec, model: ServedModel, solved: Solved, problem: Problem
         by_tier=tuple(choice_of(c, predictor) for c in sorted(tiers.values(), key=lambda c: c.usd_per_mtok)),
         cloud=tuple((c.usd_per_mtok, c.answer_ms, c.place.accelerator) for c in ranked),
         explained=explain(chosen[0], shape, predictor, spec.objective),
+        checks=tuple(checks),
     )
 
 
@@ -317,6 +346,10 @@ def _named(many: Sequence[Candidate]) -> str:
     )
 
 
+def _named_all(solved: Solved) -> str:
+    return "; ".join(f"{name}: {_named(many)}" for name, many in solved.chosen.items())
+
+
 def _tight(spec: PlanSpec, solved: Solved, problem: Problem) -> list[Gain]:
     """Limits of the whole plan whose loosening by a quarter would save money."""
     found = []
@@ -332,12 +365,15 @@ def _tight(spec: PlanSpec, solved: Solved, problem: Problem) -> list[Gain]:
 
 
 def _infeasible(
-    spec: PlanSpec, problem: Problem, limits: list[Limit], ways: list[Way], left_out: tuple[NotJudged, ...]
+    spec: PlanSpec, by_formula: Solved | None, limits: list[Limit], ways: list[Way], left_out: tuple[NotJudged, ...]
 ) -> PlanReport:
     if limits:
         why = "Each of these is needed for the conflict; without any one of them the others can be kept."
     else:
         why = "Not even without any limit: no accelerator that is offered and known well enough can do it."
+    if by_formula is not None:
+        said = _named_all(by_formula)
+        why = f"The formula alone would plan {said}, but no plan is confirmed by twin runs. {why}"
     return PlanReport(
         name=spec.name,
         objective=spec.objective,
@@ -348,6 +384,7 @@ def _infeasible(
         sensitivity=(),
         conflict=Conflict(tuple(_said(limit) for limit in limits), tuple(_way(way) for way in ways), why),
         not_judged=left_out,
+        checked=by_formula is not None,
     )
 
 
