@@ -13,6 +13,18 @@ CHAT_TEMPLATE = (
     "{% if message.role not in ['system', 'user', 'assistant'] %}{{ raise_exception('unknown role') }}{% endif %}"
     "<{{ message.role }}>{{ message.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+UNHURRIED = """
+import os, sys, threading
+from baseload.engine.runner import Runner
+from baseload.worker.__main__ import main
+
+def run(self, spans, work=Runner.run):
+    threading.Event().wait(0.1)
+    return work(self, spans)
+
+Runner.run = run
+os._exit(main(sys.argv[1:]))
+"""
 TEXT = "the quick brown fox jumps over the lazy dog; the dog does not mind. Größe, naïve, 東京, 🙂. " * 4
 
 
@@ -89,3 +101,10 @@ def write_tiny_model(directory: Path) -> Path:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer Llama with tokenizer and chat template, as a Hugging Face directory."""
     return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def unhurried_worker() -> tuple[str, str]:
+    """Arguments for Python, before a worker's own: its engine takes 0.1 s a step (in float32), so that what is asked
+    of it is not over before a busy machine has come to the next line of a test."""
+    return ("-c", UNHURRIED)

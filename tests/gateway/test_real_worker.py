@@ -30,11 +30,13 @@ def worker(model: Path, cache: Path, *program: str) -> Iterator[str]:
         [*command, "--spec-json", json.dumps(SPEC)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    line = process.stdout.readline()
-    assert line, process.communicate()[1]
-    yield json.loads(line)["ready"]
-    process.kill()
-    process.communicate()
+    try:
+        line = process.stdout.readline()
+        assert line, process.communicate()[1]
+        yield json.loads(line)["ready"]
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +126,9 @@ async def test_client_that_goes_frees_the_slot(house, tiny_model, cache, unhurri
         async def running() -> int:
             return json.loads((await house.client.request("GET", f"{url}/stats")).body)["running"]
 
-        house.put("slow", url)
+        house.put("tiny", url)
         stream = await house.openai.chat.completions.create(
-            model="slow", messages=USER, stream=True, max_tokens=400, extra_body={"ignore_eos": True}
+            model="tiny", messages=USER, stream=True, max_tokens=400, extra_body={"ignore_eos": True}
         )
         async for chunk in stream:
             if chunk.choices[0].delta.content:

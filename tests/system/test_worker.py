@@ -71,8 +71,8 @@ def start(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     cache = tmp_path_factory.mktemp("cache")
     processes: list[subprocess.Popen[str]] = []
 
-    def begin(*more: str) -> Worker:
-        command = [sys.executable, "-m", "baseload.worker", "--model", str(tiny_model), "--name", "tiny"]
+    def begin(*more: str, program: tuple[str, str] = ("-m", "baseload.worker")) -> Worker:
+        command = [sys.executable, *program, "--model", str(tiny_model), "--name", "tiny"]
         command += ["--cache-dir", str(cache), "--replica-id", "r1", "--spec-json", json.dumps(SPEC), *more]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         processes.append(process)
@@ -248,7 +248,8 @@ def test_without_a_limit_an_answer_ends_where_the_context_does(worker: Worker) -
     assert body["choices"][0]["finish_reason"] == "length"
 
 
-def test_a_client_that_goes_frees_its_slots(worker: Worker) -> None:
+def test_a_client_that_goes_frees_its_slots(start: Start, unhurried_worker: tuple[str, str]) -> None:
+    worker = start(program=unhurried_worker)
     before = worker.ask("GET", "/stats")[1]
     asked = {**CHAT, "n": 4, "max_tokens": 450, "ignore_eos": True}
     events = worker.stream("/v1/chat/completions", asked)
