@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from baseload.cli.catalogue import own_book
 from baseload.cli.predict_tables import (
@@ -17,6 +18,9 @@ from baseload.cli.predict_tables import (
     write_answers,
 )
 from baseload.cli.screen import say
+
+if TYPE_CHECKING:
+    from baseload.limits.plausible import LeftOut
 
 
 def training(
@@ -40,7 +44,12 @@ def training(
         predictor = predictor.calibrate(calibration(calibrate, read_rows, lambda row: row.step_s > 0))
     answers = predictor.predict(asked)
     write_answers(output, data, [added(row, answer) for row, answer in zip(asked, answers, strict=True)])
-    _report(output, [answer.step_s is not None for answer in answers], [answer.basis for answer in answers])
+    _report(
+        output,
+        [answer.step_s is not None for answer in answers],
+        [answer.basis for answer in answers],
+        predictor.left_out,
+    )
 
 
 def throughput(
@@ -63,11 +72,18 @@ def throughput(
         predictor = predictor.calibrate(calibration(calibrate, read_rows, lambda row: row.value > 0))
     answers = predictor.predict(asked)
     write_answers(output, data, [added(answer) for answer in answers])
-    _report(output, [answer.throughput is not None for answer in answers], [answer.basis for answer in answers])
+    _report(
+        output,
+        [answer.throughput is not None for answer in answers],
+        [answer.basis for answer in answers],
+        predictor.left_out,
+    )
 
 
-def _report(output: Path, answered: Sequence[bool], bases: Sequence[str]) -> None:
+def _report(output: Path, answered: Sequence[bool], bases: Sequence[str], left: Sequence["LeftOut"]) -> None:
     calibrated = sum(basis.startswith("calibrated") for basis in bases)
     flagged = len(answered) - sum(answered)
     rest = f", {flagged} flagged with the missing figure" if flagged else ""
     say(f"{sum(answered)} of {len(answered)} rows answered ({calibrated} calibrated{rest}) in {output}.")
+    for one in left:
+        say(f"{one.words[0].upper()}{one.words[1:]}.")

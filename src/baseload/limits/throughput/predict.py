@@ -11,6 +11,7 @@ from baseload.domain.errors import BaseloadError, MissingFigure
 from baseload.limits.catalogue.accelerators import Accelerator, Catalogue, read_catalogue
 from baseload.limits.catalogue.models import Models, family_of
 from baseload.limits.catalogue.names import mixture
+from baseload.limits.plausible import LeftOut, Measured, left_out, notes_of
 from baseload.limits.quantization import format_of
 from baseload.limits.ridge import Fitted, Floats, Traits, fit, read_shipped, unfitted
 from baseload.limits.shapes import ModelShape
@@ -79,12 +80,18 @@ class Predictor:
         self.models = models or Models()
         self.fitted = fitted or shipped()
         self.power = power or unfitted(POWER_FORM)
+        self.left_out: tuple[LeftOut, ...] = ()
 
     def calibrate(self, rows: Sequence[Row]) -> "Predictor":
-        """The predictor that measured rows give: one row a measurement; rows without a value are passed over."""
+        """The predictor that measured rows give: one row a measurement; rows without a value are passed over.
+
+        Rows whose unit cannot be what they say are left out (limits/plausible.py), and answers of their model say so.
+        """
         once = [rows[i] for i in distinct(rows)]
         prepared = [(row, self._prepare(row)) for row in once if row.value > 0]
         used = [(row, p) for row, p in prepared if len(p.parts) == 1]
+        odd = left_out([self._measured(row, p) for row, p in used])
+        used = [pair for i, pair in enumerate(used) if i not in odd]
         costs = table([p.parts[0][0] for _, p in used])
         traits = [p.parts[0][2] for _, p in used]
         seconds = np.array([p.parts[0][1] / _samples_per_s(row, p.osl) for row, p in used])
@@ -96,7 +103,9 @@ class Predictor:
             [_power_traits(p.parts[0][2]) for _, p in powered],
             np.array([row.power_w for row, _ in powered]),
         )
-        return Predictor(catalogue=self.catalogue, models=self.models, fitted=fitted, power=power)
+        after = Predictor(catalogue=self.catalogue, models=self.models, fitted=fitted, power=power)
+        after.left_out = tuple(odd.values())
+        return after
 
     def predict(self, rows: Sequence[Row]) -> list[Answer]:
         """One answer per row, in order."""
@@ -109,6 +118,26 @@ class Predictor:
             at += len(p.parts)
             answers.append(self._answer(row, p, seconds[mine], errors[mine]))
         return answers
+
+    def _measured(self, row: Row, prepared: Prepared) -> Measured:
+        """A row as the rules of what is plausible see it: seconds of one accelerator per sample."""
+        costs, many, _ = prepared.parts[0]
+        id_ = next((id_ for id_, _ in mixture(row.accelerator, self.catalogue, total=row.accelerators)), None)
+        sheet = self.catalogue.entries[id_] if id_ and not prepared.blocked else None
+        bare = unfitted(FORM).predict(table([costs]), [()])[0][0]
+        floor = 0.0
+        if sheet is not None:
+            shape, isl, osl, _ = self._workload(row)
+            peak = max(sheet.bf16_tflops or 0.0, sheet.fp8_tflops or 0.0, sheet.fp4_tflops or 0.0) * 1e12
+            floor = (isl + osl) * shape.flops_per_token() / peak
+        return Measured(
+            line=row.line,
+            group=row.model,
+            seconds=many / _samples_per_s(row, prepared.osl),
+            floor_s=floor,
+            usual_s=float(bare) if sheet is not None and row.counts != "latency" else 0.0,
+            tokens=prepared.osl,
+        )
 
     def uncorrected_s(self, accelerator: str, model: str) -> float | None:
         """Seconds of one accelerator per sample of a model on eight of a kind, before any correction; None: blank."""
@@ -141,7 +170,7 @@ class Predictor:
             expected_error=float(np.max(errors)),
             power_w=power,
             power_basis=power_basis,
-            note=prepared.note,
+            note="; ".join(note for note in (prepared.note, notes_of(self.left_out, row.model)) if note),
         )
 
     def _knows(self, prepared: Prepared) -> bool:

@@ -43,12 +43,15 @@ def score(table: bytes, *, name: str = FILE, predictor: Predictor | None = None)
 def score_beyond(table: bytes, other: bytes, *, most: int = 72, name: str = "other.csv") -> list[Figure]:
     """Jobs of another table (another round, say) beyond `most` accelerators, calibrated on jobs up to `most`.
 
-    Once by the first table alone, once with the other table's small jobs too.
+    Once by the first table alone, once with the other table's small jobs too. Rows whose unit cannot be what their
+    columns say (limits/plausible.py) are not scored, as they do not calibrate.
     """
     start = Predictor(fitted=unfitted(FORM))
     rows = [row for row in whole_system(read_rows(table, name=FILE)) if row.accelerators <= most]
     others = [row for row in whole_system(read_rows(other, name=name)) if row.step_s > 0]
-    large = [row for row in others if row.accelerators > most]
+    odd = {one.line for one in start.implausible(others)}
+    large = [row for row in others if row.accelerators > most and row.line not in odd]
+    unscored = sum(row.accelerators > most for row in others) - len(large)
     figures = []
     for words, small in (
         ("by the first table", rows),
@@ -56,6 +59,7 @@ def score_beyond(table: bytes, other: bytes, *, most: int = 72, name: str = "oth
     ):
         said = start.calibrate(small).predict(large)
         split = f"{name}: jobs beyond {most} scored, calibrated {words} up to {most}"
+        split += f"; {unscored} left out, their unit cannot be" if unscored else ""
         what = f"MLPerf training, another table beyond {most}, calibrated {words}"
         figures.append(_figure(f"{what}, mean", large, said, split))
         figures.append(_figure(f"{what}, median", large, said, split, median=True, goal=None))

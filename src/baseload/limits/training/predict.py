@@ -12,6 +12,7 @@ from baseload.limits.catalogue.accelerators import Accelerator, Catalogue, Fabri
 from baseload.limits.catalogue.models import Models
 from baseload.limits.catalogue.names import recognise
 from baseload.limits.collectives import fabric_of
+from baseload.limits.plausible import LeftOut, Measured, left_out, notes_of
 from baseload.limits.ridge import Fitted, Traits, fit, read_shipped, unfitted
 from baseload.limits.training.benchmarks import Benchmark, benchmark_of
 from baseload.limits.training.fit import FORM, rates_of, table
@@ -69,17 +70,25 @@ class Predictor:
         self.models = models or Models()
         self.latencies = latencies or read_fabric()
         self.fitted = fitted or shipped()
+        self.left_out: tuple[LeftOut, ...] = ()
         self._largest: dict[tuple[str, str], int] = {}
 
     def calibrate(self, rows: Sequence[Row]) -> "Predictor":
-        """The predictor that measured rows give; rows without a measured step are passed over."""
+        """The predictor that measured rows give; rows without a measured step are passed over.
+
+        Rows whose unit cannot be what they say are left out (limits/plausible.py), and answers of their benchmark
+        say so.
+        """
         whole = [row for row in whole_system(rows) if row.step_s > 0]
         prepared = [(row, self._prepare(row)) for row in whole]
         usable = [(row, p) for row, p in prepared if p.cost is not None]
+        odd = self._implausible(usable)
+        usable = [pair for i, pair in enumerate(usable) if i not in odd]
         costs = table([p.cost for _, p in usable if p.cost is not None])
         traits = [p.traits for _, p in usable]
         fitted = fit(self.fitted, costs, traits, np.array([row.step_s for row, _ in usable]))
         after = Predictor(catalogue=self.catalogue, models=self.models, latencies=self.latencies, fitted=fitted)
+        after.left_out = tuple(odd.values())
         for (row, _), of in zip(usable, traits, strict=True):
             for trait in of:
                 after._largest[trait] = max(after._largest.get(trait, 0), row.accelerators)
@@ -95,6 +104,33 @@ class Predictor:
             steps, errors = self.fitted.predict(costs, [prepared[i].traits for i in usable])
             said = dict(zip(usable, zip(steps.tolist(), errors.tolist(), strict=True), strict=True))
         return [self._answer(rows[i], p, said.get(i)) for i, p in enumerate(prepared)]
+
+    def implausible(self, rows: Sequence[Row]) -> list[LeftOut]:
+        """Measured rows whose unit cannot be what their columns say: a calibration would leave them out."""
+        prepared = [(row, self._prepare(row)) for row in rows if row.step_s > 0]
+        return list(self._implausible([(row, p) for row, p in prepared if p.cost is not None]).values())
+
+    def _implausible(self, rows: Sequence[tuple[Row, Prepared]]) -> dict[int, LeftOut]:
+        return left_out([self._measured(row, p.cost) for row, p in rows if p.cost is not None])
+
+    def _measured(self, row: Row, cost: Cost) -> Measured:
+        """A row as the rules of what is plausible see it."""
+        id_ = recognise(row.accelerator, self.catalogue)
+        sheet = self.catalogue.entries[id_] if id_ else None
+        benchmark = benchmark_of(row.benchmark, seq_len=row.seq_len, models=self.models)
+        bare = unfitted(FORM).predict(table([cost]), [()])[0][0]
+        floor = 0.0
+        if sheet is not None and sheet.bf16_tflops is not None and not benchmark.missing:
+            peak = max(sheet.bf16_tflops, sheet.fp8_tflops or 0.0, sheet.fp4_tflops or 0.0) * 1e12
+            floor = row.batch * benchmark.work.training_flops / peak / row.accelerators
+        return Measured(
+            line=row.line,
+            group=row.benchmark,
+            seconds=row.step_s,
+            floor_s=floor,
+            usual_s=0.0 if sheet is None else float(bare),
+            tokens=float(benchmark.work.sample_tokens),
+        )
 
     def uncorrected_s(self, accelerator: str, benchmark: str) -> float | None:
         """Seconds of a step of 64 samples on sixteen of a kind, before any correction; None: a figure is blank."""
@@ -146,7 +182,11 @@ class Predictor:
         else:
             basis = "sheet and shape only" if not self.fitted.points else "calibrated on others; sheet and shape"
         return Answer(
-            step_s=step_s, basis=basis, expected_error=float(error), layout=prepared.layout, note=prepared.note
+            step_s=step_s,
+            basis=basis,
+            expected_error=float(error),
+            layout=prepared.layout,
+            note="; ".join(note for note in (prepared.note, notes_of(self.left_out, row.benchmark)) if note),
         )
 
     def _prepare(self, row: Row) -> Prepared:
