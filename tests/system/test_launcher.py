@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,12 +34,10 @@ class Told:
 
     def __init__(self) -> None:
         self.events: list[object] = []
-        self.times: list[float] = []
         self._more = asyncio.Event()
 
     def __call__(self, event: object) -> None:
         self.events.append(event)
-        self.times.append(time.time())
         self._more.set()
 
     async def wait(self, kind: type, replica_id: str = "r_1"):
@@ -95,18 +92,11 @@ async def test_a_worker_is_started_ready_sampled_and_ended(tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
-async def test_readiness_is_noticed_within_fifty_milliseconds(tmp_path):
-    delays = []
-    async with Host(tmp_path) as host:
-        for number in range(5):
-            name = f"r_{number}"
-            host.start("ok", name)
-            await host.told.wait(WorkerReady, name)
-            index = next(
-                i for i, e in enumerate(host.told.events) if isinstance(e, WorkerReady) and e.replica_id == name
-            )
-            delays.append(host.told.times[index] - WorkerFiles(tmp_path, name).ready.stat().st_mtime)
-    assert min(delays) < 0.05, delays  # the least: other work on this machine may delay any single one
+async def test_readiness_is_noticed_at_once_and_not_at_the_next_look(tmp_path):
+    async with Host(tmp_path, lease_s=3_600) as host:  # when it looks by itself, in case a notice was lost
+        for number in range(3):
+            host.start("ok", f"r_{number}")
+            await host.told.wait(WorkerReady, f"r_{number}")
 
 
 async def test_a_crash_at_the_start_is_told_with_its_last_words(tmp_path):

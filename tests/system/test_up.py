@@ -22,7 +22,7 @@ import openai
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 COMMAND = [sys.executable, "-m", "baseload.cli.main"]
 ENVIRON = {name: value for name, value in os.environ.items() if not name.startswith("BASELOAD_")}
@@ -48,7 +48,7 @@ class Up:
         self.key = (data_dir / "first-key").read_text().strip()
 
     def rest(self) -> tuple[str, str]:
-        return self.process.communicate(timeout=60)
+        return self.process.communicate(timeout=200)
 
     def end(self, number: signal.Signals) -> int:
         self.process.send_signal(number)
@@ -58,7 +58,7 @@ class Up:
         return self.process.returncode
 
     def client(self, key: str = "") -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key or self.key, max_retries=0, timeout=60)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key or self.key, max_retries=0, timeout=200)
 
     def ask(self, **changes: Any) -> str:
         with self.client() as client:
@@ -74,7 +74,7 @@ class Up:
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, env=ENVIRON, timeout=60, check=False
+        [*COMMAND, *arguments], capture_output=True, text=True, env=ENVIRON, timeout=200, check=False
     )
 
 
@@ -124,7 +124,7 @@ def test_from_the_first_start_to_ctrl_c(start: Callable[..., Up], tmp_path: Path
 
     # A request as curl sends it, without and with a key.
     for key, status in (("", 401), (up.key, 200)):
-        connection = http.client.HTTPConnection(up.url.removeprefix("http://"), timeout=60)
+        connection = http.client.HTTPConnection(up.url.removeprefix("http://"), timeout=200)
         body = json.dumps({"model": "tiny", "messages": QUESTION, "max_tokens": 4})
         headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
         connection.request("POST", "/v1/chat/completions", body, headers)
@@ -160,7 +160,7 @@ def test_from_the_first_start_to_ctrl_c(start: Callable[..., Up], tmp_path: Path
     assert [model["state"] for model in status["models"]] == ["awake"]
 
     # The dashboard's page and feed are there.
-    page = http.client.HTTPConnection(up.url.removeprefix("http://"), timeout=60)
+    page = http.client.HTTPConnection(up.url.removeprefix("http://"), timeout=200)
     page.request("GET", "/")
     assert b"<title>Baseload</title>" in page.getresponse().read()
     page.request("GET", "/dashboard/feed", headers={"authorization": f"Bearer {up.key}"})
@@ -287,7 +287,7 @@ def test_kill_9_in_the_middle_of_work_loses_no_answered_request(start: Callable[
         body = json.dumps({"model": "tiny", "messages": QUESTION, "max_tokens": 20})
         with contextlib.suppress(OSError, http.client.HTTPException):
             while True:
-                connection = http.client.HTTPConnection(up.url.removeprefix("http://"), timeout=60)
+                connection = http.client.HTTPConnection(up.url.removeprefix("http://"), timeout=200)
                 with contextlib.closing(connection):
                     connection.request("POST", "/v1/chat/completions", body, {"authorization": f"Bearer {up.key}"})
                     answer = connection.getresponse()
@@ -301,7 +301,7 @@ def test_kill_9_in_the_middle_of_work_loses_no_answered_request(start: Callable[
         threads = [threading.Thread(target=ask_on, args=(up, enough, count)) for _ in range(3)]
         for thread in threads:
             thread.start()
-        assert enough.wait(60)
+        assert enough.wait(200)
         up.process.kill()
         up.rest()
         for thread in threads:
@@ -330,7 +330,7 @@ class SlowWorker(BaseHTTPRequestHandler):
         self.end_headers()
         with contextlib.suppress(OSError):  # the gateway may have gone
             self.wfile.write(b'data: {"choices": [{"index": 0, "delta": {"content": "half"}}]}\n\n')
-            if self.may_finish.wait(60):
+            if self.may_finish.wait(200):
                 self.wfile.write(
                     b'data: {"choices": [{"index": 0, "delta": {"content": " and half"}}]}\n\ndata: [DONE]\n\n'
                 )
@@ -364,7 +364,7 @@ def slow_worker() -> Iterator[tuple[str, threading.Event]]:
 def slow_answer(up: Up, upstream: str) -> Iterator[http.client.HTTPResponse]:
     """Ask the slow worker through the gateway, and stop the gateway once the first piece of the answer came."""
     up.json("models", "add", "slow", upstream)
-    connection = http.client.HTTPConnection(up.url.removeprefix("http://"), timeout=60)
+    connection = http.client.HTTPConnection(up.url.removeprefix("http://"), timeout=200)
     body = json.dumps({"model": "slow", "messages": QUESTION, "stream": True})
     connection.request("POST", "/v1/chat/completions", body, {"authorization": f"Bearer {up.key}"})
     answer = connection.getresponse()

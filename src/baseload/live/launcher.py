@@ -40,7 +40,7 @@ _log = logging.getLogger("baseload.live")
 NOT_STARTED = 127
 _UNKNOWN_CODE = 1
 _LOGS_KEPT = 20
-_RESTART_PROBE_S = 2.0
+_RESTART_PROBE_S = 10.0  # one that is busy (compiling, say) is slow to answer, and must not be lost for it
 Command = Callable[[ModelSpec, WorkerFiles], Sequence[str]]
 
 
