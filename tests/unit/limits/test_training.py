@@ -147,6 +147,21 @@ def test_a_throughput_logged_per_accelerator_is_raised_by_the_declared_rule() ->
     assert [row.throughput for row in fixed[-2:]] == [800.0, 300.0]
 
 
+def test_a_benchmark_that_logs_one_accelerator_in_every_row_is_raised_whole() -> None:
+    each = [_row(line=n, accelerators=n, throughput=280.0 + n / 8, train_s=20_000 / n) for n in (4, 8, 16, 64)]
+    other = [_row(line=9, benchmark="dlrm_dcnv2", accelerators=n, throughput=1e3, train_s=9.0) for n in (4, 8, 16, 64)]
+    fixed = whole_system([*each, *other])
+    assert [row.throughput for row in fixed[:4]] == [row.throughput * row.accelerators for row in each]
+    assert fixed[4:] == other
+    assert whole_system(fixed) == fixed  # twice raises nothing twice
+    assert whole_system(each[:3]) == each[:3]  # three rows are no pattern
+
+
+def test_a_benchmark_s_folder_of_another_round_is_the_same_benchmark() -> None:
+    text = HEAD + "NVIDIA H100,8,ssd,256,,me,,,285,36,\n"
+    assert read_rows(text.encode(), name="t.csv")[0].benchmark == "retinanet"
+
+
 def _row(**fields: object) -> Row:
     base = {"line": 1, "benchmark": "retinanet", "accelerator": "NVIDIA H100", "accelerators": 8, "batch": 256}
     return Row(**(base | fields))  # type: ignore[arg-type]

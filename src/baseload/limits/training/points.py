@@ -10,6 +10,7 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from math import log
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -17,6 +18,7 @@ from msgspec.structs import replace
 from baseload.domain.errors import DataError
 from baseload.limits.tables import read_table
 
+SAME = {"ssd": "retinanet", "gnn": "rgat"}  # folders of one round's results, under another's name
 NEEDED = ("accelerator", "accelerators_total", "benchmark", "global_batch_size")
 _RELEASE = re.compile(r"(?<![\d.])(2\d\.\d\d)(?![\d])")
 
@@ -62,22 +64,42 @@ def read_rows(data: bytes, *, name: str) -> list[Row]:
 def whole_system(rows: Sequence[Row]) -> list[Row]:
     """Rows with throughput logged per accelerator raised to the whole system's.
 
-    Declared rule: within a benchmark, samples passed (throughput × time to train) are alike; a row with less than a
-    third of their median, which comes within a factor of two of it times its accelerators, logged one accelerator.
+    Declared rules, on samples passed (throughput × time to train), which accelerators do not change much:
+    a benchmark whose samples agree at least twice as closely times their accelerators, over counts that differ
+    fourfold, logs one accelerator in all its rows; and a row with less than a third of their median, which comes
+    within a factor of two of it times its accelerators, logged one accelerator.
     """
-    passed: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
-        if row.train_s > 0 and row.step_s > 0:
-            passed[row.benchmark].append(row.batch / row.step_s * row.train_s)
+    each = {name for name, of in _passed(rows).items() if _log_one(of)}
+    rows = [
+        replace(row, throughput=row.throughput * row.accelerators) if row.benchmark in each else row for row in rows
+    ]
+    passed = _passed(rows, logged=False)
     result = []
     for row in rows:
-        usual = statistics.median(passed[row.benchmark]) if passed[row.benchmark] else 0.0
+        usual = statistics.median(samples for samples, _ in passed[row.benchmark]) if passed[row.benchmark] else 0.0
         if usual and row.train_s > 0 and row.throughput > 0 and row.logged_step_s <= 0:
             mine = row.throughput * row.train_s
             if mine < usual / 3 and 0.5 < mine * row.accelerators / usual < 2.0:
                 row = replace(row, throughput=row.throughput * row.accelerators)
         result.append(row)
     return result
+
+
+def _passed(rows: Sequence[Row], *, logged: bool = True) -> dict[str, list[tuple[float, int]]]:
+    """(samples passed, accelerators) by benchmark; `logged`: only of rows that log throughput and no step."""
+    found: dict[str, list[tuple[float, int]]] = defaultdict(list)
+    for row in rows:
+        if row.train_s > 0 and row.step_s > 0 and not (logged and row.logged_step_s > 0):
+            found[row.benchmark].append((row.batch / row.step_s * row.train_s, row.accelerators))
+    return found
+
+
+def _log_one(passed: Sequence[tuple[float, int]]) -> bool:
+    counts = [count for _, count in passed]
+    if len(passed) < 4 or max(counts) < 4 * min(counts):
+        return False
+    as_said = statistics.stdev(log(samples) for samples, _ in passed)
+    return 2.0 * statistics.stdev(log(samples * count) for samples, count in passed) < as_said
 
 
 def _row(cells: Mapping[str, str | None], where: str, line: int) -> Row:
@@ -105,7 +127,7 @@ def _row(cells: Mapping[str, str | None], where: str, line: int) -> Row:
     release = _RELEASE.search(text("framework"))
     return Row(
         line=line,
-        benchmark=text("benchmark"),
+        benchmark=SAME.get(text("benchmark"), text("benchmark")),
         accelerator=text("accelerator"),
         accelerators=int(number("accelerators_total")),
         batch=int(number("global_batch_size")),
