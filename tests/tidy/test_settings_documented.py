@@ -63,6 +63,8 @@ FROZEN = {
     "price.usd_per_hour": 0.1,
     "price.busy_w": 30.0,
     "price.idle_w": 5.0,
+    "remote.secret": "",
+    "remote.ca_file": "",
 }
 
 

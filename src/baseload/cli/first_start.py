@@ -12,6 +12,7 @@ from baseload.domain.errors import ModelError, SettingsError
 from baseload.domain.events import KeyCreated, ModelPut
 from baseload.domain.model import ModelSpec
 from baseload.files import write_whole
+from baseload.gateway.admin import PrepareModel
 from baseload.gateway.keys import make_key
 from baseload.wire.settings import Settings
 
@@ -39,13 +40,13 @@ def has_admin(control: Control) -> bool:
     return any(key.is_admin for key in keys)
 
 
-async def ensure_models(control: Control, settings: Settings) -> None:
+async def ensure_models(control: Control, settings: Settings, *, prepare: PrepareModel = check_model) -> None:
     """Add or change the models of the settings, and at the first start `guide`. Comes before `ensure_admin_key`."""
     is_first = not has_admin(control)
     for spec in wanted(control, settings, is_first=is_first):
         try:
-            checked = await check_model(spec)
-        except ModelError as error:
+            checked = await prepare(spec)
+        except (ModelError, SettingsError) as error:
             raise SettingsError(
                 f"The model {spec.name} of the settings cannot be served: {error.message}", hint=error.hint
             ) from error

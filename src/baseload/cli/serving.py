@@ -12,7 +12,8 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ import uvloop
 from rich.markup import escape
 
 from baseload.cli.first_start import ensure_admin_key, ensure_models
-from baseload.cli.model_check import check_model
 from baseload.cli.reach import KEY_FILE
+from baseload.cli.remotes import FOLDER, Secrets, check_remote
 from baseload.cli.screen import FAILURE, OK, out
 from baseload.domain.errors import BaseloadError
 from baseload.domain.events import ShutdownAsked
@@ -47,23 +48,24 @@ LAST_MOMENT_S = 0.5  # from the end of the drain until workers that are still th
 LOOK_EVERY_S = 1.0  # whether an administrator asked for the end
 
 
-def serve_forever(settings: Settings, *, cache_dir: Path, show_key: bool = False) -> int:
-    """Run until a signal; gives the exit code."""
+def serve_forever(settings: Settings, *, cache_dir: Path, secrets: Mapping[str, str], show_key: bool = False) -> int:
+    """Run until a signal; gives the exit code. `secrets`: those of the environment, by name in capitals."""
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")
     _raise_file_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         data_dir = Path(settings.data_dir).expanduser().absolute()
-        return runner.run(_serve(settings, data_dir, cache_dir, show_key))
+        found = Secrets(data_dir / FOLDER, secrets)
+        return runner.run(_serve(settings, data_dir, cache_dir, found, show_key=show_key))
 
 
-async def _serve(settings: Settings, data_dir: Path, cache_dir: Path, show_key: bool) -> int:
+async def _serve(settings: Settings, data_dir: Path, cache_dir: Path, secrets: Secrets, *, show_key: bool) -> int:
     signals = _Signals()
     with contextlib.closing(_take_port(settings.host, settings.port)) as sock:
         control = await start_control(data_dir, options=_options(settings, cache_dir))
         try:
-            await ensure_models(control, settings)
+            await ensure_models(control, settings, prepare=partial(check_remote, secrets=secrets))
             await ensure_admin_key(control, data_dir / KEY_FILE)
-            async with _Front(control, settings, sock) as front:
+            async with _Front(control, settings, sock, secrets) as front:
                 url = _url(settings.host, front.server.port)
                 control.announce(url)
                 calm_collector()
@@ -87,7 +89,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 class _Front:
     """Everything that speaks HTTP: server, gateway, dashboard."""
 
-    def __init__(self, control: LiveControl, settings: Settings, sock: socket.socket) -> None:
+    def __init__(self, control: LiveControl, settings: Settings, sock: socket.socket, secrets: Secrets) -> None:
         self._settings = settings
         self._sock = sock
         self._client = Client()
@@ -97,7 +99,8 @@ class _Front:
             control,
             self._client,
             extra_routes=[self._pages],
-            prepare_model=check_model,
+            prepare_model=partial(check_remote, secrets=secrets),
+            secret_line=secrets.line,
             open_metrics=settings.host in LOOPBACK,
         )
         self._leaving: asyncio.Task[None] | None = None

@@ -1,7 +1,7 @@
 """Where settings come from: file < environment < flags. The only place that reads environment variables."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,6 +13,8 @@ from baseload.wire.settings import OPTIONS, Settings, Value, Written, assigned, 
 
 FILE_NAME = "baseload.toml"
 PREFIX = "BASELOAD_"
+SECRET_PREFIX = "BASELOAD_SECRET_"  # noqa: S105  # what comes after it is a secret's name
+LONGEST_SECRET = 8192
 _DEFAULT_GUESS = "defaults.engine.guess"
 
 
@@ -33,6 +35,31 @@ def surroundings(environ: Mapping[str, str] = os.environ) -> Surroundings:
     """Read the few variables that are not settings."""
     found = {field: environ.get(variable, "") for variable, field in OTHER_VARIABLES.items()}
     return Surroundings(**found, cache_home=environ.get("XDG_CACHE_HOME", ""))
+
+
+def take_secrets(environ: MutableMapping[str, str] = os.environ) -> dict[str, str]:
+    """The secrets of the environment by name, in capitals. They are taken out of it: no worker inherits them."""
+    names = [name for name in sorted(environ) if name.startswith(SECRET_PREFIX)]
+    return {
+        name.removeprefix(SECRET_PREFIX).upper(): checked_secret(environ.pop(name), where=f"The variable {name}")
+        for name in names
+    }
+
+
+def checked_secret(text: str, *, where: str) -> str:
+    """A secret without the line break at its end; SettingsError where it could not stand in a header."""
+    secret = text.strip()
+    if (
+        not secret
+        or len(secret) > LONGEST_SECRET
+        or not secret.isascii()
+        or not secret.isprintable()
+        or " " in secret
+    ):
+        raise SettingsError(
+            f"{where} holds no secret: one line of visible ASCII is needed.", hint="Write the API key there, alone."
+        )
+    return secret
 
 
 def load(
@@ -75,7 +102,7 @@ def _environment(environ: Mapping[str, str]) -> dict[str, Value]:
     known = {variable(path): path for path in OPTIONS}
     found: dict[str, Value] = {}
     for name in sorted(environ):
-        if not name.startswith(PREFIX) or name in OTHER_VARIABLES:
+        if not name.startswith(PREFIX) or name.startswith(SECRET_PREFIX) or name in OTHER_VARIABLES:
             continue
         if name not in known:
             raise unknown_option(name, [*known, *OTHER_VARIABLES], where="environment")
@@ -114,7 +141,8 @@ def _read(path: Path) -> Written:
 def anchored(spec: ModelSpec, folder: Path) -> ModelSpec:
     """Relative paths (the source, a draft model) are meant relative to the file that names them."""
     if spec.is_remote:
-        return spec
+        ca_file = spec.remote.ca_file and str((folder / Path(spec.remote.ca_file).expanduser()).absolute())
+        return msgspec.structs.replace(spec, remote=msgspec.structs.replace(spec.remote, ca_file=ca_file))
     engine = msgspec.structs.replace(spec.engine, guess=_anchored_guess(spec.engine.guess, folder))
     source = str((folder / Path(spec.source).expanduser()).absolute())
     return msgspec.structs.replace(spec, source=source, engine=engine)

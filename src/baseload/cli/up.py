@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from baseload.cli.flags import DataDir, SettingsFile
-from baseload.cli.settings import cache_dir, load
+from baseload.cli.settings import cache_dir, load, take_secrets
 from baseload.wire.settings_text import example_toml
 
 
@@ -40,4 +40,4 @@ def up(
     # Gateway, live world and web: only this command needs them all.
     from baseload.cli.serving import serve_forever  # noqa: PLC0415
 
-    raise typer.Exit(serve_forever(chosen, cache_dir=cache_dir(chosen), show_key=show_key))
+    raise typer.Exit(serve_forever(chosen, cache_dir=cache_dir(chosen), secrets=take_secrets(), show_key=show_key))

@@ -74,6 +74,13 @@ class Price(Struct, frozen=True, forbid_unknown_fields=True):
     idle_w: float = 5.0
 
 
+class Remote(Struct, frozen=True, forbid_unknown_fields=True):
+    """How a worker that somebody else runs is reached. No secret stands here: this is journaled and shown."""
+
+    secret: str = ""  # the name of the worker's API key, which `baseload up` finds in its environment or data folder
+    ca_file: str = ""  # certificates to trust besides the system's, for https
+
+
 class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True):
     """A model under the name clients use.
 
@@ -88,6 +95,7 @@ class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True):
     engine: EngineSpec = EngineSpec()
     price: Price = Price()
     context_tokens: int = 0  # filled from config.json when the model is added; 0: unknown
+    remote: Remote = Remote()
 
     @property
     def is_remote(self) -> bool:

@@ -14,8 +14,9 @@ import msgspec
 
 from baseload.core.ports import Control
 from baseload.domain.actions import Dispatch, Refuse
-from baseload.domain.errors import NetError, Reason, Refusal
+from baseload.domain.errors import BaseloadError, Reason, Refusal
 from baseload.domain.events import DispatchFailed, FirstByteSent, RequestFinished
+from baseload.domain.model import Remote
 from baseload.domain.work import Outcome, PhaseTimes, Request, Tier, TokenCounts
 from baseload.gateway.metrics import Metrics
 from baseload.gateway.stream import EventStream, read_whole
@@ -27,6 +28,7 @@ from baseload.wire.openai_errors import JSON, error_body, error_event, error_of_
 
 _OK = Outcome.OK
 LONGEST_BODY_BYTES = 64 << 20
+_LOCAL = Remote()
 _OVERLOADED = (408, 429, 503)
 _NOT_THE_CLIENTS_FAULT = (401, 403)  # the worker refused us, not the client
 _REASON_OF_FAULT = {
@@ -54,6 +56,8 @@ class Office(Protocol):
     is_leaving: bool
     first_byte_timeout_s: float
     idle_timeout_s: float
+
+    secret_line: Callable[[str], str]
 
     def after_settling(self, send: Callable[[], None]) -> None:
         """Call `send`, which lets the last byte of an answer leave, once everything told so far is settled."""
@@ -103,18 +107,23 @@ class Forward(msgspec.Struct, eq=False):
         office, request = self._office, self._request
         self._forget_attempt()
         self._replica_id = action.replica_id
+        lines = f"content-type: {JSON}\r\nx-request-id: {request.request_id}\r\n{_tier_line(request)}"
+        spec = office.control.model(request.model)
+        # By address too: the model may be another by now, and a secret goes to no other place than its own.
+        remote = spec.remote if spec is not None and spec.source == action.url else _LOCAL
         try:
             self._call = office.client.send(
                 action.url,
                 request.endpoint.value,
                 self._body,
                 self,
-                lines=f"content-type: {JSON}\r\nx-request-id: {request.request_id}\r\n{_tier_line(request)}",
+                lines=lines + office.secret_line(remote.secret) if remote.secret else lines,
+                ca_file=remote.ca_file,
                 repeatable=True,  # a completion changes nothing: asking twice costs time only
                 first_byte_timeout_s=office.first_byte_timeout_s,
                 idle_timeout_s=office.idle_timeout_s,
             )
-        except (NetError, ValueError) as error:
+        except (BaseloadError, ValueError) as error:
             asyncio.get_running_loop().call_soon(self.on_error, Fault.CONNECT, str(error))
 
     def refuse(self, action: Refuse) -> None:

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import msgspec
 
 from baseload.core.ports import Control
-from baseload.domain.errors import JournalError, Reason, Refusal
+from baseload.domain.errors import JournalError, Reason, Refusal, SettingsError
 from baseload.domain.model import ModelSpec
 from baseload.domain.tenant import Key
 from baseload.domain.units import NS_PER_MS, NS_PER_S
@@ -36,6 +36,10 @@ from baseload.wire.prometheus import CONTENT_TYPE
 MOST_ADMIN_TASKS = 64
 DEADLINE_HEADER = "x-baseload-deadline-ms"  # the client's own bound on the wait for the first byte
 _ENDPOINTS = {endpoint.value: endpoint for endpoint in Endpoint}
+
+
+SecretLine = Callable[[str], str]
+"""The header line with the secret of this name, for a worker that asks for one; raises `BaseloadError`."""
 
 
 class Mount(Protocol):
@@ -61,6 +65,7 @@ class Gateway:
         first_byte_timeout_s: float = 600.0,
         idle_timeout_s: float = 120.0,
         open_metrics: bool = False,
+        secret_line: SecretLine | None = None,
     ) -> None:
         self.control = control
         self.client = client
@@ -69,6 +74,7 @@ class Gateway:
         self.is_leaving = False  # set before the server is closed: whoever is still here is told why
         self.first_byte_timeout_s = first_byte_timeout_s
         self.idle_timeout_s = idle_timeout_s
+        self.secret_line = secret_line or _no_secrets
         self._open_metrics = open_metrics  # whether /metrics, which names every model, needs no admin key
         self._extra_routes = tuple(extra_routes)
         self._administration = Administration(control, prepare_model=prepare_model)
@@ -256,6 +262,10 @@ class Gateway:
 
     def _note(self, exchange: Exchange, status: int, reason: str) -> None:
         self._refusals.note(exchange.request_id, status, reason, route_words(exchange.method, exchange.path))
+
+
+def _no_secrets(name: str) -> str:
+    raise SettingsError(f"There is no secret {name}: this gateway was given none.")
 
 
 def _allowed_tier(tier: Tier, key: Key) -> Tier:

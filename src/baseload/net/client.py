@@ -71,13 +71,15 @@ class Client:
         repeatable: bool = False,
         first_byte_timeout_s: float | None = None,
         idle_timeout_s: float | None = None,
+        ca_file: str = "",
     ) -> Call:
         """Begin a request to `url` (scheme, host, port and perhaps a prefix of the path) and `path`.
 
-        `lines`: further headers as they stand, each with its line break.
+        `lines`: further headers as they stand, each with its line break. `ca_file`: certificates that https trusts
+        besides the system's; it is read when the host is first asked.
         """
         assert not self.closed, "the client is closed"
-        host = self._hosts.get(url) or self._add_host(url)
+        host = self._hosts.get(f"{url} {ca_file}" if ca_file else url) or self._add_host(url, ca_file)
         if headers:
             extra = "".join([f"{name}: {value}\r\n" for name, value in headers])
             if extra.count("\n") + extra.count("\r") != 2 * len(headers):
@@ -175,12 +177,12 @@ class Client:
         """Connections that wait in the pool."""
         return sum(len(host.idle) for host in self._hosts.values())
 
-    def _add_host(self, url: str) -> Host:
+    def _add_host(self, url: str, ca_file: str) -> Host:
         self.loop = asyncio.get_running_loop()
         if len(self._hosts) >= self.max_hosts:  # forget hosts long gone, as replicas come and go
             for name in [name for name, host in self._hosts.items() if not host.connections and not host.opening]:
                 del self._hosts[name]
-        host = self._hosts[url] = Host(url)
+        host = self._hosts[f"{url} {ca_file}" if ca_file else url] = Host(url, ca_file=ca_file)
         return host
 
     async def _connect(self, call: Call, host: Host) -> None:

@@ -92,18 +92,30 @@ class Host:
 
     __slots__ = ("connections", "host_line", "idle", "name", "opening", "port", "prefix", "tls")
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, ca_file: str = "") -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise NetError(f"'{url}' is not a URL of an HTTP server.", hint="Give one like http://127.0.0.1:8000.")
         self.name = parts.hostname
-        self.tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self.tls = tls_context(ca_file) if parts.scheme == "https" else None
         self.port = parts.port or (443 if self.tls else 80)
         self.host_line = f"host: {parts.netloc.rpartition('@')[2]}\r\n"
         self.prefix = parts.path.rstrip("/").removesuffix("/v1")  # a base URL is often given with its version
         self.connections: dict[Connection, None] = {}
         self.idle: list[Connection] = []  # most lately used last
         self.opening = 0
+
+
+def tls_context(ca_file: str = "") -> ssl.SSLContext:
+    """Who is trusted at the other end: the system's certificates and those of `ca_file`. Raises NetError."""
+    context = ssl.create_default_context()
+    try:
+        if ca_file:
+            context.load_verify_locations(ca_file)
+    except (OSError, ssl.SSLError) as error:
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise NetError(f"The certificates in {ca_file} cannot be read: {said}.", hint="Give a PEM file.") from None
+    return context
 
 
 class Connection(asyncio.Protocol):

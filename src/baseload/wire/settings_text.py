@@ -40,7 +40,9 @@ def example_toml() -> str:
         "# Or any worker that speaks the OpenAI API, run by somebody else.",
         "#[[models]]",
         '#name = "remote"',
-        '#source = "http://10.0.0.7:8000"',
+        '#source = "https://10.0.0.7:8000"',
+        '#remote.secret = "CLOUD"    # its API key is in BASELOAD_SECRET_CLOUD, or in the data folder: secrets/CLOUD',
+        '#remote.ca_file = "their-ca.pem"',
     ]
     return "\n".join(lines) + "\n"
 

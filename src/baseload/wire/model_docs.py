@@ -1,0 +1,95 @@
+"""What each option of a model means, and its bounds. The default and the type come from the struct."""
+
+from collections.abc import Mapping
+
+# path under a model → (meaning, lowest, highest, choices); the default and the type come from the struct.
+MODEL_DOCS: Mapping[str, tuple[str, float | None, float | None, tuple[str, ...]]] = {
+    "scaling.min_replicas": ("Replicas always running. 0 lets the model sleep and cost nothing.", 0, 4096, ()),
+    "scaling.max_replicas": ("Most replicas at once.", 1, 4096, ()),
+    "scaling.idle_s": ("Seconds without a request after which a replica is stopped.", 0.1, None, ()),
+    "scaling.target_queue_delay_s": ("Start another replica when a request has waited this long.", 0.001, None, ()),
+    "scaling.target_kv_usage": ("Or when the KV caches are fuller than this share, on average.", 0.05, 1, ()),
+    "scaling.scale_up_cooldown_s": ("Least time between two such starts.", 0, None, ()),
+    "scaling.start_timeout_s": ("A worker that is not ready after this long counts as crashed.", 1, None, ()),
+    "scaling.drain_timeout_s": ("Longest a running request is waited for when a replica is stopped.", 0, None, ()),
+    "scaling.requests_per_s": (
+        "What one replica carries within its service levels (`baseload plan` says): replicas then follow the rate. "
+        "0: by queues and memory alone.",
+        0,
+        None,
+        (),
+    ),
+    "scaling.scale_down_s": ("With that known: fewer replicas once they were enough for so long.", 1, None, ()),
+    "scaling.prompt_tokens_per_s": (
+        "Instead, what it would carry of prompts alone: replicas then follow tokens, whatever their mix. 0: unknown.",
+        0,
+        None,
+        (),
+    ),
+    "scaling.output_tokens_per_s": (
+        "And of answers alone; 0 where answers cost nothing beside prompts.",
+        0,
+        None,
+        (),
+    ),
+    "admission.max_queue": (
+        "Requests that may wait for this model; one more is refused with queue_full.",
+        0,
+        None,
+        (),
+    ),
+    "admission.max_wait_s": ("Longest wait for a replica; then the request is refused.", 0.001, None, ()),
+    "admission.max_concurrency_per_replica": ("Requests sent to one replica at a time.", 1, None, ()),
+    "admission.max_attempts": ("Replicas tried before giving up; only while nothing was answered.", 1, 10, ()),
+    "engine.dtype": ("Number format of weights and arithmetic.", None, None, ("auto", "float32", "bfloat16")),
+    "engine.deterministic": ("Same tokens whatever else is in the batch, in bfloat16 too; slower.", None, None, ()),
+    "engine.max_seqs": ("Sequences decoded together.", 1, 4096, ()),
+    "engine.max_step_tokens": ("Tokens in one engine step.", 16, None, ()),
+    "engine.kv_cache_bytes": ("Memory for KV cache, a draft's included; 0: by machine and model.", 0, None, ()),
+    "engine.block_tokens": ("Tokens in one block of the KV cache.", 1, 1024, ()),
+    "engine.max_context": ("Longest prompt plus answer; 0 takes the model's own.", 0, None, ()),
+    "engine.max_waiting": ("Requests that may wait inside one worker.", 0, None, ()),
+    "engine.prefix_cache": ("Reuse the work of earlier prompts that begin the same.", None, None, ()),
+    "engine.threads": ("Processor threads of one worker; 0 takes all.", 0, 4096, ()),
+    "engine.kernels": (
+        "Native code for the CPU and its instruction set, or XLA alone.",
+        None,
+        None,
+        ("auto", "xla", "avx2", "avx512vnni", "avx512", "amx"),
+    ),
+    "engine.kv_dtype": (
+        "KV cache: as computed, or in 8 bits with a scale per position and head.",
+        None,
+        None,
+        ("auto", "int8"),
+    ),
+    "engine.ttft_target_s": (
+        "A first token is due so long after its request; who is due first goes first.",
+        0,
+        None,
+        (),
+    ),
+    "engine.tpot_target_s": ("Pace of an answer's tokens, which prompts may not disturb; 0 for none.", 0, None, ()),
+    "engine.priority_ttft_target_s": ('The same for `service_tier` "priority"; 0 as for others.', 0, None, ()),
+    "engine.priority_tpot_target_s": ('The same for `service_tier` "priority"; 0 as for others.', 0, None, ()),
+    "engine.flex_ttft_target_s": ('The same for `service_tier` "flex"; 0 for none.', 0, None, ()),
+    "engine.flex_tpot_target_s": ('The same for `service_tier` "flex"; 0 for none.', 0, None, ()),
+    "engine.guess": ('Guess tokens ahead: "off", "prompt" (look-up), or a draft model\'s directory.', 1, None, ()),
+    "engine.guess_tokens": ("Tokens guessed ahead at most; fewer where they do not pay.", 0, 64, ()),
+    "price.usd_per_hour": ("Dollars for one replica running one hour.", 0, None, ()),
+    "price.busy_w": ("Watts while it works, where no meter can be read.", 0, None, ()),
+    "price.idle_w": ("Watts while it waits, where no meter can be read.", 0, None, ()),
+    "remote.secret": (
+        "Of a worker at a URL: the name of its API key. `BASELOAD_SECRET_NAME` holds the key, or `secrets/NAME` in "
+        "the data folder.",
+        None,
+        None,
+        (),
+    ),
+    "remote.ca_file": (
+        "Of a worker at an https URL: certificates (PEM) to trust besides the system's.",
+        None,
+        None,
+        (),
+    ),
+}
