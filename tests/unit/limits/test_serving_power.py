@@ -47,11 +47,62 @@ def test_a_cap_binds_and_a_batch_shares_the_energy() -> None:
             POINT,
         ]
     )
-    assert capped.peak == capped.average == 0.5
+    assert capped.peak == pytest.approx(0.5)
+    assert capped.average == pytest.approx(0.5)
+    assert capped.prompt_slowdown > 1.2
+    assert capped.prompt_ms == pytest.approx(plain.prompt_ms * capped.prompt_slowdown)
+    assert plain.prompt_slowdown == plain.token_slowdown == wide.token_slowdown == 1.0
     assert plain.joules_per_token is not None
     assert wide.joules_per_token is not None
     assert wide.joules_per_token < plain.joules_per_token / 8
     assert "times predicted" in plain.note
+
+
+@given(st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.floats(0.5, 0.999), st.floats(0.0, 0.3))
+def test_a_tighter_cap_is_never_faster_and_never_draws_more(
+    memory: float, compute: float, cap: float, less: float
+) -> None:
+    draw = Draw()
+    wide = Phases(memory, compute, memory, compute, cap=cap).capped(draw)
+    tight = Phases(memory, compute, memory, compute, cap=cap - less * cap).capped(draw)
+    for a, b in zip(wide, tight, strict=True):
+        assert 1.0 <= a.slowdown <= b.slowdown + 1e-9
+        assert b.clock <= a.clock + 1e-9 <= 1.0 + 1e-9
+        assert b.share <= a.share + 1e-9
+        assert a.share <= cap + 1e-9
+        assert a.slowdown <= 1.0 / a.clock + 1e-9  # no phase loses more than the clock does
+
+
+def test_a_phase_that_waits_for_memory_loses_less_than_one_that_multiplies() -> None:
+    """H100 at half its power: prompts take 1.30 times longer, tokens not at all (Splitwise)."""
+    point = msgspec.structs.replace(POINT, system="h100_sxm", gpus=2, prompt=2048, cap=0.5)
+    (said,) = PREDICTOR.predict([point])
+    assert said.prompt_slowdown == pytest.approx(1.30, rel=0.2)
+    assert said.token_slowdown == pytest.approx(1.0, abs=0.01)
+
+
+def test_throughput_under_a_cap_is_near_what_was_published() -> None:
+    """Llama-2-70B offline on H200, 500 instead of 700 W: 0.81 of the throughput (MLPerf inference v4.1, MaxQ)."""
+    free = PowerPoint(
+        line=2, model="llama-2-70b", system="h200_sxm", gpus=1, prompt=294, batch=1024, output=294, weights="fp8"
+    )
+    whole = [
+        said.prompt_ms + 294 * said.token_ms
+        for said in PREDICTOR.predict([free, msgspec.structs.replace(free, cap_w=500.0)])
+    ]
+    assert whole[0] / whole[1] == pytest.approx(0.81, rel=0.08)
+
+
+def test_a_time_measured_under_the_cap_is_not_stretched_again() -> None:
+    (said,) = PREDICTOR.predict([msgspec.structs.replace(POINT, cap=0.5, prompt_s=0.2, token_s=0.05)])
+    assert (said.prompt_ms, said.token_ms) == (200.0, 50.0)
+    assert said.prompt_slowdown == said.token_slowdown == 1.0
+
+
+def test_a_cap_below_what_the_slowest_clock_draws_is_said() -> None:
+    (said,) = PREDICTOR.predict([msgspec.structs.replace(POINT, cap=0.1)])
+    assert said.peak > 0.1
+    assert "below what the slowest clock draws" in said.note
 
 
 def test_rows_are_read_under_both_tables_names() -> None:

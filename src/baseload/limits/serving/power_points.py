@@ -20,7 +20,7 @@ from baseload.limits.catalogue.accelerators import Accelerator
 from baseload.limits.quantization import format_of, of_formats
 from baseload.limits.serving.features import Counts, counts_of
 from baseload.limits.serving.points import Layout
-from baseload.limits.serving.power import Draw, Phases, fit_draw
+from baseload.limits.serving.power import JOULES_PER_BYTE, MEMORY_DRAW, Draw, Phases, fit_draw
 from baseload.limits.serving.predict import Predictor
 from baseload.limits.serving.replica import step_cost
 
@@ -56,6 +56,8 @@ class PowerAnswer(Struct, frozen=True):
     average: float
     prompt_ms: float
     token_ms: float
+    prompt_slowdown: float  # times longer than without the cap; 1 where the time was measured
+    token_slowdown: float
     peak_w: float | None
     average_w: float | None
     joules_per_token: float | None  # of output, prompt included
@@ -137,7 +139,15 @@ class PowerPredictor:
         chip = self.predictor.chips.find(point.system)
         name = self._name(point)
         phases, prompt_s, token_s = self._phases(point)
-        prompt, token = phases.shares(self._draws.get(name, self._draw))
+        draw = self._draws.get(name, self._draw)
+        prompt, token = phases.shares(draw)
+        slower = [1.0, 1.0]
+        for i, measured in enumerate((point.prompt_s, point.token_s)):
+            if not measured:  # a time that was measured was measured under the cap
+                phase = phases.capped(draw)[i]
+                slower[i] = phase.slowdown
+                prompt, token = (phase.share, token) if i == 0 else (prompt, phase.share)
+        prompt_s, token_s = prompt_s * slower[0], token_s * slower[1]
         sheet_w = chip.tdp_w * point.gpus if chip.tdp_w else None
         energy = prompt_s * prompt + token_s * token * (point.output - 1)
         notes = [self.predictor.chips.note(point.system)]
@@ -145,12 +155,16 @@ class PowerPredictor:
             notes.append(f"the catalogue has no tdp_w for {chip.name}: shares of it only")
         if not (point.prompt_s and point.token_s):
             notes.append("times predicted")
+        if max(prompt, token) > phases.cap + 1e-6 and phases.cap < 1.0:
+            notes.append(f"the cap of {phases.cap:.2f} is below what the slowest clock draws")
         known = self._known[name]
         return PowerAnswer(
             peak=max(prompt, token),
             average=token,
             prompt_ms=prompt_s * 1e3,
             token_ms=token_s * 1e3,
+            prompt_slowdown=slower[0],
+            token_slowdown=slower[1],
             peak_w=sheet_w and sheet_w * max(prompt, token),
             average_w=sheet_w and sheet_w * token,
             joules_per_token=sheet_w and sheet_w * energy / point.output / point.batch,
@@ -183,6 +197,7 @@ class PowerPredictor:
                 token_memory=_read_s(counts, point.batch, context) / token_s,
                 token_compute=_math_s(counts, point.batch) / token_s,
                 cap=cap,
+                memory_draw=_memory_draw(chip),
             ),
             prompt_s,
             token_s,
@@ -200,6 +215,13 @@ def _math_s(counts: Counts, tokens: float) -> float:
     return tokens * (counts.dense_math_s + (counts.experts.math_s if counts.experts else 0.0))
 
 
+def _memory_draw(chip: Accelerator) -> float:
+    """Of the sheet's power, by memory at its full bandwidth."""
+    if not (chip.tdp_w and chip.memory_gb_per_s):
+        return MEMORY_DRAW
+    return min(0.5, JOULES_PER_BYTE * chip.memory_gb_per_s * 1e9 / chip.tdp_w)
+
+
 def _share(power: float, chip: Accelerator) -> float:
     return power / chip.tdp_w if power > WATTS_FROM and chip.tdp_w else power
 
@@ -215,6 +237,8 @@ def added(answer: PowerAnswer) -> dict[str, Any]:
         "predicted_average_power": f"{answer.average:.4f}",
         "predicted_prompt_ms": f"{answer.prompt_ms:.3f}",
         "predicted_token_ms": f"{answer.token_ms:.4f}",
+        "prompt_slowdown": f"{answer.prompt_slowdown:.4f}",
+        "token_slowdown": f"{answer.token_slowdown:.4f}",
         "peak_w": watts(answer.peak_w),
         "power_w": watts(answer.average_w),
         "energy_j_per_token": watts(answer.joules_per_token, ".5g"),
