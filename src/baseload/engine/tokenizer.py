@@ -1,12 +1,15 @@
 """A model's tokenizer (tokenizer.json): text to ids, and ids to the bytes they stand for."""
 
 import json
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
 
 from baseload.domain.errors import ModelError
 from baseload.engine.chat_template import ChatTemplate
+
+_LONG = 1024  # characters of a text for which other threads should not have to wait
 
 
 class TextTokenizer:
@@ -46,8 +49,25 @@ class TextTokenizer:
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Ids of the text; `special` adds what the model wants around a plain prompt (often a begin token)."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+        if len(text) < _LONG:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+        else:  # unlike `encode` it lets go of the interpreter meanwhile (a megabyte takes seconds), and is faster
+            ids = self._tokenizer.encode_batch_fast([text], add_special_tokens=special)[0].ids
         return ids
+
+    def fewest_tokens(self, text: str) -> int:
+        """Certainly no fewer tokens than this, told without encoding; 0 where that cannot be said."""
+        return -(-len(text) // self._longest) if self._longest else 0
+
+    @cached_property
+    def _longest(self) -> int:
+        """Bytes of the longest token, if every byte of a text is in some token; else 0."""
+        added = _added_tokens(self._tokenizer).values()
+        is_kept = self._byte_level and self._tokenizer.normalizer is None and _keeps_all(self._tokenizer)
+        if not is_kept or any(token.lstrip or token.rstrip for token in added):
+            return 0  # a text may be changed first, or blanks vanish in a special token
+        known = self.tokens()
+        return max(map(len, known)) if _BYTE_OF.keys() <= known.keys() else 0  # a byte is a character at least
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that the token adds to the text; empty for special and unknown tokens."""
@@ -91,6 +111,15 @@ def _is_byte_level(tokenizer: Tokenizer) -> bool:
     decoder = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder is not None else {}
     kinds = {decoder.get("type"), *(part.get("type") for part in decoder.get("decoders", ()))}
     return "ByteLevel" in kinds
+
+
+def _keeps_all(tokenizer: Tokenizer) -> bool:
+    """Whether what cuts a text before it is encoded drops nothing of it."""
+    cutter = json.loads(tokenizer.pre_tokenizer.__getstate__()) if tokenizer.pre_tokenizer is not None else {}
+    parts = cutter.get("pretokenizers", [cutter])
+    return all(
+        part.get("type") in ("ByteLevel", "Digits", "Split") and part.get("behavior") != "Removed" for part in parts
+    )
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -34,9 +34,14 @@ def prepare(
     sampling = to_sampling(request, defaults=served.defaults)
     _check_ids(sampling, served.vocab_size)
     if isinstance(request, ChatRequest):
-        prompts = [chat_tokens(request.messages, served)]
+        text = _chat_text(request.messages, served)
+        fewest = served.tokenizer.fewest_tokens(text)
+        if fewest >= served.max_context:  # refused at once: to encode megabytes takes seconds
+            raise _too_long_chat(f"{fewest} tokens or more", served)
+        prompts = [served.tokenizer.encode(text, special=False)]
     else:
-        prompts = [_completion_tokens(prompt, served) for prompt in request.prompts]
+        asked = request.token_limit or 1
+        prompts = [_completion_tokens(prompt, asked, served) for prompt in request.prompts]
     for prompt in prompts:
         _check_length(len(prompt), request, served)
     if len(prompts) * sampling.n > served.capacity:
@@ -52,6 +57,10 @@ def prepare(
 
 def chat_tokens(messages: Sequence[ChatMessage], served: Served) -> list[int]:
     """The prompt of a chat, as token ids."""
+    return served.tokenizer.encode(_chat_text(messages, served), special=False)  # the template writes special tokens
+
+
+def _chat_text(messages: Sequence[ChatMessage], served: Served) -> str:
     template = served.tokenizer.chat
     if template is None:
         raise Refusal(
@@ -60,8 +69,7 @@ def chat_tokens(messages: Sequence[ChatMessage], served: Served) -> list[int]:
             hint="Use /v1/completions, or add a chat_template.jinja to the model's directory.",
             param="messages",
         )
-    text = template.render([_plain(message) for message in messages])
-    return served.tokenizer.encode(text, special=False)  # the template writes the special tokens itself
+    return template.render([_plain(message) for message in messages])
 
 
 def _plain(message: ChatMessage) -> dict[str, Any]:
@@ -74,8 +82,11 @@ def _plain(message: ChatMessage) -> dict[str, Any]:
     return plain
 
 
-def _completion_tokens(prompt: str | Sequence[int], served: Served) -> list[int]:
+def _completion_tokens(prompt: str | Sequence[int], asked: int, served: Served) -> list[int]:
     if isinstance(prompt, str):
+        fewest = served.tokenizer.fewest_tokens(prompt)
+        if fewest >= served.max_context:
+            raise _too_long_prompt(f"{fewest} or more", f"{fewest + asked} tokens or more", asked, served)
         return served.tokenizer.encode(prompt, special=True)
     largest = max(prompt, default=0)
     if largest >= served.vocab_size:
@@ -93,18 +104,26 @@ def _check_length(tokens: int, request: ChatRequest | CompletionRequest, served:
         raise Refusal(Reason.BAD_REQUEST, "The prompt is empty.", param="messages" if is_chat else "prompt")
     if tokens + 1 <= served.max_context:
         return
-    limit = f"This model's maximum context length is {served.max_context} tokens."
-    if is_chat:
-        text = (
-            f"{limit} However, your messages resulted in {tokens} tokens. Please reduce the length of the messages."
-        )
-        raise Refusal(Reason.CONTEXT_TOO_LONG, text, param="messages")
+    if isinstance(request, ChatRequest):
+        raise _too_long_chat(f"{tokens} tokens", served)
     asked = request.token_limit or 1
+    raise _too_long_prompt(f"{tokens}", f"{tokens + asked} tokens", asked, served)
+
+
+def _too_long_chat(tokens: str, served: Served) -> Refusal:
     text = (
-        f"{limit[:-1]}, however you requested {tokens + asked} tokens ({tokens} in your prompt; {asked} for the"
-        " completion). Please reduce your prompt; or completion length."
+        f"This model's maximum context length is {served.max_context} tokens. However, your messages resulted in"
+        f" {tokens}. Please reduce the length of the messages."
     )
-    raise Refusal(Reason.CONTEXT_TOO_LONG, text, param="prompt")
+    return Refusal(Reason.CONTEXT_TOO_LONG, text, param="messages")
+
+
+def _too_long_prompt(tokens: str, total: str, asked: int, served: Served) -> Refusal:
+    text = (
+        f"This model's maximum context length is {served.max_context} tokens, however you requested {total}"
+        f" ({tokens} in your prompt; {asked} for the completion). Please reduce your prompt; or completion length."
+    )
+    return Refusal(Reason.CONTEXT_TOO_LONG, text, param="prompt")
 
 
 def _check_ids(sampling: Sampling, vocab_size: int) -> None:

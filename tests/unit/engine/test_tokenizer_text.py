@@ -1,7 +1,10 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from baseload.domain.errors import ModelError
 from baseload.engine.detokenize import Detokenizer
@@ -16,6 +19,34 @@ def test_byte_level_tokens_give_their_bytes(tiny_model: Path) -> None:
     assert b"".join(tokenizer.token_bytes(token) for token in ids) == TEXT.encode()
     detokenizer = Detokenizer(tokenizer.token_bytes)
     assert "".join(detokenizer.push(token) for token in ids) == TEXT
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    words=st.lists(st.sampled_from(["the", " quick", "<|end|>", "\n\n", "東京", "🙂", "\x00", "   "]), max_size=40),
+    times=st.integers(1, 60),
+)
+def test_a_long_text_has_the_same_tokens_and_never_fewer_than_was_said(
+    tiny_model: Path, words: list[str], times: int
+) -> None:
+    tokenizer, text = TextTokenizer.open(tiny_model), "".join(words) * times
+    ids = tokenizer.encode(text, special=False)
+    assert ids == Tokenizer.from_file(str(tiny_model / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+    assert len(text) / 20 <= tokenizer.fewest_tokens(text) <= len(ids)
+
+
+def test_where_a_text_may_be_changed_first_nothing_is_said_of_its_tokens(tiny_model: Path) -> None:
+    def fewest(change: Callable[[Tokenizer], object]) -> int:
+        inner = Tokenizer.from_file(str(tiny_model / "tokenizer.json"))
+        change(inner)
+        return TextTokenizer(inner, chat=None).fewest_tokens("x" * 1000)
+
+    assert fewest(lambda inner: None) > 0
+    assert fewest(lambda inner: setattr(inner, "normalizer", normalizers.NFC())) == 0
+    assert fewest(lambda inner: inner.add_special_tokens([AddedToken("<x>", rstrip=True)])) == 0
+    cut = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel()])
+    assert fewest(lambda inner: setattr(inner, "pre_tokenizer", cut)) == 0
+    assert fewest(lambda inner: setattr(inner, "model", models.BPE(vocab={"a": 0}, merges=[]))) == 0
 
 
 def test_special_tokens_are_silent_but_have_a_name(tiny_model: Path) -> None:

@@ -71,6 +71,20 @@ def test_a_prompt_must_leave_room_for_one_token(served: Served, tokens: int, fit
     assert caught.value.reason is Reason.CONTEXT_TOO_LONG
 
 
+def test_what_is_far_too_long_is_refused_before_it_is_encoded(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = parse_chat(b'{"model":"m","messages":[{"role":"user","content":"%s"}]}' % (b"word " * 100_000))
+    completion = parse_completion(b'{"model":"m","max_tokens":7,"prompt":"%s"}' % (b"word " * 100_000))
+    monkeypatch.setattr(TextTokenizer, "encode", lambda *_, **__: pytest.fail("it was encoded"))
+    with pytest.raises(Refusal, match=r"resulted in \d{5} tokens or more") as caught:
+        prepare(chat, served=served, request_id="1", seed=0)
+    assert (caught.value.reason, caught.value.param) == (Reason.CONTEXT_TOO_LONG, "messages")
+    with pytest.raises(Refusal, match=r"\(\d{5} or more in your prompt; 7 for the completion\)") as caught:
+        prepare(completion, served=served, request_id="1", seed=0)
+    assert (caught.value.reason, caught.value.param) == (Reason.CONTEXT_TOO_LONG, "prompt")
+
+
 def test_histograms_count_up() -> None:
     histogram = Histogram((0.1, 1.0))
     for value in (0.05, 0.1, 0.5, 7.0):
