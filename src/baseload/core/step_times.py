@@ -10,6 +10,7 @@ what it expected.
 """
 
 import numpy as np
+from msgspec import Struct
 
 _KNOTS = 13  # tokens 1, 2, 4 … 4096; beyond in proportion
 _NOISE = 0.05  # of a step's time: what repeated steps differ by
@@ -19,6 +20,14 @@ _TRUST_AFTER = 16  # steps before an outlier is known as one
 _APART = np.abs(np.arange(_KNOTS)[:, None] - np.arange(_KNOTS)[None, :])
 _TOGETHER = np.eye(_KNOTS + 2)
 _TOGETHER[:_KNOTS, :_KNOTS] = 0.8**_APART
+
+
+class LearnedTimes(Struct, frozen=True, forbid_unknown_fields=True):
+    """What was learned, to be kept: figures in nanoseconds, and how sure they are."""
+
+    steps: int
+    figures: list[float]
+    covariance: list[list[float]]
 
 
 class StepTimes:
@@ -32,6 +41,26 @@ class StepTimes:
         self._covariance = np.zeros((_KNOTS + 2, _KNOTS + 2))
         self._figures: list[float] = []  # the state as it is predicted from; empty: to be told anew
         self._spreads: list[list[float]] = []  # the covariance
+
+    @staticmethod
+    def of(learned: LearnedTimes) -> "StepTimes":
+        """As it was learned earlier, to go on from; raises ValueError where no steps can have taught this."""
+        state, covariance = np.asarray(learned.figures, float), np.asarray(learned.covariance, float)
+        if state.shape != (_KNOTS + 2,) or covariance.shape != (_KNOTS + 2, _KNOTS + 2) or learned.steps <= 0:
+            raise ValueError("these step times are of another form")
+        if not np.isfinite(state).all() or not np.isfinite(covariance).all() or state[:_KNOTS].max() <= 0.0:
+            raise ValueError("these step times are no times")
+        spread = np.linalg.eigvalsh(covariance)
+        if not np.allclose(covariance, covariance.T) or spread[0] < -1e-6 * abs(spread[-1]):
+            raise ValueError("these step times are sure of what they cannot be")
+        times = StepTimes()
+        times.steps = learned.steps
+        times._state, times._covariance = state, covariance
+        return times
+
+    def learned(self) -> LearnedTimes:
+        """What is to be kept for a later `of`."""
+        return LearnedTimes(self.steps, self._state.tolist(), self._covariance.tolist())
 
     def observe(self, tokens: int, decode_pairs: int, prefill_pairs: int, step_ns: int) -> None:
         """A step of so many tokens that attended to so many positions took so long."""

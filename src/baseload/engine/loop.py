@@ -23,6 +23,7 @@ from baseload.core.batcher import Batcher
 from baseload.core.step_times import StepTimes
 from baseload.domain.errors import Reason, Refusal
 from baseload.domain.model import EngineSpec
+from baseload.domain.units import NS_PER_S
 from baseload.engine.guessing import GuessAhead, GuessSource
 from baseload.engine.jobs import Delta, Failed, Job, Output
 from baseload.engine.lines import Answer, Line, Made, OpenRequest, ended
@@ -34,6 +35,8 @@ MAX_FAILURES = 3  # steps in a row
 _UNBOUNDED = 1 << 30
 _UNLEARNED_STEPS = 3
 _LEARNING_STEPS = 64
+_LEAST_UNKEPT = 16  # observations worth a write of some milliseconds
+_KEPT_EVERY_NS = 60 * NS_PER_S
 _OFTEN, _SELDOM = 4, 16  # steps from one that is learned from to the next, after those
 
 
@@ -73,14 +76,20 @@ class EngineLoop:
         on_fatal: Callable[[BaseException], None],
         guesser: GuessSource | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
+        times: StepTimes | None = None,
+        keep: Callable[[StepTimes], None] | None = None,
     ) -> None:
+        """`times`: what steps cost, where that is known; `keep` is given what was learned, now and then."""
         self._runner = runner
         self._clock = clock
         self._token_bytes = token_bytes
         self._emit = emit
         self._on_fatal = on_fatal
         self._eos = frozenset(runner.eos_token_ids)
-        self._times = StepTimes()
+        self._times = times or StepTimes()
+        self._keep = keep
+        self._unkept = 0  # observations since the last time
+        self._kept_ns = clock()
         self._seen = 0  # steps
         self._batcher = Batcher(
             num_blocks=runner.num_blocks,
@@ -165,10 +174,12 @@ class EngineLoop:
                 self._wake.clear()
                 outputs = self._take_inbox()
                 if self._closing:
+                    self._keep_times(1)
                     return
                 if self._batcher.busy:
                     outputs += self._step()
                 elif not outputs:
+                    self._keep_times(_LEAST_UNKEPT)
                     self._wake.wait()
                 if outputs:
                     self._emit(outputs)
@@ -260,6 +271,15 @@ class EngineLoop:
         if self._seen < _LEARNING_STEPS or not self._seen % (_SELDOM if is_idle else _OFTEN):
             decode_pairs, prefill_pairs = attended(plan.shares)
             self._times.observe(plan.decode_tokens + plan.prefill_tokens, decode_pairs, prefill_pairs, step_ns)
+            self._unkept += 1
+            if self._clock() - self._kept_ns > _KEPT_EVERY_NS:
+                self._keep_times(_LEAST_UNKEPT)
+
+    def _keep_times(self, least: int) -> None:
+        """Where enough was learned since the last time: a worker may be killed without another word."""
+        if self._keep is not None and self._unkept >= least:
+            self._keep(self._times)
+            self._unkept, self._kept_ns = 0, self._clock()
 
     def _span(self, share: Share) -> Span:
         table = self._lines[share.seq_id].block_table(share.blocks)

@@ -46,6 +46,11 @@ class ProgramCache:
         self.loaded = 0  # from disk
         self.compiled = 0
 
+    @property
+    def identity(self) -> str:
+        """Of all that every program here depends on."""
+        return self._identity("")
+
     def ready(self, name: str) -> bool:
         """Whether `get` will answer at once."""
         return name in self._programs

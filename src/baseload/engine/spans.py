@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from baseload.engine.config import ModelConfig
+from baseload.engine.programs import ProgramCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class ModelRunner(Protocol):
     """A model opened for serving, on XLA or on the native kernels."""
 
     config: ModelConfig
+    programs: ProgramCache
 
     @property
     def vocab_size(self) -> int:

@@ -19,6 +19,7 @@ import uvloop
 from baseload.domain.errors import ModelError
 from baseload.engine.generation import read_defaults
 from baseload.engine.guessing import GuessSource
+from baseload.engine.kept_times import KeptTimes
 from baseload.engine.loop import EngineLoop
 from baseload.engine.runner import ModelRunner
 from baseload.engine.structured import GrammarCompiler
@@ -84,9 +85,12 @@ async def _serve(options: Options, runner: ModelRunner, tokenizer: TextTokenizer
         loop.call_soon_threadsafe(end, 1)
 
     app = WorkerApp(_served(options, runner, tokenizer), loop=loop, block_tokens=runner.block_tokens)
+    folder = None if options.cache_dir is None else options.cache_dir / "times"
+    kept = KeptTimes(folder, runner.programs.identity)
     engine = EngineLoop(
-        runner, tokenizer.token_bytes, spec=options.spec, emit=app.emit, on_fatal=on_fatal, guesser=guesser
-    )
+        runner, tokenizer.token_bytes, spec=options.spec, emit=app.emit, on_fatal=on_fatal, guesser=guesser,
+        times=kept.load(), keep=kept.save,
+    )  # fmt: skip
     app.open(engine)
     engine.start()
     runner.warm()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from baseload.core.step_times import StepTimes
 from baseload.domain.errors import Reason, Refusal
 from baseload.domain.model import EngineSpec
 from baseload.domain.sampling import Sampling
@@ -330,3 +331,32 @@ def test_a_row_that_is_not_a_number_fails_alone(make: Make) -> None:
     bench.loop.submit(job("again", [1, 2], max_tokens=5))
     assert isinstance(bench.until_over(1)[1]["again"], Ended)
     assert bench.loop.kv_usage == 0.0
+
+
+def test_what_steps_cost_is_kept_when_nothing_is_left_to_do_and_known_to_the_next_loop() -> None:
+    kept: queue.SimpleQueue[int] = queue.SimpleQueue()
+    spec = EngineSpec(max_seqs=4, max_step_tokens=16, max_waiting=60, tpot_target_ns=50_000_000)
+    outputs: queue.SimpleQueue[list[Output]] = queue.SimpleQueue()
+
+    def begin(times: StepTimes | None) -> StepTimes:
+        learned: list[StepTimes] = []
+
+        def keep(times: StepTimes) -> None:
+            learned[:] = [times]
+            kept.put(times.steps)
+
+        loop = EngineLoop(
+            FakeRunner(), token_bytes, spec=spec, emit=outputs.put, on_fatal=lambda error: None,
+            times=times, keep=keep,
+        )  # fmt: skip
+        loop.submit(job("r", max_tokens=40))
+        loop.start()
+        assert kept.get(timeout=WAIT_S) >= 16, "kept while it lives: it may be killed without another word"
+        loop.close()
+        return learned[0]
+
+    times = begin(None)
+    known = StepTimes.of(times.learned())
+    before = known.steps
+    assert begin(known) is known
+    assert known.steps > before
