@@ -58,17 +58,3 @@ def _by_numpy(threads: int) -> dict[str, object]:
             worker.join()
         best = max(best, sum(part.nbytes for part in parts) / (time.perf_counter() - began))
     return {"read_bytes_per_s": best, "int8_by": "not measured: no C compiler", "bf16_by": "not measured"}
-
-
-def drop_caches(folder: Path) -> str:
-    """Make the disk cold: for everything where we may, else for this folder. How it was done."""
-    os.sync()
-    try:
-        Path("/proc/sys/vm/drop_caches").write_text("3")
-    except OSError:
-        for path in folder.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        return "the model's files only"
-    return "all files"

@@ -24,8 +24,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from cold import make_cold
 from environments import ensure, environments
-from machine import describe, drop_caches, limits
+from machine import describe, limits
 from plot import write_svg
 from rich.console import Console
 from rich.progress import Progress
@@ -210,9 +211,16 @@ class Bench:
         if one.is_ours and part == "main" and "start" in self.asked.points and not turn["failed"]:
             turn["worker_start_s"] = first_byte_s(model, cache=self.asked.cache / "programs", options=one.options)
         if "cold" in self.asked.points and part == "main" and number == 0:
-            turn["cold_by"] = drop_caches(model if model.is_dir() else model.parent)
-            turn["cold_start_s"] = self.child(one, shape, []).get("start_s")
+            turn["cold_by"] = make_cold(self.files(one, model))
+            cold = self.child(one, shape, [])
+            turn |= {"cold_start_s": cold.get("start_s"), "cold_failed": cold.get("failed", "")}
         return turn
+
+    def files(self, one: Contender, model: Path) -> dict[str, list[Path]]:
+        """What a process of this contender reads from disk before its first token."""
+        ours = [Path(sys.prefix), HERE.parents[1] / "src" / "baseload"]
+        program = ours if one.is_ours else [self.asked.cache / "env" / one.environment]
+        return {"the model": [model], "the program": program, "compiled programs": [self.asked.cache / "programs"]}
 
     def child(self, one: Contender, shape: str, points: list[dict[str, object]]) -> dict[str, object]:
         """Run it; a turn that hangs is ended and what it has said is kept."""

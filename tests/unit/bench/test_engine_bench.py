@@ -1,6 +1,7 @@
 """The engine bench without any peer: its tables and picture from given turns, its engine part, and the GPU's."""
 
 import json
+import mmap
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ BENCH = Path(__file__).parents[3] / "bench" / "engine"
 sys.path.append(str(BENCH))
 
 import child  # noqa: E402
+import cold  # noqa: E402
 import gpu  # noqa: E402
 import gpu_engine  # noqa: E402
 import plot  # noqa: E402
@@ -177,3 +179,18 @@ def test_the_gpu_benchs_engine_part_runs_interpreted_on_a_cpu() -> None:
     assert found["platform"] == "cpu"
     assert found["decode_tokens_per_s"] > 0
     assert found["flops_of_prefill"] > 2 * 32 * 2 * 64 * (64 + 64 + 3 * 128)
+
+
+def test_what_memory_holds_of_files_is_told_after_they_are_thrown_out(tmp_path: Path) -> None:
+    folder, drop = tmp_path / "model", tmp_path / "drop"
+    folder.mkdir()
+    (folder / "weights").write_bytes(b"x" * 2_500_000)
+    (folder / "empty").touch()
+    with (folder / "weights").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as held:
+        assert len(held[:]) == 2_500_000  # every page is touched: what a process has mapped stays
+        assert cold.resident_bytes(cold.files_of([folder])) == 2_500_000
+        words = cold.make_cold({"the model": [folder], "nothing": [tmp_path / "absent"]}, drop)
+    assert drop.read_text() == "3"
+    assert words.startswith("all files thrown out; in memory stayed ")
+    assert words.endswith(" of 2 MB of the model, 0 of 0 MB of nothing")
+    assert cold.make_cold({}, tmp_path).startswith("these files only")  # a folder cannot be written to
