@@ -116,13 +116,19 @@ def send(
     url: str, method: str, path: str, *, key: str, body: bytes = b"", timeout_s: float
 ) -> http.client.HTTPResponse:
     """Send one request; gives the response with its body still to be read."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise SettingsError(f"{url!r} is not an address: {error}.", hint="Check --url or BASELOAD_URL.") from None
+    if parts.scheme not in ("http", "https") or not host:
         raise SettingsError(f"{url!r} is not an http:// or https:// address.", hint="Check --url or BASELOAD_URL.")
+    if not (key.isascii() and key.isprintable()):
+        raise SettingsError("The key has characters that no key has.", hint="Check --key or BASELOAD_KEY.")
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     headers = {"authorization": f"Bearer {key}", "content-type": "application/json", "connection": "close"}
     try:
-        connection = kind(parts.hostname, parts.port, timeout=timeout_s)
+        connection = kind(host, port, timeout=timeout_s)
         connection.request(method, parts.path.rstrip("/") + path, body=body or None, headers=headers)
         return connection.getresponse()
     except (OSError, http.client.HTTPException) as error:

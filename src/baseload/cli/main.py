@@ -23,7 +23,7 @@ from baseload.cli import (
     validate,
 )
 from baseload.cli.flags import AsJson
-from baseload.cli.screen import INTERRUPTED, complain, exit_code, print_json, say
+from baseload.cli.screen import INTERRUPTED, USAGE, complain, exit_code, print_json, say
 from baseload.domain.errors import BaseloadError
 
 EPILOG = (
@@ -76,6 +76,9 @@ def run() -> None:
     except BaseloadError as error:
         complain(error)
         sys.exit(exit_code(error))
+    except RecursionError:
+        complain(BaseloadError("A file that was given is nested too deeply.", hint="Check that it is the right one."))
+        sys.exit(USAGE)
     except BrokenPipeError:  # the reader of our output has gone, as in `baseload events | head`
         sys.stderr.close()
         sys.exit(0)

@@ -214,7 +214,7 @@ def _take_port(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise BaseloadError(
             f"Cannot listen on {host}:{port}: {error.strerror or error}.",
-            hint="Choose another with --port (0 takes a free one), or stop what uses it.",
+            hint="Choose another with --port (0 takes a free one) or --host, or stop what uses it.",
         ) from error
     return sock
 

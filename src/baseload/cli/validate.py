@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from baseload.cli.flags import AsJson
 from baseload.cli.screen import err, print_json, print_table, say
+from baseload.domain.errors import SettingsError
 from baseload.limits.goals import Row
 
 KNOWN = "half of the groups (accelerator, engine, model) held out; 20 points of each accelerator and engine calibrate"
@@ -32,12 +33,13 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Hold the limits model against measurements it was not fitted to. Takes some minutes."""
-    folder = Path(data)
-    parts = {
-        name: part
-        for name, part in PARTS.items()
-        if (folder / part[0]).exists() and name in (only or name).split(",")
-    }
+    folder, wanted = Path(data), [name.strip() for name in only.split(",")] if only else list(PARTS)
+    unknown = [name for name in wanted if name not in PARTS]
+    if unknown:
+        raise SettingsError(f"--only {only}: there is no part {unknown[0]!r}.", hint=f"Parts: {', '.join(PARTS)}.")
+    if data and not folder.is_dir():
+        raise SettingsError(f"--data {data}: there is no such folder.", hint="Name the folder of the measurements.")
+    parts = {name: part for name, part in PARTS.items() if (folder / part[0]).exists() and name in wanted}
     if not data or not parts:
         say("Skipped: no measurements. Name their folder with --data (it has serving_measured/serving_measured.csv).")
         return

@@ -45,7 +45,7 @@ class DataDir:
             fd = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise JournalError(
-                f"The data directory {self.path} cannot be used: {error}.",
+                f"The data directory {self.path} cannot be used: {error.strerror}.",
                 hint="Choose another with --data-dir, or change its permissions.",
             ) from error
         try:
