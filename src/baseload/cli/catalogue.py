@@ -15,7 +15,7 @@ from baseload.domain.errors import DataError, ModelError, SettingsError
 from baseload.limits.catalogue.accelerators import InstancePrice, key
 from baseload.limits.catalogue.book import Book, read_book
 from baseload.limits.catalogue.sheets import ModelSheet, failure_sheets, model_sheet, model_sheets, plant_sheets
-from baseload.limits.shapes import parse_config
+from baseload.limits.shape_config import parse_config
 
 OwnCatalogue = Annotated[
     Path | None,

@@ -109,7 +109,7 @@ def _known(request: "Recorded", known: bool) -> "Recorded":
 
 
 def _shape(config: Path | None, name: str, models: "Models") -> "ModelShape":
-    from baseload.limits.shapes import shape_of  # noqa: PLC0415  # as above
+    from baseload.limits.shape_config import shape_of  # noqa: PLC0415  # as above
 
     if config is None:
         return models.find(name)[0]

@@ -10,7 +10,8 @@ from baseload.domain.model import ModelSpec
 from baseload.limits.catalogue.accelerators import read_catalogue
 from baseload.limits.catalogue.models import Models
 from baseload.limits.serving.replica import StepCost, step_cost
-from baseload.limits.shapes import ModelShape, parse_config
+from baseload.limits.shape_config import parse_config
+from baseload.limits.shapes import ModelShape
 from baseload.limits.step_time import StepTimeTable, default_table, parse_json, parse_toml
 from baseload.twin.costs import Costs, ReplicaCosts, TableCosts
 from baseload.twin.pools import UnitCost

@@ -5,7 +5,7 @@ import pytest
 from baseload.limits.catalogue.sheets import failure_sheets, model_sheet, model_sheets, plant_sheets
 from baseload.limits.goodput import LLAMA3
 from baseload.limits.power import AIR
-from baseload.limits.shapes import parse_config
+from baseload.limits.shape_config import parse_config
 
 WINDOWED = b"""{"num_hidden_layers": 4, "hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8,
 "num_key_value_heads": 2, "vocab_size": 1000, "sliding_window": 128,

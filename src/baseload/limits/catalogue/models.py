@@ -6,7 +6,8 @@ from typing import Any
 
 from baseload.limits.catalogue.accelerators import read_model_facts
 from baseload.limits.quantization import Quantization
-from baseload.limits.shapes import Feedforward, Mixer, ModelShape, shape_of
+from baseload.limits.shape_config import shape_of
+from baseload.limits.shapes import Feedforward, Mixer, ModelShape
 
 _SUFFIX = re.compile(
     r"(-(instruct|chat|base|it|hf|thinking|fp8|nvfp4|fp4|mxfp4|bf16|int4|int8|awq|gptq|dynamic|block|static|"

@@ -28,6 +28,7 @@ class ModelSheet(Struct, frozen=True, kw_only=True):
     kv_gb_at_32k: float  # of one sequence: windows, and states of linear layers
     gflops_per_token: float
     gflops_per_token_at_32k: float
+    assumed: str = ""  # what the configuration left open, and how it was read
 
 
 class PlantSheet(Struct, frozen=True, kw_only=True):
@@ -69,6 +70,7 @@ def model_sheet(shape: ModelShape, *, source: str) -> ModelSheet:
         kv_gb_at_32k=_round(shape.kv_bytes(LONG) / 1e9),
         gflops_per_token=_round(shape.flops_per_token() / 1e9),
         gflops_per_token_at_32k=_round(shape.flops_per_token(LONG) / 1e9),
+        assumed="; ".join(shape.assumed),
     )
 
 
@@ -107,8 +109,9 @@ def _plant(plant: Cooling) -> PlantSheet:
 
 
 def _mixing(mixer: Mixer) -> str:
-    window = f" in {mixer.window:,}" if mixer.window else ""
-    return f"{mixer.layers} {mixer.kind}{window}"
+    window = f" in {'chunks of ' if mixer.chunked else ''}{mixer.window:,}" if mixer.window else ""
+    chosen = f" over {mixer.top_keys:,} keys an index chooses" if mixer.top_keys else ""
+    return f"{mixer.layers} {mixer.kind}{window}{chosen}"
 
 
 def _experts(forward: Feedforward) -> str:

@@ -172,7 +172,7 @@ def _split(
     wide = sheet.need("bf16_tflops") * 1e12
 
     def pairs(context: float, latent: float) -> float:
-        seen = [m.layers * m.pair_flops * min(context, m.window or context) for m in shape.mixers]
+        seen = [m.layers * m.query_flops(context) for m in shape.mixers]
         return sum(s * (latent if m.kind == "mla" else 1.0) for s, m in zip(seen, shape.mixers, strict=True))
 
     return Costs(

@@ -235,6 +235,7 @@ class Predictor:
         known = WORKLOADS.get(row.model.lower())
         shape, basis = self.models.find(known[0] if known else row.model)
         notes = [] if basis == "config" else [f"missing: the shape of {row.model}; guessed from its name"]
+        notes += [f"assumed: {what}" for what in shape.assumed]
         isl, osl = known[1:] if known else ASSUMED
         if not known and not (row.isl and row.osl):
             notes.append(f"missing: token counts of {row.model} (isl, osl); {isl:.0f} in and {osl:.0f} out assumed")

@@ -58,9 +58,7 @@ def work_of(shape: ModelShape, *, tokens: int, lora_rank: int = 0) -> Work:
         raise DataError("A sample has at least one token.", hint="Give seq_len.")
     routed = sum(f.layers * f.top_k * f.expert_params for f in shape.feedforwards)
     met = shape.mixer_params + shape.dense_params + routed + shape.head_params
-    pairs = sum(
-        m.layers * m.pair_flops * _pairs(tokens, m.window) for m in shape.mixers if m.kind in ("attention", "mla")
-    )
+    pairs = sum(m.layers * m.sample_flops(tokens) for m in shape.mixers)
     mixer = max(shape.mixers, key=lambda m: m.layers)
     adapters = float(2 * lora_rank * shape.hidden * 4 * shape.layers)
     moe = [f for f in shape.feedforwards if f.experts]
@@ -82,9 +80,3 @@ def work_of(shape: ModelShape, *, tokens: int, lora_rank: int = 0) -> Work:
         head_flops=2.0 * shape.head_params * tokens,
         figures="shape of the model",
     )
-
-
-def _pairs(tokens: int, window: int) -> float:
-    """(query, key) pairs of a causal sample, with a sliding window where there is one."""
-    seen = min(window or tokens, tokens)
-    return tokens * seen - seen * seen / 2.0
