@@ -23,7 +23,17 @@ from baseload.cli import (
     validate,
 )
 from baseload.cli.flags import AsJson
-from baseload.cli.screen import INTERRUPTED, USAGE, complain, exit_code, print_json, say
+from baseload.cli.screen import (
+    FAILURE,
+    INTERRUPTED,
+    USAGE,
+    complain,
+    exit_code,
+    print_json,
+    ready_streams,
+    say,
+    unwritten,
+)
 from baseload.domain.errors import BaseloadError
 
 EPILOG = (
@@ -71,6 +81,7 @@ def version(as_json: AsJson = False) -> None:
 
 def run() -> None:
     """The entry point: errors of the user's making end in words, never in a traceback."""
+    ready_streams()
     try:
         app()
     except BaseloadError as error:
@@ -82,6 +93,9 @@ def run() -> None:
     except BrokenPipeError:  # the reader of our output has gone, as in `baseload events | head`
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:  # a full disk, for one
+        complain(unwritten(error))
+        sys.exit(FAILURE)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 

@@ -1,5 +1,8 @@
 """What the commands print: tables for people, JSON for programs, errors with the next step."""
 
+import errno
+import io
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -27,6 +30,23 @@ def out() -> Console:
 def err() -> Console:
     """Standard error."""
     return Console(stderr=True, soft_wrap=not sys.stderr.isatty())
+
+
+def ready_streams() -> None:
+    """Have the standard streams take whatever is written: closed ones nothing, narrow encodings a question mark."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123  # as long as the process lives
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def unwritten(error: OSError) -> BaseloadError:
+    """Words for what the system refused, most often to write our output; what waits to be written is given up."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    hint = "Make room on that disk." if error.errno == errno.ENOSPC else ""
+    return BaseloadError(f"{error.filename or 'The output'}: {error.strerror or error}.", hint=hint)
 
 
 def print_json(value: object) -> None:

@@ -1,5 +1,6 @@
 """What no command expects: files nested without end, addresses and keys that are none, folders that are not there."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -63,3 +64,24 @@ def test_one_line_says_what_is_wrong(
     assert run(monkeypatch, capsys, *arguments)[0] == code
     assert words in run(monkeypatch, capsys, *arguments)[1]
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("redirection", "command", "code", "words"),
+    [
+        (">/dev/full", "version", 1, "No space left"),
+        (">/dev/full", "version --json", 1, "No space left"),
+        (">&-", "version", 0, ""),
+        (">&-", "version --json", 0, ""),
+        ("| head -c 0", "plan --example", 0, ""),
+        (">/dev/null", "catalogue zones", 0, ""),
+    ],
+)
+def test_output_that_goes_nowhere_ends_in_words(redirection: str, command: str, code: int, words: str) -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"{sys.executable} -m baseload.cli.main {command} {redirection}"],
+        env={"PYTHONIOENCODING": "ascii", "NO_COLOR": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == code
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
