@@ -5,14 +5,17 @@ fraction of a peak is reached, and what a step costs besides, is in `step`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log2
 
 import numpy as np
+from msgspec.structs import replace as with_fields
 from numpy.typing import NDArray
 
-from baseload.limits.catalogue.accelerators import Accelerator, Catalogue
+from baseload.limits.catalogue.accelerators import Accelerator, Catalogue, read_fabric
 from baseload.limits.catalogue.models import Models
+from baseload.limits.collectives import fabric_of
+from baseload.limits.context_parallel import gathered, merged
 from baseload.limits.quantization import Quantization, of_formats
 from baseload.limits.serving.hidden import likeliest
 from baseload.limits.serving.points import Layout, Point
@@ -118,6 +121,9 @@ class Counts:
     weight_bytes: float  # per accelerator
     kv_element_bytes: float
     kv_cut: float  # over how many accelerators the cache is spread
+    cp: int = 1  # ranks that share a context
+    gather_s: float = 0.0  # on the links, of a prompt's token that each of them has
+    merge_s: float = 0.0  # and of a decoding row
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +163,9 @@ def weights_of(point: Point, shape: ModelShape) -> Quantization:
 
 
 def _memory(point: Point, layout: Layout, chip: Accelerator, shape: ModelShape, q: Quantization) -> Memory:
-    weights = shape.weight_bytes(q) / layout.gpus
-    weights += shape.mixer_params * q.attention_bytes * (layout.dp - 1) / layout.gpus  # attention replicas
+    group = layout.gpus / layout.cp  # weights are whole in each rank of a context
+    weights = shape.weight_bytes(q) / group
+    weights += shape.mixer_params * q.attention_bytes * (layout.dp - 1) / group  # attention replicas
     memory = chip.need("memory_gb") * 1e9
     room = max(memory * MEMORY_USED.get(point.engine, MEMORY_USED_ELSE) - weights, memory * LEAST_ROOM)
     per_sequence = shape.kv_bytes(point.isl + point.osl // 2, _kv_bytes(q)) * layout.dp / _kv_cut(shape, layout)
@@ -172,7 +179,7 @@ def _kv_bytes(q: Quantization) -> float:
 def _kv_cut(shape: ModelShape, layout: Layout) -> float:
     """Over how many ranks the cache of a sequence is cut, times replicas."""
     heads = max((m.kv_heads for m in shape.mixers if m.kv_elements), default=1)
-    return layout.dp * min(layout.gpus / layout.dp, heads)
+    return layout.dp * min(layout.gpus / layout.cp / layout.dp, heads) * layout.cp
 
 
 def _row(point: Point, chip: Accelerator, shape: ModelShape) -> list[float]:
@@ -220,6 +227,7 @@ def _terms(c: Counts, *, tokens: float, sequences: float, context: float, pairs:
             kv_read += sequences * a.read_s * min(context, a.window or context)
             kv_math += sequences * a.math_s * min(context, a.window or context)
     else:
+        tokens, pairs = tokens / c.cp, pairs / c.cp
         kv_math = tokens * c.state_math_s
         for a in c.attention:
             kv_math += a.pair_s * (min(pairs, tokens * a.window) if a.window else pairs)
@@ -230,7 +238,7 @@ def _terms(c: Counts, *, tokens: float, sequences: float, context: float, pairs:
         expert_math,
         kv_read,
         kv_math,
-        tokens * c.link_s,
+        tokens * (c.link_s + (c.merge_s if sequences else c.gather_s)),
         c.messages,
         c.layers,
         tokens,
@@ -244,6 +252,9 @@ def _terms(c: Counts, *, tokens: float, sequences: float, context: float, pairs:
 
 def counts_of(shape: ModelShape, q: Quantization, chip: Accelerator, layout: Layout) -> Counts:
     """What a worker's step costs per token, row, position and expert; DataError where the sheet lacks a figure."""
+    if layout.cp > 1:
+        group = with_fields(layout, gpus=max(1, layout.gpus // layout.cp), cp=1)
+        return _shared(counts_of(shape, q, chip, group), shape, chip, layout)
     gpus, cut = layout.gpus, layout.gpus / layout.dp
     read, dense_peak = chip.need("memory_gb_per_s") * 1e9, chip.tflops(q.dense) * 1e12
     attention_peak, expert_peak = chip.tflops(q.attention) * 1e12, chip.tflops(_compute(q.experts, chip)) * 1e12
@@ -291,6 +302,25 @@ def counts_of(shape: ModelShape, q: Quantization, chip: Accelerator, layout: Lay
         weight_bytes=weights,
         kv_element_bytes=elements,
         kv_cut=kv_cut,
+    )
+
+
+def _shared(one: Counts, shape: ModelShape, chip: Accelerator, layout: Layout) -> Counts:
+    """Counts of one rank where several share a context, from those of a rank alone."""
+    cp, fabric = layout.cp, fabric_of(chip, read_fabric())
+    tensor = max(1, layout.gpus // cp // layout.pp)
+    tokens = 1024.0 * cp  # a gather's wire time grows as the prompt, so any length gives it by the token
+    gather = gathered(shape, fabric, cp=cp, tokens=tokens, tensor=tensor, kv_bytes=one.kv_element_bytes)
+    merge = merged(shape, fabric, cp=cp, rows=1.0, tensor=tensor)
+    return replace(
+        one,
+        attention=tuple(replace(a, read_s=a.read_s / cp, math_s=a.math_s / cp) for a in one.attention),
+        messages=one.messages + merge.messages * _latency(chip, cp),
+        outside=layout.gpus > (chip.scale_up_domain or 1),
+        kv_cut=one.kv_cut * cp,
+        cp=cp,
+        gather_s=gather.wire_s / 1024.0,
+        merge_s=merge.wire_s,
     )
 
 

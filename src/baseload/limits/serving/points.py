@@ -32,6 +32,7 @@ class Layout(Struct, frozen=True):
     dp: int = 1  # attention replicas inside the worker
     ep: int = 1  # expert-parallel width
     pp: int = 1
+    cp: int = 1  # ranks that share a context: `gpus` is that many whole groups
     workers: int = 1
     workers_known: bool = True
 
@@ -82,7 +83,7 @@ def parse_point(row: Mapping[str, str | None], *, line: int, name: str) -> Point
     prefill = _layout(cells, "prefill_", id_="") if mode == "disagg" else None
     decode = _layout(cells, "decode_", id_="") if mode == "disagg" else _layout(cells, "", id_=id_)
     if mode == "agg" and (
-        decode.workers > 1 or decode.gpus > 2 * SPAN
+        decode.workers > 1 or decode.gpus > 2 * SPAN * decode.cp
     ):  # a total of several workers: prefill has accelerators of its own
         prefill = Layout(gpus=SPAN // 2)
     return Point(
@@ -212,8 +213,10 @@ def _layout(cells: _Cells, prefix: str, *, id_: str) -> Layout:
     if ep == 1 and (gpus > 2 * SPAN or gpus == SPAN + SPAN // 2):
         return _several(cells, prefix, gpus)
     workers = cells.count(prefix + "num_workers", default=0) if prefix else 1
+    cp = count("cp_size")
     return Layout(
-        gpus=gpus * pp,
+        gpus=gpus * pp * cp,
+        cp=cp,
         dp=min(dp, gpus),
         ep=min(ep, gpus),
         pp=pp,
