@@ -113,10 +113,6 @@ class SchedulerMachine:
         """Jobs that wait."""
         return sum(len(ids) for ids in self._pending.values())
 
-    def busy_at(self, site: int) -> int:
-        """Accelerators at work there."""
-        return self._busy[site]
-
     def free_at(self, site: int) -> int:
         """Accelerators there that are up and idle."""
         return self._grid.free_at(site)

@@ -1,8 +1,6 @@
 """Jobs that need many accelerators at once (training, batch, a service's replica): what the scheduler hears and says.
 Nodes are numbers; `core/scheduler` knows which switch, pod and site each is in."""
 
-from enum import StrEnum
-
 from msgspec import Struct
 
 
@@ -16,13 +14,6 @@ class JobSpec(Struct, frozen=True, forbid_unknown_fields=True):
     preemptible: bool = True
     site: int = -1  # where it must run; -1: anywhere
     most_usd_per_kwh: float = 0.0  # it waits while electricity is dearer; 0: at any price
-
-
-class JobState(StrEnum):
-    """pending → running → over; stopped and failed ones are pending again."""
-
-    PENDING = "pending"
-    RUNNING = "running"
 
 
 class Quota(Struct, frozen=True, forbid_unknown_fields=True):

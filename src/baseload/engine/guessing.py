@@ -155,11 +155,6 @@ class GuessAhead:
         """Whether nobody was worth a guess lately."""
         return self._now < self._rests_until
 
-    @property
-    def host_ns(self) -> int:
-        """The mean time of the host's own work to ask for one sequence's guesses."""
-        return int(self._host_ns)
-
     def open(self, seq_id: str, tokens: Sequence[int], sampler: RowSampler) -> None:
         """A new sequence."""
         if self._source is not None:
