@@ -90,6 +90,8 @@ def _joint_cluster(cluster: "Cluster") -> Iterator[str]:
     for at, service in enumerate(cluster.services):
         if service.scaling.min_replicas > service.scaling.max_replicas:
             yield f"[cluster.services[{at}].scaling]: `min_replicas` is above `max_replicas`"
+        if service.scaling.prompt_tokens_per_s or service.scaling.output_tokens_per_s:
+            yield f"[cluster.services[{at}].scaling]: a fleet's service has no tokens; give `requests_per_s`"
 
 
 def _struct(raw: object, kind: type[Struct], table: str, filled: bool) -> Iterator[str]:

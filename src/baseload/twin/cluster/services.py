@@ -1,21 +1,36 @@
 """Services of a fleet: their load as a flow, and our autoscaler's choice of replicas on it.
 
-`policy.scaling` is production code; the load, the queue (a fluid one) and how long a replica takes to serve are
-modelled: requests in service are rate times time, what exceeds the ready replicas' room waits and is served later.
+`policy.scaling` is production code. The load is modelled as counts: how many requests came in a short while (drawn,
+with Poisson's scatter), how many of those in a replica ended (a request takes `request_s` on average, whoever is
+beside it), how many wait because all places are taken. No request is followed by itself; a test holds replicas and
+use of the flow against the same load, request by request through the whole control machine (`test_twin_flow.py`).
 """
 
 import math
+from collections import deque
+
+import numpy as np
 
 from baseload.domain.jobs import JobSpec
 from baseload.domain.rng import Rng
 from baseload.domain.units import NS_PER_S, seconds
-from baseload.policy.scaling import ScalingView, desired_replicas, has_slack, is_pressed
+from baseload.policy.scaling import (
+    QUICK_NS,
+    WINDOW_NS,
+    ScalingView,
+    desired_replicas,
+    has_slack,
+    is_pressed,
+    replicas_needed,
+    work_of,
+)
 from baseload.twin.cluster.jobs import Run
 from baseload.twin.cluster.spec import JobStream, Service
 from baseload.twin.cluster.world import ClusterWorld
 
 ENDLESS_NS = 1 << 60
 MOST_WAIT_S = 60.0  # who would wait longer is refused
+LEAST_STEP_S = 1.0  # of the flow; a tenth of a request's time where that is longer
 
 
 class ServiceLoad:
@@ -23,14 +38,18 @@ class ServiceLoad:
 
     def __init__(self, service: Service, world: ClusterWorld, *, number: int) -> None:
         self.service = service
-        self.asked = self.in_time = self.refused = 0.0  # requests
+        self.asked = self.in_time = self.refused = 0  # requests
         self.rate_per_s = 0.0
-        self.queued = 0.0
+        self.queued = 0
+        self.running = 0
         self.wanted: dict[str, Run] = {}
         self._world = world
         self._rng = Rng(world.seed, f"twin.cluster.service.{number}")
+        self._random = np.random.default_rng(Rng(world.seed, f"twin.cluster.flow.{number}").u64())
         self._stream = JobStream(name=service.name, tenant=service.tenant, start_s=service.start_s)
         self._numbers = 0
+        self._came: deque[tuple[int, int]] = deque([(0, 0)])  # (at, asked so far), over the autoscaler's window
+        self._needs: deque[tuple[int, int]] = deque()  # (at, replicas needed)
         self._pressed_since_ns = self._slack_since_ns = -1
         self._scaled_up_ns = -(1 << 62)
         self._waits_since_ns = -1
@@ -42,23 +61,37 @@ class ServiceLoad:
 
     def tick(self) -> None:
         """Some seconds passed: requests came, were served or wait; then the autoscaler chooses."""
-        service, world = self.service, self._world
-        passed_s = world.cluster.tick_s
-        self.rate_per_s = rate = self._rate()
+        service, passed_s = self.service, self._world.cluster.tick_s
+        self.rate_per_s = self._rate()
         ready = self.ready()
-        room = ready * service.concurrency
-        can_serve = room / service.request_s * passed_s
-        come, waiting = rate * passed_s, self.queued
-        served = min(come + waiting, can_serve)
-        self.queued = come + waiting - served
-        refused = max(0.0, self.queued - MOST_WAIT_S * max(rate, can_serve / passed_s))
-        self.queued -= refused
-        self.asked += come
-        self.refused += refused
-        wait_s = self.queued / (can_serve / passed_s) if can_serve else MOST_WAIT_S
-        if wait_s * NS_PER_S <= service.scaling.target_queue_delay_ns:
-            self.in_time += served
-        self._scale(ready, min(room, round(rate * service.request_s)))
+        steps = max(1, math.ceil(passed_s / max(LEAST_STEP_S, service.request_s / 10.0)))
+        self._flow(ready * service.concurrency, steps, passed_s / steps)
+        self._scale(ready)
+
+    def _flow(self, room: int, steps: int, each_s: float) -> None:
+        """Requests come, end and move up, step by step."""
+        service, random = self.service, self._random
+        ends = min(1.0, each_s / service.request_s)  # share of those in a replica that end in a step
+        served_per_s = room / service.request_s
+        most = round(MOST_WAIT_S * max(self.rate_per_s, served_per_s))
+        now_ns, each_ns = self._world.now_ns, seconds(each_s)
+        for at, come in enumerate(random.poisson(self.rate_per_s * each_s, steps).tolist()):
+            if self.running:
+                self.running -= min(self.running, int(random.binomial(self.running, ends)))
+            self.running = min(self.running, room)  # of replicas that went
+            moved = min(self.queued + come, room - self.running)
+            wait_s = self.queued / served_per_s if room else MOST_WAIT_S
+            if wait_s * NS_PER_S <= service.scaling.target_queue_delay_ns:
+                self.in_time += moved
+            self.running += moved
+            self.queued += come - moved
+            over = max(0, self.queued - most)
+            self.queued -= over
+            self.asked += come
+            self.refused += over
+            at_ns = now_ns - (steps - 1 - at) * each_ns
+            self._waits_since_ns = _since(self._waits_since_ns, self.queued > 0, at_ns)
+            self._came.append((at_ns, self.asked))
 
     def _rate(self) -> float:
         service, hour = self.service, self._world.now_ns / NS_PER_S / 3600.0
@@ -66,10 +99,30 @@ class ServiceLoad:
         wave = mean + (1.0 - service.trough) / 2.0 * math.cos((hour - service.peak_hour) * math.pi / 12.0)
         return service.rate_per_s * wave / mean * (1.0 + service.noise * (2.0 * self._rng.unit() - 1.0))
 
-    def _scale(self, ready: int, in_flight: int) -> None:
+    def _needed(self) -> int:
+        """Replicas that the requests of the last minute need, where it is told what one carries; else 0."""
+        scaling, now_ns, came = self.service.scaling, self._world.now_ns, self._came
+        while len(came) > 1 and came[1][0] <= now_ns - WINDOW_NS:
+            came.popleft()
+        if scaling.requests_per_s <= 0:
+            return 0
+        first = came[0]
+        quick = next((entry for entry in came if entry[0] >= now_ns - QUICK_NS), came[-1])
+
+        def work(since: tuple[int, int]) -> float:
+            return work_of(requests=self.asked - since[1], prompt_tokens=0, answer_tokens=0.0, scaling=scaling)
+
+        needed = replicas_needed(
+            work=work(first), over_ns=now_ns - first[0], quick_work=work(quick), quick_ns=now_ns - quick[0]
+        )
+        while self._needs and self._needs[0][0] <= now_ns - scaling.scale_down_ns:
+            self._needs.popleft()
+        self._needs.append((now_ns, needed))
+        return needed
+
+    def _scale(self, ready: int) -> None:
         service, now_ns = self.service, self._world.now_ns
-        scaling, capacity, queued = service.scaling, service.concurrency, math.ceil(self.queued)
-        self._waits_since_ns = _since(self._waits_since_ns, queued > 0, now_ns)
+        scaling, capacity, queued, in_flight = service.scaling, service.concurrency, self.queued, self.running
         usage = in_flight / (ready * capacity) if ready else 0.0
         pressed = is_pressed(kv_usage=usage, target_kv_usage=scaling.target_kv_usage, all_have_waiting=queued > 0)
         slack = not pressed and has_slack(
@@ -92,6 +145,8 @@ class ServiceLoad:
             pressed_for_ns=now_ns - self._pressed_since_ns if self._pressed_since_ns >= 0 else 0,
             slack_for_ns=now_ns - self._slack_since_ns if self._slack_since_ns >= 0 else 0,
             since_scale_up_ns=now_ns - self._scaled_up_ns,
+            needed=self._needed(),
+            most_needed=max((needed for _, needed in self._needs), default=0),
         )
         desired = desired_replicas(view, scaling).desired
         if desired > len(self.wanted):

@@ -38,7 +38,10 @@ class JobStream(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Service(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A model that answers; its load is a flow, not single requests. Replicas are gangs that never end."""
+    """A model that answers; its load is a flow, not single requests. Replicas are gangs that never end.
+
+    `scaling` may say what a replica carries as `requests_per_s`, not in tokens: a flow has none.
+    """
 
     name: str
     tenant: str = "default"
@@ -94,7 +97,7 @@ class Cluster(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     switches_per_pod: int = 16
     busy_w: float = 1000.0  # of an accelerator at work with its share of the node
     idle_w: float = 250.0
-    tick_s: float = 30.0  # between looks at the services' load
+    tick_s: float = 5.0  # between looks at the services' load
     jobs: tuple[JobStream, ...] = ()
     services: tuple[Service, ...] = ()
     quotas: dict[str, Quota] = {}
