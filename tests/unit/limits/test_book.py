@@ -121,8 +121,8 @@ def test_a_bad_entry_is_refused_by_name(bad: bytes, said: str) -> None:
 
 
 def test_blank_figures_are_asked_for_by_name(book: Book) -> None:
-    with pytest.raises(MissingFigure, match="max_w for DGX B300"):
-        book.nodes["dgx_b300"].need("max_w")
+    with pytest.raises(MissingFigure, match="max_w for 8 × MI300X platform"):
+        book.nodes["mi300x_8"].need("max_w")
     with pytest.raises(MissingFigure, match="megawatts for site Home"):
         read_book(OWN.replace(b"megawatts = 0.5\n", b"")).sites["home"].need("megawatts")
 
