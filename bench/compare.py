@@ -8,9 +8,11 @@
 A trace is cut into two halves. Every policy has one knob: a count of replicas, a rate per replica, or (ours) a share
 of what the limits model says a replica carries in tokens. On the first half, under the first seed, each takes the
 cheapest value that attains the target there; the second half is held out, and is what is reported: cost and
-attainment over seeds. Fixed replicas are also shown with hindsight, as the least count that attains on the second
-half what ours does. A seed moves the copies of a trace against each other (by up to a minute), and draws routing,
-starts and the network anew; all policies see the same arrivals under a seed. Virtual: the same on any machine.
+attainment over seeds. Because knobs come in steps, ours is also shown with the cheapest value that attains, on the
+first half, at least what the rival attains there. Last, with hindsight on both sides: each with the cheapest value
+that attains the target on the half that is shown. A seed moves the copies of a trace against each other (by up to a
+minute), and draws routing, starts and the network anew; all policies see the same arrivals under a seed. Virtual: the
+same on any machine.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +99,7 @@ def config(world: World, half: int, seed: int, *, scaling: Scaling, policies: Po
     )
 
 
+@cache
 def capacity(world: World) -> tuple[float, float]:
     """Prompt and output tokens a second that the limits model says one replica carries at the trace's mix."""
     predictor = Predictor(catalogue=read_catalogue())
@@ -140,6 +144,12 @@ def policies_of(world: World, most: int, *, half: int, seed: int) -> dict[str, M
     }
 
 
+@cache
+def measured(world: World, name: str, knob: float, most: int, half: int, seed: int) -> Outcome:
+    """One policy with one value of its knob, on one half under one seed."""
+    return measure(policies_of(world, most, half=half, seed=seed)[name](knob), warmup_s=WARMUP_S)[0]
+
+
 def choose(
     world: World, name: str, knobs: Sequence[float], most: int, *, half: int, at_least: float
 ) -> tuple[float, Outcome]:
@@ -150,7 +160,7 @@ def choose(
     while low < high or high not in tried:
         middle = (low + high) // 2
         began = time.perf_counter()
-        outcome, _ = measure(policies_of(world, most, half=half, seed=1)[name](knobs[middle]), warmup_s=WARMUP_S)
+        outcome = measured(world, name, knobs[middle], most, half, 1)
         tried[middle] = outcome
         print(
             f"  {name:<28} {knobs[middle]:<6g} attainment {outcome.attainment:.4f}  "
@@ -170,10 +180,7 @@ def choose(
 
 def held_out(world: World, name: str, knob: float, most: int, seeds: int) -> list[Outcome]:
     """The second half under each seed."""
-    return [
-        measure(policies_of(world, most, half=1, seed=seed)[name](knob), warmup_s=WARMUP_S)[0]
-        for seed in range(1, seeds + 1)
-    ]
+    return [measured(world, name, knob, most, 1, seed) for seed in range(1, seeds + 1)]
 
 
 def told(name: str, knob: float, theirs: list[Outcome], ours: list[Outcome]) -> None:
@@ -201,18 +208,34 @@ def run(world: World, knobs: dict[str, Sequence[float]], *, most: int, seeds: in
         flush=True,
     )
     chosen = {
-        name: choose(world, name, values, most, half=0, at_least=world.target)[0] for name, values in knobs.items()
+        name: choose(world, name, values, most, half=0, at_least=world.target) for name, values in knobs.items()
+    }
+    rivals = [name for name in knobs if name != "ours"]
+    print("First half, ours at the attainment that each rival has there:", flush=True)
+    matched = {
+        name: choose(world, "ours", knobs["ours"], most, half=0, at_least=chosen[name][1].attainment)[0]
+        for name in rivals
     }
     print(f"Second half, held out, {seeds} seeds:", flush=True)
-    ours = held_out(world, "ours", chosen["ours"], most, seeds)
-    for name, knob in chosen.items():
-        if name != "ours":
-            told(name, knob, held_out(world, name, knob, most, seeds), ours)
-    print("Fixed replicas with hindsight, the least that attain there what ours does:", flush=True)
-    attained = float(np.mean([o.attainment for o in ours]))
-    for name in [name for name in knobs if name.startswith("fixed")]:
-        count, _ = choose(world, name, knobs[name], most, half=1, at_least=attained)
-        told(f"{name}, with hindsight", count, held_out(world, name, count, most, seeds), ours)
+
+    def outcomes(name: str, knob: float) -> list[Outcome]:
+        return held_out(world, name, knob, most, seeds)
+
+    for name in rivals:
+        told(name, chosen[name][0], outcomes(name, chosen[name][0]), outcomes("ours", chosen["ours"][0]))
+    print("The same, ours with the knob that attains at least what the rival does on the first half:", flush=True)
+    for name in rivals:
+        ours = outcomes("ours", matched[name])
+        told(f"{name}, ours at {matched[name]:g}", chosen[name][0], outcomes(name, chosen[name][0]), ours)
+    print("With hindsight on both sides, each the cheapest that attains the target on the half shown:", flush=True)
+    hindsight = {
+        name: choose(world, name, values, most, half=1, at_least=world.target)[0]
+        for name, values in knobs.items()
+        if name != "ours, by requests"
+    }
+    for name in [name for name in hindsight if name != "ours"]:
+        ours = outcomes("ours", hindsight["ours"])
+        told(f"{name}, with hindsight", hindsight[name], outcomes(name, hindsight[name]), ours)
 
 
 def halves(trace: Path, folder: Path) -> tuple[tuple[Path, Path], dict[str, float]]:
@@ -273,11 +296,11 @@ def main() -> None:
                 ttft_ms=5000 if options.trace == "mooncake" else 2000, tpot_ms=100, batch=64, target=0.97, **common,
             )  # fmt: skip
             counts = range(n, 8 * n + 1)
-        shares = [1.0, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5]
+        shares = [1.0 - 0.05 * i for i in range(13)]
         rate = sum(capacity(world)) and 1.0 / (
             world.prompt_tokens / capacity(world)[0] + world.output_tokens / (capacity(world)[1] or 1e18)
         )
-        rates = [round(rate * share, 2) for share in shares]
+        rates = [round(rate * share, 3) for share in shares]
         run(
             world,
             {
