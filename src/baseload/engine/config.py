@@ -13,7 +13,7 @@ NO_WINDOW = 1 << 30  # a sliding window nothing falls out of
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """Rotary position embedding. `kind` is "default", "linear" or "llama3"; the rest is for those that scale."""
+    """Rotary position embedding. `kind` is one of `rope_settings.KINDS`; the rest is for those that scale."""
 
     theta: float = 10_000.0
     kind: str = "default"
@@ -21,6 +21,10 @@ class RopeConfig:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_context: int = 8192
+    beta_fast: float = 32.0  # YaRN: pairs that turn more often than this over the original context are kept
+    beta_slow: float = 1.0  # and those that turn less often are slowed by `factor`
+    truncate: bool = True  # the bounds between them are whole pairs
+    attention_factor: float = 1.0  # cos and sin are multiplied by it
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,34 +139,6 @@ class Fields:
         return default if value is None else value
 
 
-def parse_rope(fields: Fields, default_theta: float = 10_000.0) -> RopeConfig:
-    """Rotary settings from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before)."""
-    scaling = fields.raw.get("rope_parameters") or fields.raw.get("rope_scaling") or {}
-    if not isinstance(scaling, dict):
-        raise fields.wrong("rope_scaling", "an object")
-    merged = {"rope_theta": fields.raw.get("rope_theta"), **scaling}
-    inner = Fields(merged, fields.path)
-    kind = str(merged.get("rope_type") or merged.get("type") or "default")
-    theta = inner.number("rope_theta", default_theta)
-    if kind == "default":
-        return RopeConfig(theta=theta)
-    if kind == "linear":
-        return RopeConfig(theta=theta, kind=kind, factor=inner.number("factor"))
-    if kind == "llama3":
-        return RopeConfig(
-            theta=theta,
-            kind=kind,
-            factor=inner.number("factor"),
-            low_freq_factor=inner.number("low_freq_factor"),
-            high_freq_factor=inner.number("high_freq_factor"),
-            original_context=inner.integer("original_max_position_embeddings"),
-        )
-    raise ModelError(
-        f"{fields.path}: rope scaling {kind!r} is not supported; supported are default, linear and llama3.",
-        hint="Remove the scaling from config.json to use the model's original context length.",
-    )
-
-
 def parse_common(fields: Fields, architecture: str, *, head_dim: int = 0, kv_heads: int = 0) -> dict[str, Any]:
     """The arguments of ModelConfig that all families share. The last two are the family's defaults, 0: derived."""
     activation = fields.raw.get("hidden_act") or "silu"
@@ -187,7 +163,6 @@ def parse_common(fields: Fields, architecture: str, *, head_dim: int = 0, kv_hea
         "kv_heads": groups,
         "head_dim": fields.integer("head_dim", head_dim or hidden // heads),
         "norm_eps": fields.number("rms_norm_eps", 1e-6),
-        "max_context": fields.integer("max_position_embeddings", 2048),
         "windows": (NO_WINDOW,) * layers,
         "is_moe": (False,) * layers,
         "tied": fields.flag("tie_word_embeddings"),

@@ -54,7 +54,8 @@ def forward_full(
     """
     batch, seq = tokens.shape
     angles = jnp.arange(seq, dtype=jnp.float32)[:, None] * inverse_frequencies(config)
-    cos, sin = (jnp.tile(f(angles), (batch, 1)) for f in (jnp.cos, jnp.sin))
+    scale = config.rope.attention_factor
+    cos, sin = (jnp.tile(f(angles) * scale, (batch, 1)) for f in (jnp.cos, jnp.sin))
     x = params["embed"][tokens.reshape(-1)].astype(jnp.float32)
 
     def layer(x: jax.Array, attn: Params, feed: Params, window: jax.Array, is_moe: bool) -> jax.Array:

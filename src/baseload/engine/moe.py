@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from baseload.engine.config import NO_WINDOW, Fields, ModelConfig, MoeConfig, parse_common, parse_rope
+from baseload.engine.config import NO_WINDOW, Fields, ModelConfig, MoeConfig, parse_common
 from baseload.engine.layers import Linear, Params, barrier, linear, rms_norm, swiglu
+from baseload.engine.rope_settings import positions
 
 
 def parse_mixtral(fields: Fields) -> ModelConfig:
@@ -20,7 +21,7 @@ def parse_mixtral(fields: Fields) -> ModelConfig:
         normalize=True,
         layout="mixtral",
     )
-    return ModelConfig(**common, rope=parse_rope(fields, 1_000_000.0), moe=moe)
+    return ModelConfig(**common, **positions(fields, 1_000_000.0), moe=moe)
 
 
 def parse_qwen3_moe(fields: Fields) -> ModelConfig:
@@ -41,7 +42,7 @@ def parse_qwen3_moe(fields: Fields) -> ModelConfig:
         layout="qwen",
     )
     bias = fields.flag("attention_bias")
-    return ModelConfig(**common, rope=parse_rope(fields), moe=moe, qk_norm=True, qkv_bias=bias, out_bias=bias)
+    return ModelConfig(**common, **positions(fields), moe=moe, qk_norm=True, qkv_bias=bias, out_bias=bias)
 
 
 def route(moe: MoeConfig, router: jax.Array, x: jax.Array, dot: Linear = linear) -> tuple[jax.Array, jax.Array]:

@@ -1,13 +1,14 @@
 """Qwen 2 and 2.5 (biased queries, keys and values) and Qwen 3 (normed queries and keys)."""
 
-from baseload.engine.config import NO_WINDOW, Fields, ModelConfig, parse_common, parse_rope
+from baseload.engine.config import NO_WINDOW, Fields, ModelConfig, parse_common
+from baseload.engine.rope_settings import positions
 
 
 def parse_qwen2(fields: Fields) -> ModelConfig:
     """Qwen2ForCausalLM, also the architecture of Qwen 2.5."""
     common = parse_common(fields, "Qwen2ForCausalLM")
     common["windows"] = layer_windows(fields, common["layers"])
-    return ModelConfig(**common, rope=parse_rope(fields), qkv_bias=True)
+    return ModelConfig(**common, **positions(fields), qkv_bias=True)
 
 
 def parse_qwen3(fields: Fields) -> ModelConfig:
@@ -15,7 +16,7 @@ def parse_qwen3(fields: Fields) -> ModelConfig:
     common = parse_common(fields, "Qwen3ForCausalLM", head_dim=128)
     common["windows"] = layer_windows(fields, common["layers"])
     bias = fields.flag("attention_bias")
-    return ModelConfig(**common, rope=parse_rope(fields), qk_norm=True, qkv_bias=bias, out_bias=bias)
+    return ModelConfig(**common, **positions(fields), qk_norm=True, qkv_bias=bias, out_bias=bias)
 
 
 def layer_windows(fields: Fields, layers: int) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ import numpy as np
 from baseload.domain.errors import BadWeights, ModelError
 from baseload.engine.config import NO_WINDOW, ModelConfig, read_json
 from baseload.engine.registry import read_config
+from baseload.engine.rope_settings import rope_fields
 from baseload.engine.tensors import TensorFile, open_tensors, write_tensors
 from baseload.files import write_whole
 
@@ -333,7 +334,7 @@ def hf_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "torch_dtype": dtype,
         "use_cache": True,
     }
-    raw |= _rope_fields(c) | _window_fields(c)
+    raw |= rope_fields(c.rope) | _window_fields(c)
     if c.moe is not None:
         raw |= {"num_experts_per_tok": c.moe.experts_per_token, "norm_topk_prob": c.moe.normalize}
         if c.moe.layout == "mixtral":
@@ -343,19 +344,6 @@ def hf_config(config: ModelConfig, dtype: str) -> dict[str, Any]:
             raw["mlp_only_layers"] = [index for index, sparse in enumerate(c.is_moe) if not sparse]
             raw["decoder_sparse_step"] = 1
     return raw
-
-
-def _rope_fields(c: ModelConfig) -> dict[str, Any]:
-    if c.rope.kind == "default":
-        return {}
-    scaling: dict[str, Any] = {"rope_type": c.rope.kind, "factor": c.rope.factor}
-    if c.rope.kind == "llama3":
-        scaling |= {
-            "low_freq_factor": c.rope.low_freq_factor,
-            "high_freq_factor": c.rope.high_freq_factor,
-            "original_max_position_embeddings": c.rope.original_context,
-        }
-    return {"rope_scaling": scaling}
 
 
 def _window_fields(c: ModelConfig) -> dict[str, Any]:

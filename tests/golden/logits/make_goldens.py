@@ -6,10 +6,11 @@ Run it in an environment of its own (torch and transformers are no dependency of
     /tmp/hf/bin/python tests/golden/logits/make_goldens.py
 
 Each directory then holds a tiny random model as transformers saves it and `logits.npz`: token ids and logits of
-three sequences of different lengths, each computed alone by transformers.
+three sequences of different lengths, each computed alone by transformers. Names as arguments make only these.
 """
 
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,13 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 32,
+}
+DYNAMIC_ROPE = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
 MOE = {**BASE, "num_hidden_layers": 2, "intermediate_size": 32}
 QWEN_MOE = {**MOE, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 8}
 MODELS = {
@@ -69,6 +77,8 @@ MODELS = {
         Qwen3MoeConfig(**{**QWEN_MOE, "num_hidden_layers": 3}, norm_topk_prob=True, mlp_only_layers=[1]),
     ),
     "qwen3-moe-raw": (Qwen3MoeForCausalLM, Qwen3MoeConfig(**QWEN_MOE, norm_topk_prob=False)),
+    "qwen2-yarn": (Qwen2ForCausalLM, Qwen2Config(**BASE, rope_parameters=YARN_ROPE)),
+    "llama-dynamic": (LlamaForCausalLM, LlamaConfig(**BASE, rope_parameters=DYNAMIC_ROPE)),
 }
 LENGTHS = (37, 21, 5)
 
@@ -100,4 +110,5 @@ def make(name, kind, config, seed):
 
 if __name__ == "__main__":
     for number, (name, (kind, config)) in enumerate(MODELS.items()):
-        make(name, kind, config, number)
+        if not sys.argv[1:] or name in sys.argv[1:]:
+            make(name, kind, config, number)

@@ -69,7 +69,8 @@ def test_an_unknown_architecture_is_named_and_the_known_ones_listed(model):
         ({"num_attention_heads": 0}, "num_attention_heads"),
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
         ({"hidden_act": "gelu"}, "gelu"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "yarn"),
+        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "longrope"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "factor"),
         ({"vocab_size": None}, "vocab_size"),
     ],
 )
@@ -186,7 +187,9 @@ def test_end_tokens_come_from_both_files(model):
     assert read_config(model).eos_token_ids == (2, 3, 7)
 
 
-@pytest.mark.parametrize("family", ["llama2-tied", "llama-bias", "qwen2-window", "qwen3-moe", "mixtral"])
+@pytest.mark.parametrize(
+    "family", ["llama2-tied", "llama-bias", "qwen2-window", "qwen3-moe", "mixtral", "qwen2-yarn", "llama-dynamic"]
+)
 def test_saving_and_loading_again_gives_the_same_model(goldens, tmp_path, family):
     config, params = load_params(goldens / family)
     save_params(tmp_path / "saved", config, params, "float32")

@@ -30,6 +30,7 @@ FAMILIES = (
     "mistral-window",
     "mixtral",
     "qwen2-window",
+    "qwen2-yarn",
     "qwen3",
     "qwen3-moe",
 )

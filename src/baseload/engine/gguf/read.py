@@ -256,7 +256,10 @@ def _scaling(file: GgufFile, raw: dict[str, Any]) -> dict[str, Any]:
     factor = file.own("rope.scaling.factor") or file.own("rope.scale_linear")
     if kind == "none" and not file.own("rope.scale_linear"):
         return {}
-    return {"rope_scaling": {"rope_type": "linear" if kind == "none" else kind, "factor": factor}}
+    scaling = {"rope_type": "linear" if kind == "none" else kind, "factor": factor}
+    if original := file.own("rope.scaling.original_context_length"):
+        scaling["original_max_position_embeddings"] = original
+    return {"rope_scaling": scaling}
 
 
 def _ends(file: GgufFile) -> list[int] | None:
