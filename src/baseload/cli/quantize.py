@@ -1,5 +1,6 @@
 """`baseload quantize`: a model in fewer bits, and how faithful it is."""
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from baseload.cli.flags import AsJson, DataDir, SettingsFile
 from baseload.cli.manage import source_of
@@ -17,6 +26,8 @@ from baseload.domain.errors import ModelError, SettingsError
 
 if TYPE_CHECKING:
     from baseload.engine.quantize.run import Outcome, Show
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of mallopt(3)
 
 
 def quantize(
@@ -48,6 +59,7 @@ def quantize(
     chosen = Scheme.parse(scheme, group)
     source = source_of(model, Place(data_dir, settings_file, "", ""))
     target = (out or _beside(model, source, scheme)).expanduser().absolute()
+    _keep_freed_memory()
     request = Request(source, target, chosen, calibrate=calibrate, replace=force, seed=seed)
     try:
         with _bar(silent=as_json) as show:
@@ -72,12 +84,29 @@ def _beside(model: str, source: Path, scheme: str) -> Path:
 @contextmanager
 def _bar(*, silent: bool) -> "Iterator[Show]":
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("left:"),
+        TimeRemainingColumn(), TextColumn("so far:"), TimeElapsedColumn(),
         console=err(), disable=silent, transient=True,
     )  # fmt: skip
     with bar:
-        task = bar.add_task("read", total=None)
-        yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)
+        stages: dict[str, TaskID] = {"read": bar.add_task("read", total=None)}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in stages:  # those before it stay in sight
+                last = list(stages.values())[-1]
+                bar.update(last, total=1, completed=1)
+                stages[stage] = bar.add_task(stage, total=total)
+            bar.update(stages[stage], completed=done, total=total)
+
+        yield show
+
+
+def _keep_freed_memory() -> None:
+    """Asks glibc to keep what is freed: arrays of many megabytes come and go, and fresh pages cost more than sums."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for option, value in ((_TRIM_THRESHOLD, 1 << 30), (_TOP_PAD, 64 << 20), (_MMAP_MAX, 0)):
+            libc.mallopt(option, value)
 
 
 def _print(outcome: "Outcome") -> None:

@@ -35,27 +35,50 @@ def norm(x: jax.Array, weight: jax.Array, config: ModelConfig) -> jax.Array:
 
 @jax.jit
 def dot(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """x[rows, K] · weight[N, K]ᵀ."""
-    return x @ weight.T
+    """x[rows, K] · weight[N, K]ᵀ in float32; of a weight in bfloat16, x is rounded to that."""
+    return _product(x.astype(weight.dtype), weight)
 
 
-@jax.jit
-def gram(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Σ x xᵀ of the rows of x[rows, K] whose mask[rows, 1] is 1: [K, K]."""
-    masked = x * mask
-    return masked.T @ masked
+@partial(jax.jit, static_argnums=2)
+def gram(x: jax.Array, mask: jax.Array, dtype: str = "float32") -> jax.Array:
+    """Σ x xᵀ of the rows of x[rows, K] whose mask[rows, 1] is 1: [K, K]. `dtype` is that of the factors."""
+    masked = (x * mask).T.astype(dtype)
+    return _product(masked, masked)
 
 
-@jax.jit
-def outer(y: jax.Array, x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Σ y xᵀ of the rows of y[rows, N] and x[rows, K] whose mask[rows, 1] is 1: [N, K]."""
-    return (y * mask).T @ x
+@partial(jax.jit, donate_argnums=(0, 1))
+def gathered(
+    hessian: jax.Array,
+    lacks: jax.Array,
+    exact: jax.Array,
+    rounded: jax.Array,
+    mask: jax.Array,
+    weight: jax.Array,
+    residual: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    """`hessian` + Σ x̂ x̂ᵀ and `lacks` + Σ d x̂ᵀ of inputs [rows, K], exact x and rounded x̂, where mask[rows, 1] is 1.
+
+    d is x - x̂ where `lacks` is [K, K], else weight[N, K] · (x - x̂); plus `residual`[rows, N]. All is computed in
+    float32 of factors in the type of the weight; the difference is taken before.
+    """
+    masked = (rounded * mask).T.astype(weight.dtype)
+    less = exact - rounded
+    if lacks.shape[0] == weight.shape[0]:
+        less = dot(less, weight)
+    if residual is not None:
+        less = less + residual
+    return hessian + _product(masked, masked), lacks + _product((less * mask).T.astype(weight.dtype), masked)
 
 
 @jax.jit
 def swiglu(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
     """silu(gate) · up of x[rows, H] and weight[2 I, H]."""
-    return gated(x @ weight.T + bias)
+    return gated(dot(x, weight) + bias)
+
+
+def _product(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x[rows, K] · y[N, K]ᵀ."""
+    return jax.lax.dot_general(x, y, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
 
 
 @partial(jax.jit, static_argnums=1)
@@ -80,7 +103,8 @@ def rows_for(chosen: np.ndarray, expert: int) -> tuple[np.ndarray, int]:
 def angles(config: ModelConfig, length: int) -> tuple[Matrix, Matrix]:
     """cos and sin, float32[length, head_dim / 2]."""
     turned = np.arange(length, dtype=np.float32)[:, None] * inverse_frequencies(config)
-    return np.cos(turned), np.sin(turned)
+    scale = np.float32(config.rope.attention_factor)
+    return np.cos(turned) * scale, np.sin(turned) * scale
 
 
 @partial(jax.jit, static_argnums=0)
@@ -95,7 +119,7 @@ def attention(
 ) -> jax.Array:
     """Attention's result [rows, heads · D] of norms' outputs [rows, H]; rows are sequences as long as `turns`."""
     batch = normed.shape[0] // turns[0].shape[0]
-    q, k, v = split_qkv(config, normed @ weight.T + (0 if bias is None else bias))
+    q, k, v = split_qkv(config, dot(normed, weight) + (0 if bias is None else bias))
     if norms is not None:
         q, k = (rms_norm(x, weight, config.norm_eps) for x, weight in zip((q, k), norms, strict=True))
     cos, sin = (jnp.tile(turn, (batch, 1)) for turn in turns)

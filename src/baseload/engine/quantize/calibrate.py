@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,8 @@ Progress = Callable[[int, int], None]  # (done, of)
 ROW_TOKENS = 256
 MAX_ROWS = 128  # 32,768 tokens
 _OWN_TOKENS = 128  # generated from each opening
-_OWN_ROUNDS = ((200_000_000, 4), (1_000_000_000, 2))  # so many up to that size; each opens with words of the last
-_TOGETHER = 32  # texts written at a time
+_OWN_ROUNDS = ((200_000_000, 4),)  # so many up to that size; each opens with words of the last
+_TOGETHER, _ROOM = 32, 256  # texts written at a time, and the most tokens of each
 _MIN_TOKENS = 64
 
 
@@ -79,13 +80,13 @@ def rows_of(ids: list[int], config: ModelConfig, *, where: str = "the text", mos
 
 
 def from_itself(model_dir: Path, tokenizer: TextTokenizer, *, seed: int, progress: Progress) -> Calibration:
-    """What the model writes after each of OPENINGS, sampled at temperature 1; reproducible."""
-    runner = Runner.open(
-        model_dir, spec=EngineSpec(max_seqs=32, kv_cache_bytes=0, prefix_cache=False), cache_dir=None
-    )
+    """What the model writes after each of OPENINGS, sampled at temperature 1; reproducible. Progress in tokens."""
+    config = read_config(model_dir)
+    spec = EngineSpec(max_seqs=_TOGETHER, kv_cache_bytes=0, max_context=_ROOM, prefix_cache=False)
+    runner = Runner.open(model_dir, spec=spec, cache_dir=None)
     try:
-        size = read_config(model_dir).parameters
-        rounds = next((count for most, count in _OWN_ROUNDS if size <= most), 1)
+        rounds = next((count for most, count in _OWN_ROUNDS if config.parameters <= most), 1)
+        total = rounds * len(OPENINGS) * _OWN_TOKENS
         rng = np.random.Generator(np.random.PCG64(seed))
         openings = list(OPENINGS)
         prompts: list[list[int]] = []
@@ -93,13 +94,19 @@ def from_itself(model_dir: Path, tokenizer: TextTokenizer, *, seed: int, progres
         for turn in range(rounds):
             new = [_prompt(tokenizer, opening)[: runner.max_context // 2] for opening in openings]
             for first in range(0, len(new), _TOGETHER):
-                progress(turn * len(OPENINGS) + first, rounds * len(OPENINGS))
-                texts += _continue(runner, new[first : first + _TOGETHER], rng)
+                done = (turn * len(OPENINGS) + first) * _OWN_TOKENS
+                some = new[first : first + _TOGETHER]
+                texts += _continue(runner, some, rng, partial(_further, progress, done, total))
             prompts += new
             openings = _picked_up(tokenizer, texts[-len(new) :], new, rng)
+        progress(total, total)
         return _padded(texts, prompts)
     finally:
         runner.close()
+
+
+def _further(progress: Progress, done: int, total: int, more: int) -> None:
+    progress(done + more, total)
 
 
 def _padded(texts: list[list[int]], prompts: list[list[int]]) -> Calibration:
@@ -131,20 +138,24 @@ def _prompt(tokenizer: TextTokenizer, opening: str) -> list[int]:
     return tokenizer.encode(tokenizer.chat.render([{"role": "user", "content": opening}]), special=False)
 
 
-def _continue(runner: ModelRunner, prompts: list[list[int]], rng: np.random.Generator) -> list[list[int]]:
-    """Each prompt with what follows; a text that ends is ended there."""
+def _continue(
+    runner: ModelRunner, prompts: list[list[int]], rng: np.random.Generator, wrote: Callable[[int], None]
+) -> list[list[int]]:
+    """Each prompt with what follows; a text that ends is ended there. `wrote` hears of about how many tokens."""
     each = min(_OWN_TOKENS + max(map(len, prompts)), runner.max_context)
     blocks = -(-each // runner.block_tokens)
     room = max(runner.num_blocks // blocks, 1)
+    least = max(map(len, prompts))
     done: list[list[int]] = []
     for first in range(0, len(prompts), room):
         texts = [list(prompt) for prompt in prompts[first : first + room]]
         tables = [np.arange(at * blocks, (at + 1) * blocks, dtype=np.int32) for at in range(len(texts))]
         open_ = list(range(len(texts)))
-        for text, table in zip(texts, tables, strict=True):
-            logits = runner.run([Span(np.array(text, np.int32), 0, table, True)])
-            text.append(_sample(logits[0], rng))
+        given = [Span(np.array(text, np.int32), 0, table, True) for text, table in zip(texts, tables, strict=True)]
+        for text, row in zip(texts, runner.run(given), strict=True):
+            text.append(_sample(row, rng))
         while open_:
+            wrote(first * _OWN_TOKENS + len(texts) * min(max(max(map(len, texts)) - least, 0), _OWN_TOKENS))
             open_ = [at for at in open_ if len(texts[at]) < each and texts[at][-1] not in runner.eos_token_ids]
             if open_:
                 spans = [

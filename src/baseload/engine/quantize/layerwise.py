@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +21,14 @@ from baseload.engine.config import ModelConfig
 from baseload.engine.quantize import blocks, equalize, transforms
 from baseload.engine.quantize.calibrate import Calibration
 from baseload.engine.quantize.gptq import compensate, inverse_factor, realigned
-from baseload.engine.quantize.levels import Levels, Matrix
+from baseload.engine.quantize.levels import Levels, Matrix, joined
 from baseload.engine.quantize.schemes import Scheme
 from baseload.engine.quantize.source import ModelSource
 from baseload.engine.quantize.transforms import Layer
 
 DAMPING = 0.01
 REALIGN_DAMPING = 0.05
+FINE_PARAMETERS = 200_000_000  # of a larger model, products of the streams are of factors in bfloat16
 _CHUNK_TOKENS = 2048
 _STEADY = 0.1  # of an expert's Hessian comes from the rows of all experts
 _LOOKED_CHUNKS = 4  # of the calibration, to choose factors by
@@ -107,26 +109,26 @@ class _Sums:
     r is what the residual stream has lost before. Where N > K, Σ (x - x̂) x̂ᵀ is gathered instead and W comes last.
     """
 
-    def __init__(self, weight: Matrix, *, residual: bool = False) -> None:
+    def __init__(self, weight: jax.Array, *, residual: bool = False) -> None:
         rows, columns = weight.shape
         self.count = 0
-        self.hessian = np.zeros((columns, columns), np.float32)
+        self.hessian = jnp.zeros((columns, columns), jnp.float32)
         self._weight, self._direct = weight, residual or rows <= columns
-        self._lacks = np.zeros((rows if self._direct else columns, columns), np.float32)
+        self._lacks = jnp.zeros((rows if self._direct else columns, columns), jnp.float32)
 
     def add(self, mask: Array, exact: Array, rounded: Array, residual: Array | None = None) -> None:
         """Some rows more, those whose mask[rows, 1] is 1."""
         self.count += int(mask.sum())
-        self.hessian += np.asarray(blocks.gram(rounded, mask))
-        less = (exact - rounded) if not self._direct else blocks.dot(exact - rounded, self._weight)
-        if residual is not None:
-            less = less + residual
-        self._lacks += np.asarray(blocks.outer(less, rounded, mask))
+        self.hessian, self._lacks = blocks.gathered(
+            self.hessian, self._lacks, exact, rounded, mask, self._weight, residual
+        )
 
     @property
     def cross(self) -> Matrix:
         """Σ (W (x - x̂) + r) x̂ᵀ, float32[N, K]."""
-        return self._lacks if self._direct else self._weight @ self._lacks
+        return np.asarray(
+            self._lacks if self._direct else blocks.dot(self._weight.astype(jnp.float32), self._lacks.T)
+        )
 
 
 class _Walk:
@@ -141,6 +143,7 @@ class _Walk:
         self._exact = self._rounded = np.zeros((0, 0), np.float32)
         self._cores = len(os.sched_getaffinity(0))
         self._pool = ThreadPoolExecutor(self._cores)
+        self._dtype = "float32" if config.parameters <= FINE_PARAMETERS else "bfloat16"
 
     def begin(self, embed: Matrix) -> None:
         self._exact = embed[self._tokens.reshape(-1)]
@@ -158,8 +161,8 @@ class _Walk:
         qkv = self._fit_one(base + "qkv", layer["qkv"], self._norm_sums(layer, "attn_norm", base, "qkv"))
         yield "qkv", qkv
         exact, rounded = self._attend(layer, qkv, window, self._entering(base + "qkv"))
-        entering = self._entering(base + "out")
-        sums = _Sums(layer["out"], residual=True)
+        entering, held = self._entering(base + "out"), self._held(layer["out"])
+        sums = _Sums(held, residual=True)
         for at in self._chunks:
             sums.add(self._mask[at], exact[at], entering(rounded[at]), self._exact[at] - self._rounded[at])
         out = self._fit_one(base + "out", layer["out"], sums)
@@ -168,9 +171,9 @@ class _Walk:
             if name in layer:
                 yield name, layer[name]
         out_bias = layer.get("out_bias", np.float32(0))
-        weight = out.restore()
+        weight = self._held(out.restore())
         for at in self._chunks:
-            self._exact[at] += np.asarray(blocks.dot(exact[at], layer["out"])) + out_bias
+            self._exact[at] += np.asarray(blocks.dot(exact[at], held)) + out_bias
             self._rounded[at] += np.asarray(blocks.dot(entering(rounded[at]), weight)) + out_bias
         if self._fit.equalize:
             layer = self._equal_feed(layer)
@@ -185,30 +188,31 @@ class _Walk:
         yield "gate_up", gate_up
         down = transforms.hadamard(layer["down"], block)
         bias = layer.get("gate_up_bias", np.zeros(len(layer["gate_up"]), np.float32))
-        restored = gate_up.restore()
+        held, restored = self._held(layer["gate_up"]), self._held(gate_up.restore())
         before, entering = self._entering(base + "gate_up"), self._entering(base + "down")
 
         def hidden(at: slice) -> tuple[jax.Array, jax.Array]:
             exact, rounded = self._normed(layer["feed_norm"], at, before)
             return (
-                blocks.spread(blocks.swiglu(exact, layer["gate_up"], bias), block),
+                blocks.spread(blocks.swiglu(exact, held, bias), block),
                 entering(blocks.spread(blocks.swiglu(rounded, restored, bias), block)),
             )
 
-        sums = _Sums(down, residual=True)
-        inner: list[tuple[Matrix, Matrix]] = []
+        reader = self._held(down)
+        sums = _Sums(reader, residual=True)
+        inner: list[tuple[jax.Array, jax.Array]] = []
         for at in self._chunks:
-            exact, rounded = (np.asarray(part) for part in hidden(at))
+            exact, rounded = hidden(at)
             sums.add(self._mask[at], exact, rounded, self._exact[at] - self._rounded[at])
-            inner.append((exact, rounded))
+            inner.append((exact.astype(self._dtype), rounded.astype(self._dtype)))
         fitted = self._fit_one(base + "down", down, sums)
         yield "down", fitted
         for name in ("gate_up_bias", "down_bias"):
             if name in layer:
                 yield name, layer[name]
-        down_bias, weight = layer.get("down_bias", np.float32(0)), fitted.restore()
+        down_bias, weight = layer.get("down_bias", np.float32(0)), self._held(fitted.restore())
         for at, (exact, rounded) in zip(self._chunks, inner, strict=True):
-            self._exact[at] += np.asarray(blocks.dot(exact, down)) + down_bias
+            self._exact[at] += np.asarray(blocks.dot(exact, reader)) + down_bias
             self._rounded[at] += np.asarray(blocks.dot(rounded, weight)) + down_bias
 
     def _experts(self, layer: Layer, base: str) -> Iterator[tuple[str, Value]]:
@@ -231,14 +235,14 @@ class _Walk:
             down = transforms.hadamard(layer["experts.down"][expert], block)
             rows, count = blocks.rows_for(routes[1][0], expert)
             mask = self._mask[rows] * (np.arange(len(rows)) < count)[:, None]
-            sums = _Sums(gate_up)
+            sums = _Sums(self._held(gate_up))
             sums.add(mask, exact[rows], rounded[rows])
             sums.hessian += shared * np.float32(_STEADY * max(sums.count, 1))
             gate_ups.append(self._fit_one(base + "experts.gate_up", gate_up, sums))
             inner_exact = blocks.spread(blocks.swiglu(exact[rows], gate_up, none), block)
             inner = blocks.spread(blocks.swiglu(rounded[rows], gate_ups[-1].restore(), none), block)
             inner = blocks.rounded(inner)
-            sums = _Sums(down)
+            sums = _Sums(self._held(down))
             sums.add(mask, inner_exact, inner)
             downs.append(self._fit_one(base + "experts.down", down, sums))
             given = np.asarray(blocks.dot(inner, downs[-1].restore())) * _weight_of(routes[1], expert)[rows]
@@ -263,6 +267,10 @@ class _Walk:
         for stream in (self._exact, self._rounded):
             yield np.concatenate([np.asarray(blocks.norm(stream[at], norm, self._config)) for at in self._chunks])
 
+    def _held(self, weight: Matrix) -> jax.Array:
+        """A matrix as the streams are multiplied by it."""
+        return jnp.asarray(weight, self._dtype)
+
     def _entering(self, name: str) -> Callable[[Array], jax.Array]:
         """How the engine rounds what enters the matrix of this full name."""
         return blocks.to_bfloat16 if name in self._fit.keep else blocks.rounded
@@ -279,12 +287,12 @@ class _Walk:
             yield np.asarray(exact), np.asarray(rounded)
 
     def _norm_sums(self, layer: Layer, norm: str, base: str, name: str) -> _Sums:
-        sums = _Sums(layer[name])
+        sums = _Sums(self._held(layer[name]))
         for at in self._chunks:
             sums.add(self._mask[at], *self._normed(layer[norm], at, self._entering(base + name)))
         return sums
 
-    def _attention(self, layer: Layer, weight: Matrix, normed: jax.Array, window: int) -> jax.Array:
+    def _attention(self, layer: Layer, weight: jax.Array, normed: jax.Array, window: int) -> jax.Array:
         norms = (layer["q_norm"], layer["k_norm"]) if self._config.qk_norm else None
         mixed: jax.Array = blocks.attention(
             self._config, weight, layer.get("qkv_bias"), norms, normed, self._turns, np.int32(window)
@@ -294,11 +302,11 @@ class _Walk:
     def _attend(
         self, layer: Layer, qkv: Fitted, window: int, entering: Callable[[Array], jax.Array]
     ) -> tuple[Matrix, Matrix]:
-        weight = qkv.restore()
+        held, weight = self._held(layer["qkv"]), self._held(qkv.restore())
         exact, rounded = [], []
         for at in self._chunks:
             first, second = self._normed(layer["attn_norm"], at, entering)
-            exact.append(np.asarray(self._attention(layer, layer["qkv"], first, window)))
+            exact.append(np.asarray(self._attention(layer, held, first, window)))
             rounded.append(np.asarray(self._attention(layer, weight, second, window)))
         return np.concatenate(exact), np.concatenate(rounded)
 
@@ -317,7 +325,8 @@ class _Walk:
         c = self._config
         scale = equalize.factors(self._looked_at(layer["attn_norm"]), layer["qkv"])
         layer = equalize.read_by(layer, "attn_norm", ("qkv",), scale)
-        mixed = self._looked_at(layer["attn_norm"], lambda x: self._attention(layer, layer["qkv"], x, window))
+        held = self._held(layer["qkv"])
+        mixed = self._looked_at(layer["attn_norm"], lambda x: self._attention(layer, held, x, window))
         each = c.heads // c.kv_heads
         scale = equalize.factors(mixed, layer["out"], heads=(c.kv_heads, each))
         wide = np.repeat(scale.reshape(c.kv_heads, 1, -1), each, axis=1).reshape(-1)
@@ -332,7 +341,8 @@ class _Walk:
         if experts is not None:
             return layer
         bias = layer.get("gate_up_bias", np.zeros(len(layer["gate_up"]), np.float32))
-        hidden = self._looked_at(layer["feed_norm"], lambda x: blocks.swiglu(x, layer["gate_up"], bias))
+        held = self._held(layer["gate_up"])
+        hidden = self._looked_at(layer["feed_norm"], lambda x: blocks.swiglu(x, held, bias))
         block = transforms.down_block(self._config) if self._fit.hadamard else 0
         scale = equalize.factors(hidden, layer["down"], block=block)
         return equalize.after_rows(layer, "gate_up", len(scale), "down", (scale, scale))
@@ -347,7 +357,7 @@ class _Walk:
     def _fit_one(self, name: str, weight: Matrix, sums: _Sums) -> Fitted:
         """The codes of one matrix for these inputs. Rows are independent: some at a time, on all cores."""
         scale = np.float32(1 / max(sums.count, 1))
-        hessian = sums.hessian * scale
+        hessian = np.asarray(sums.hessian * scale)
         importance = np.diag(hessian) + np.float32(1e-6 * np.mean(np.diag(hessian)) + 1e-20)
         if self._fit.realign and sums.count > 0:
             weight = realigned(weight, sums.cross * scale, hessian, REALIGN_DAMPING)
@@ -355,22 +365,13 @@ class _Walk:
             return Kept(weight)
         factor = inverse_factor(hessian, DAMPING) if self._fit.compensate else None
 
-        def fitted(at: int) -> Rounded:
-            part = weight[at : at + each]
+        def fitted(part: Matrix) -> Rounded:
             levels = self._scheme.choose(name, part, importance)
             return Rounded(levels, levels.nearest(part) if factor is None else compensate(part, *factor, levels))
 
-        each = max(min(_PIECE // weight.shape[1], -(-len(weight) // self._cores)), 1)
-        return _joined(list(self._pool.map(fitted, range(0, len(weight), each))))
-
-
-def _joined(pieces: list[Rounded]) -> Rounded:
-    if len(pieces) == 1:
-        return pieces[0]
-    fields = ("scale", "step", "offset", "low", "high")
-    arrays = {name: np.concatenate([getattr(piece.levels, name) for piece in pieces]) for name in fields}
-    levels = Levels(**arrays, group=pieces[0].levels.group, scheme=pieces[0].levels.scheme)
-    return Rounded(levels, np.concatenate([piece.codes for piece in pieces]))
+        pieces = max(min(self._cores, len(weight)), -(-weight.size // _PIECE))
+        done = list(self._pool.map(fitted, np.array_split(weight, pieces)))
+        return Rounded(joined([each.levels for each in done]), np.concatenate([each.codes for each in done]))
 
 
 def _weight_of(route: list[NDArray[np.generic]], expert: int) -> Matrix:

@@ -4,6 +4,7 @@ The integers are those of native/LAYOUT.md: in 8 bits the code itself, in 4 bits
 an offset for each group of columns.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from baseload.engine.native.packing import MAX_STEP
 Matrix = NDArray[np.float32]
 Codes = NDArray[np.int16]
 _TINY = np.float32(1e-30)
+_PIECE = 1 << 16  # weights searched at a time: what is computed of them stays in a core's cache
 _REACH = 120  # integers that the largest weight of a row in 4 bits is worth: the steps next to it stay in bounds
 
 
@@ -55,6 +57,31 @@ class Levels:
 
 def choose_w8(weight: Matrix, importance: Matrix) -> Levels:
     """One scale a row, codes from -127 to 127: the clipping with the least error weighted by importance[K]."""
+    return _in_pieces(weight, lambda part: _clipped(part, importance))
+
+
+def choose_w4(weight: Matrix, importance: Matrix, group: int) -> Levels:
+    """Steps and offsets of groups of 32, 64 or 128 columns, those with the least error weighted by importance[K]."""
+    return _in_pieces(weight, lambda part: _stepped(part, importance, group))
+
+
+def joined(pieces: list[Levels]) -> Levels:
+    """The levels of rows that follow each other."""
+    if len(pieces) == 1:
+        return pieces[0]
+    scale, step, offset, low, high = (
+        np.concatenate([getattr(piece, name) for piece in pieces])
+        for name in ("scale", "step", "offset", "low", "high")
+    )
+    return Levels(scale, step, offset, low, high, pieces[0].group, pieces[0].scheme)
+
+
+def _in_pieces(weight: Matrix, choose: Callable[[Matrix], Levels]) -> Levels:
+    each = max(_PIECE // max(weight.shape[1], 1), 1)
+    return joined([choose(weight[first : first + each]) for first in range(0, max(len(weight), 1), each)])
+
+
+def _clipped(weight: Matrix, importance: Matrix) -> Levels:
     rows, columns = weight.shape
     reach = np.maximum(np.max(np.abs(weight), axis=1, initial=0.0), _TINY)
     best, least = reach / np.float32(127), np.full(rows, np.inf, np.float32)
@@ -67,8 +94,7 @@ def choose_w8(weight: Matrix, importance: Matrix) -> Levels:
     return Levels(best.astype(np.float32), one, one * 0, one * -127, one * 127, columns, "w8")
 
 
-def choose_w4(weight: Matrix, importance: Matrix, group: int) -> Levels:
-    """Steps and offsets of groups of 32, 64 or 128 columns, those with the least error weighted by importance[K]."""
+def _stepped(weight: Matrix, importance: Matrix, group: int) -> Levels:
     rows, columns = weight.shape
     count = -(-columns // group)
     scale = np.maximum(np.max(np.abs(weight), axis=1, initial=0.0), _TINY) / np.float32(_REACH)

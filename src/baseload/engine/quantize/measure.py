@@ -5,7 +5,7 @@ transform before `down`), but in whole sequences and without a cache. In bf16, a
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,10 @@ from baseload.engine.quantize.transforms import Layer
 Tokens = NDArray[np.int32]
 Floats = NDArray[np.float32]
 Round = Callable[[jax.Array], jax.Array]
+Progress = Callable[[int, int], None]  # (done, of)
 Rounding = Callable[[str], Round]  # by the full name of a matrix
 _CHUNK_TOKENS = 2048
-_HEAD_TOKENS = 512
+_HEAD_TOKENS = 128
 
 
 class Fidelity(Struct, frozen=True):
@@ -43,13 +44,27 @@ class Fidelity(Struct, frozen=True):
         return self.perplexity / self.perplexity_float32
 
 
-def measure(source: ModelSource, packed: PackedModel, tokens: Tokens, weights: Floats | None = None) -> Fidelity:
+def measure(
+    source: ModelSource,
+    packed: PackedModel,
+    tokens: Tokens,
+    weights: Floats | None = None,
+    *,
+    progress: Progress = lambda done, total: None,
+) -> Fidelity:
     """Both models on int32[rows, row_tokens]; the prediction of a token counts where `weights`[rows, row_tokens] > 0.
 
     Without weights every token but a row's first counts. Memory: one layer of each in float32, and both streams.
     """
-    exact = final_states(source.config, source.layer, source.top(), tokens)
-    return _against(exact, source, packed, tokens, weights, rounding_of(packed))
+    layers = source.config.layers
+
+    def seen(done: int) -> Callable[[int], None]:
+        return lambda index: progress(done + index, 2 * layers + 1)
+
+    exact = final_states(source.config, source.layer, source.top(), tokens, seen=seen(0))
+    found = _against(exact, source, packed, tokens, weights, rounding_of(packed), seen=seen(layers))
+    progress(1, 1)
+    return found
 
 
 def relief(source: ModelSource, packed: PackedModel, tokens: Tokens, weights: Floats) -> dict[str, float]:
@@ -75,11 +90,13 @@ def _against(
     tokens: Tokens,
     weights: Floats | None,
     rounding: Rounding,
+    *,
+    seen: Callable[[int], None] = lambda index: None,
 ) -> Fidelity:
     rounded = final_states(
-        packed.config, packed.layer, packed.top(), tokens, rounding=rounding, block=packed.down_hadamard
+        packed.config, packed.layer, packed.top(), tokens, rounding=rounding, block=packed.down_hadamard, seen=seen
     )
-    exact_head, rounded_head = source.top()["lm_head"], packed.top()["lm_head"]
+    exact_head, rounded_head = (jnp.asarray(top["lm_head"]) for top in (source.top(), packed.top()))
     counts = np.ones(tokens.shape, np.float32) if weights is None else weights
     rows, places = np.nonzero(counts[:, 1:] > 0)
     at, targets = rows * tokens.shape[1] + places, tokens[rows, places + 1]
@@ -110,8 +127,12 @@ def final_states(
     *,
     rounding: Rounding | None = None,
     block: int = 0,
+    seen: Callable[[int], None] = lambda index: None,
 ) -> Floats:
-    """What enters the head, float32[rows · row_tokens, H]; with `rounding`, as the packed model has it."""
+    """What enters the head, float32[rows · row_tokens, H]; with `rounding`, as the packed model has it.
+
+    `seen` hears of each layer before it is done.
+    """
     entering: Rounding = rounding if rounding is not None else _not_at_all
     rows, length = tokens.shape
     each = max(_CHUNK_TOKENS // length, 1) * length
@@ -119,7 +140,8 @@ def final_states(
     x = top["embed"][tokens.reshape(-1)].astype(np.float32)
     parts = [slice(at, at + each) for at in range(0, rows * length, each)]
     for index in range(config.layers):
-        layer = layer_of(index)
+        seen(index)
+        layer = {name: jnp.asarray(value) for name, value in layer_of(index).items()}
         for part in parts:
             x[part] = _layer(config, layer, index, jnp.asarray(x[part]), turns, entering, block)
     normed = [np.asarray(entering("lm_head")(blocks.norm(x[part], top["final_norm"], config))) for part in parts]
@@ -128,7 +150,7 @@ def final_states(
 
 def _layer(
     config: ModelConfig,
-    layer: Layer,
+    layer: Mapping[str, jax.Array],
     index: int,
     x: jax.Array,
     turns: tuple[Floats, Floats],
@@ -151,7 +173,7 @@ def _layer(
 
 
 def _experts(
-    config: ModelConfig, layer: Layer, base: str, plain: jax.Array, entering: Rounding, block: int
+    config: ModelConfig, layer: Mapping[str, jax.Array], base: str, plain: jax.Array, entering: Rounding, block: int
 ) -> Floats:
     moe = config.moe
     assert moe is not None

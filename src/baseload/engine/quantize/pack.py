@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baseload.engine.config import ModelConfig
-from baseload.engine.native.packing import Packed, interleave_gate_up, pack_bf16, pack_w4, pack_w8
+from baseload.engine.native.packing import Packed, interleave_gate_up, pack_bf16, pack_w4, pack_w8, quantize_w8
 from baseload.engine.native.weights_map import Source
 from baseload.engine.packed import to_bfloat16
+from baseload.engine.quantize import transforms
 from baseload.engine.quantize.layerwise import Fitted, Kept, Rounded, Value
 from baseload.engine.quantize.source import ModelSource
 
@@ -44,6 +45,26 @@ def plain_tensors(source: ModelSource) -> Iterator[tuple[str, Source]]:
                 yield full, pack_bf16(_interleaved(name, value).astype(np.float32))
     yield "final_norm", top["final_norm"]
     yield "lm_head", pack_bf16(top["lm_head"])
+
+
+def turned_tensors(source: ModelSource, seed: int) -> Iterator[tuple[str, Source]]:
+    """A model turned, and each matrix rounded to the nearest 8 bits: quickly made, and near enough to write with."""
+    turn = transforms.orthogonal(source.config.hidden, seed)
+    top = transforms.rotate_top(source.top(), turn)
+    block = transforms.down_block(source.config)
+    yield "embed", to_bfloat16(top["embed"])
+    for index in range(source.config.layers):
+        for name, value in transforms.rotate_layer(source.layer(index), turn).items():
+            full = f"layers.{index}.{name}"
+            if name.endswith(PLAIN):
+                yield from packed_tensors(source.config, [(full, value)])
+                continue
+            turned = transforms.hadamard(value, block) if name.endswith("down") else value
+            each = turned if name.startswith("experts.") else turned[None]
+            packed = [quantize_w8(_interleaved(name, one).astype(np.float32)) for one in each]
+            yield full, packed if name.startswith("experts.") else packed[0]
+    yield "final_norm", top["final_norm"]
+    yield "lm_head", quantize_w8(top["lm_head"])
 
 
 def _pack(config: ModelConfig, name: str, rounded: Fitted) -> Packed:

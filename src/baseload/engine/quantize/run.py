@@ -21,7 +21,7 @@ from baseload.engine.quantize import calibrate
 from baseload.engine.quantize.calibrate import Calibration
 from baseload.engine.quantize.layerwise import Fit, quantize_layers
 from baseload.engine.quantize.measure import Fidelity, measure, relief
-from baseload.engine.quantize.pack import packed_tensors, plain_tensors
+from baseload.engine.quantize.pack import packed_tensors, plain_tensors, turned_tensors
 from baseload.engine.quantize.schemes import Scheme
 from baseload.engine.quantize.source import ModelSource, open_source
 from baseload.engine.quantize.transforms import down_block
@@ -85,7 +85,7 @@ def quantize(request: Request, *, show: Show) -> Outcome:
     try:
         source.check()  # before what takes minutes
         with _folder_of(request.source, workshop) as folder:
-            tokens, said = _calibration(request, folder, source.config, show)
+            tokens, said = _calibration(request, source, folder, workshop, show)
             parts = _split(tokens)
             made, fidelity = _best(request, source, folder, workshop, parts, show)
         is_rotated = made.name.startswith(_NAMES[True])
@@ -127,7 +127,7 @@ def _best(
         made = workshop / _NAMES[False]
         tensors = _counted(plain_tensors(source), config, show, "pack")
         _write(made, folder, tensors, scheme, 0)
-        return made, _measured(source, packed.open_packed(made), parts.measure)
+        return made, _measured(source, packed.open_packed(made), parts.measure, show)
     is_small = config.parameters <= TRIAL_PARAMETERS
     ways = [request.rotate] if request.rotate is not None else [False, True] if is_small else [True]
     found: list[tuple[float, Path, Fit]] = []
@@ -138,7 +138,7 @@ def _best(
         values = quantize_layers(source, scheme, parts.fit, fit=fit, seed=request.seed)
         tensors = packed_tensors(config, _counted(values, config, show, f"quantize, {name}"))
         _write(made, folder, tensors, scheme, down_block(config) if fit.hadamard else 0, fit.keep)
-        kl = _measured(source, packed.open_packed(made), parts.choose).kl if is_small else 0.0
+        kl = _measured(source, packed.open_packed(made), parts.choose, show).kl if is_small else 0.0
         found.append((kl, made, fit))
 
     for way in ways:
@@ -149,10 +149,7 @@ def _best(
         if keep:
             attempt(replace(fit, keep=keep))
     best = min(found, key=lambda each: each[0])[1]
-    show("measure", 0, 1)
-    fidelity = _measured(source, packed.open_packed(best, whole=True), parts.measure)
-    show("measure", 1, 1)
-    return best, fidelity
+    return best, _measured(source, packed.open_packed(best, whole=True), parts.measure, show)
 
 
 def _worth_keeping(source: ModelSource, model: packed.PackedModel, part: Calibration, show: Show) -> tuple[str, ...]:
@@ -174,15 +171,13 @@ def _worth_keeping(source: ModelSource, model: packed.PackedModel, part: Calibra
 def _counted(
     tensors: Iterator[tuple[str, T]], config: ModelConfig, show: Show, stage: str
 ) -> Iterator[tuple[str, T]]:
-    """The same tensors; each finished layer is shown."""
-    seen = -1
-    for name, value in tensors:
-        layer = int(name.split(".")[1]) if name.startswith("layers.") else (-1 if name == "embed" else config.layers)
-        if layer > seen:
-            seen = layer
-            show(stage, max(layer, 0), config.layers + 1)
+    """The same tensors; each finished one is shown."""
+    total = len(packed.expected_shapes(config))
+    show(stage, 0, total)
+    for done, (name, value) in enumerate(tensors):
+        show(stage, done, total)
         yield name, value
-    show(stage, config.layers + 1, config.layers + 1)
+    show(stage, total, total)
 
 
 def _write(
@@ -206,13 +201,28 @@ def _write(
     )
 
 
-def _calibration(request: Request, folder: Path, config: ModelConfig, show: Show) -> tuple[Calibration, str]:
-    tokenizer = TextTokenizer.open(folder)
+def _calibration(
+    request: Request, source: ModelSource, folder: Path, workshop: Path, show: Show
+) -> tuple[Calibration, str]:
+    tokenizer, config = TextTokenizer.open(folder), source.config
     if request.calibrate is not None:
         return calibrate.from_file(request.calibrate, tokenizer, config), request.calibrate.name
-    tokens = calibrate.from_itself(
-        folder, tokenizer, seed=request.seed, progress=lambda done, total: show("generate", done, total)
-    )
+
+    def wrote(done: int, total: int) -> None:
+        show("generate", done, total)
+
+    if config.parameters <= TRIAL_PARAMETERS:
+        return calibrate.from_itself(
+            folder, tokenizer, seed=request.seed, progress=wrote
+        ), "what the model says itself"
+    # A large one writes in 8 bits, several times as fast, from each opening once: fitting takes its time by words.
+    writer, eight = workshop / "writer", Scheme.parse("w8a8")
+    tensors = _counted(turned_tensors(source, request.seed), config, show, "prepare")
+    _write(writer, folder, tensors, eight, down_block(config))
+    try:
+        tokens = calibrate.from_itself(writer, tokenizer, seed=request.seed, progress=wrote)
+    finally:
+        shutil.rmtree(writer, ignore_errors=True)
     return tokens, "what the model says itself"
 
 
@@ -224,8 +234,8 @@ def _split(whole: Calibration) -> _Parts:
     return _Parts(whole.part((place != 3) & (place != 7)), whole.part(place == 3), whole.part(place == 7))
 
 
-def _measured(source: ModelSource, model: packed.PackedModel, part: Calibration) -> Fidelity:
-    return measure(source, model, part.tokens, part.counts)
+def _measured(source: ModelSource, model: packed.PackedModel, part: Calibration, show: Show) -> Fidelity:
+    return measure(source, model, part.tokens, part.counts, progress=lambda done, total: show("measure", done, total))
 
 
 @contextmanager

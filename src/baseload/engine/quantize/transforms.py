@@ -6,6 +6,7 @@
 Factors that a matrix exchanges with what enters it: quantize/equalize.py.
 """
 
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,11 +32,12 @@ def rotate_layer(layer: Layer, turn: Matrix) -> Layer:
         for name in readers:
             if name in layer:
                 scaled: Matrix = layer[name] * layer[norm]
-                out[name] = scaled @ turn
+                out[name] = _turned(scaled, turn)
         out[norm] = np.ones_like(layer[norm])
     for name in ("out", "down", "experts.down"):
         if name in layer:
-            out[name] = turn.T @ layer[name]
+            rows: Matrix = layer[name]
+            out[name] = np.stack([_out_of(turn, one) for one in rows]) if rows.ndim == 3 else _out_of(turn, rows)
     for name in ("out_bias", "down_bias"):
         if name in layer:
             out[name] = layer[name] @ turn
@@ -45,10 +47,19 @@ def rotate_layer(layer: Layer, turn: Matrix) -> Layer:
 def rotate_top(top: Layer, turn: Matrix) -> Layer:
     """Embedding and head for a residual stream x · turn."""
     return {
-        "embed": top["embed"] @ turn,
+        "embed": _turned(top["embed"], turn),
         "final_norm": np.ones_like(top["final_norm"]),
-        "lm_head": (top["lm_head"] * top["final_norm"]) @ turn,
+        "lm_head": _turned(top["lm_head"] * top["final_norm"], turn),
     }
+
+
+def _turned(rows: Matrix, turn: Matrix) -> Matrix:
+    """rows · turn. By JAX: its threads do not wait for each other where the cores are wanted elsewhere."""
+    return np.asarray(jnp.asarray(rows) @ turn)
+
+
+def _out_of(turn: Matrix, rows: Matrix) -> Matrix:
+    return np.asarray(jnp.asarray(turn).T @ rows)
 
 
 def down_block(config: ModelConfig) -> int:
