@@ -46,7 +46,7 @@ def unwritten(error: OSError) -> BaseloadError:
     """Words for what the system refused, most often to write our output; what waits to be written is given up."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     hint = "Make room on that disk." if error.errno == errno.ENOSPC else ""
-    return BaseloadError(f"{error.filename or 'The output'}: {error.strerror or error}.", hint=hint)
+    return BaseloadError(f"{error.filename or 'Writing'}: {error.strerror or error}.", hint=hint)
 
 
 def print_json(value: object) -> None:

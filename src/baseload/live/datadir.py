@@ -44,10 +44,7 @@ class DataDir:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             fd = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise JournalError(
-                f"The data directory {self.path} cannot be used: {error.strerror}.",
-                hint="Choose another with --data-dir, or change its permissions.",
-            ) from error
+            raise self._unusable(error) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -57,10 +54,20 @@ class DataDir:
                 f"Another baseload process (pid {pid}) uses the data directory {self.path}.",
                 hint="Stop it with Ctrl-C or `kill` and its pid, or choose another directory with --data-dir.",
             ) from None
-        os.truncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.truncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:  # the disk is full
+            os.close(fd)
+            raise self._unusable(error) from error
         self._fd = fd
         (self.path / _NOTE).unlink(missing_ok=True)
+
+    def _unusable(self, error: OSError) -> JournalError:
+        return JournalError(
+            f"The data directory {self.path} cannot be used: {error.strerror}.",
+            hint="Choose another with --data-dir, or change its permissions, or make room.",
+        )
 
     def announce(self, url: str) -> None:
         """Write the note for commands that want to reach this process."""
