@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from baseload.limits.catalogue.models import Models
 from baseload.limits.shape_config import shape_of
 from baseload.limits.shapes import Mixer, ModelShape
 from baseload.limits.training.work import work_of
@@ -370,6 +371,56 @@ def test_parameters_are_within_a_percent_of_the_published_count(
     name: str, billions: float, config: dict[str, Any]
 ) -> None:
     shape = shape_of(config, name=name)
+    assert shape.params / 1e9 == pytest.approx(billions, rel=0.01)
+    assert shape.assumed == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("meta-llama/Llama-4-Maverick-17B-128E-Instruct", 400.7),
+        ("meta-llama/Llama-3.2-1B", 1.24),
+        ("meta-llama/Llama-3.2-3B", 3.21),
+        ("meta-llama/Llama-3.2-11B-Vision", 9.78),
+        ("google/gemma-3-4b-it", 3.884),
+        ("google/gemma-3-12b-it", 11.771),
+        ("google/gemma-3-27b-it", 27.016),
+        ("Qwen/Qwen3-1.7B", 1.72),
+        ("Qwen/Qwen3-4B", 4.02),
+        ("Qwen/Qwen3-14B", 14.77),
+        ("Qwen/Qwen3-Coder-480B-A35B-Instruct", 480.2),
+        ("Qwen/Qwen3-Next-80B-A3B-Instruct", 79.7),
+        ("Qwen/Qwen2.5-7B-Instruct", 7.62),
+        ("Qwen/Qwen2.5-32B-Instruct", 32.76),
+        ("Qwen/Qwen2.5-72B-Instruct", 72.7),
+        ("moonshotai/Kimi-Linear-48B-A3B-Instruct", 49.1),
+        ("deepseek-ai/DeepSeek-V3.2-Exp", 671.9),
+        ("zai-org/GLM-4.5", 355.0),
+        ("zai-org/GLM-4.5-Air", 106.0),
+        ("MiniMaxAI/MiniMax-M1-80k", 456.0),
+        ("nvidia/Nemotron-H-8B-Base-8K", 8.1),
+        ("mistralai/Mixtral-8x22B-v0.1", 140.6),
+        ("mistralai/Mistral-7B-v0.3", 7.25),
+        ("mistralai/Mistral-Small-24B-Base-2501", 23.57),
+        ("microsoft/phi-4", 14.66),
+        ("microsoft/Phi-3.5-MoE-instruct", 41.9),
+        ("microsoft/Phi-4-mini-instruct", 3.84),
+        ("LGAI-EXAONE/EXAONE-4.0-32B", 32.0),
+        ("LGAI-EXAONE/EXAONE-3.5-7.8B-Instruct", 7.82),
+        ("tencent/Hunyuan-A13B-Instruct", 80.4),
+        ("ibm-granite/granite-4.0-h-small", 32.2),
+        ("baidu/ERNIE-4.5-21B-A3B-PT", 21.8),
+        ("CohereLabs/c4ai-command-a-03-2025", 111.0),
+        ("ai21labs/AI21-Jamba-Mini-1.6", 51.6),
+        ("zai-org/GLM-4.6", 355.0),
+        ("deepseek-ai/DeepSeek-V3.2", 671.9),
+        ("MiniMaxAI/MiniMax-M2", 229.0),
+        ("moonshotai/Kimi-K2-Thinking", 1026.4),
+    ],
+)
+def test_a_model_is_known_by_name_within_a_percent(name: str, billions: float) -> None:
+    shape, basis = Models().find(name)
+    assert basis == "config"
     assert shape.params / 1e9 == pytest.approx(billions, rel=0.01)
     assert shape.assumed == ()
 

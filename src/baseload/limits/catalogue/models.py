@@ -19,6 +19,13 @@ _SAME_SHAPE = {
     "llama-3-8b": "llama-3.1-8b",
     "llama-3-70b": "llama-3.1-70b",
     "llama-3.3-70b": "llama-3.1-70b",
+    "deepseek-v3.2": "deepseek-v3.2-exp",
+    "glm-4.6": "glm-4.5",
+    "minimax-m2": "minimax-m2.5",
+    "minimax-m2.1": "minimax-m2.5",
+    "minimax-m1-40k": "minimax-m1-80k",
+    "minimax-text-01": "minimax-m1-80k",
+    "ai21-jamba-mini-1.5": "ai21-jamba-mini-1.6",
 }
 _SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)(?:x(\d+(?:\.\d+)?))?b(?![a-z])")
 _ACTIVE = re.compile(r"(?<![a-z0-9.])a(\d+(?:\.\d+)?)b(?![a-z])")
