@@ -149,7 +149,9 @@ def test_a_throughput_logged_per_accelerator_is_raised_by_the_declared_rule() ->
 
 def test_a_benchmark_that_logs_one_accelerator_in_every_row_is_raised_whole() -> None:
     each = [_row(line=n, accelerators=n, throughput=280.0 + n / 8, train_s=20_000 / n) for n in (4, 8, 16, 64)]
-    other = [_row(line=9, benchmark="dlrm_dcnv2", accelerators=n, throughput=1e3, train_s=9.0) for n in (4, 8, 16, 64)]
+    other = [
+        _row(line=9, benchmark="dlrm_dcnv2", accelerators=n, throughput=1e3, train_s=9.0) for n in (4, 8, 16, 64)
+    ]
     fixed = whole_system([*each, *other])
     assert [row.throughput for row in fixed[:4]] == [row.throughput * row.accelerators for row in each]
     assert fixed[4:] == other
