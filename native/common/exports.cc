@@ -11,12 +11,12 @@ BASELOAD_EXPORT void bl_set_threads(int32_t count) { baseload::set_threads(count
 BASELOAD_EXPORT int32_t bl_threads() { return baseload::threads(); }
 
 // Bits: 0 avx2, 1 avxvnni, 2 avx512, 3 amx (the processor has it, and our kernels on it give the right results),
-// 4 the processor has AMX, 5 avx512vnni.
+// 4 the processor has AMX, 5 avx512vnni, 6 it has AMX, but the kernel does not permit it to this process.
 BASELOAD_EXPORT uint32_t bl_features() {
   const baseload::CpuFeatures& cpu = baseload::cpu_features();
   return uint32_t{cpu.avx2} | uint32_t{cpu.avxvnni} << 1 | uint32_t{cpu.avx512} << 2 |
          uint32_t{baseload::amx_works()} << 3 | uint32_t{cpu.amx_int8 && cpu.amx_bf16} << 4 |
-         uint32_t{cpu.avx512vnni} << 5;
+         uint32_t{cpu.avx512vnni} << 5 | uint32_t{cpu.amx_refused} << 6;
 }
 
 namespace {

@@ -144,6 +144,9 @@ def _kernels() -> Finding:
     if has.has_amx and not has.amx:
         advice = "AMX gave wrong results in its check and is not used: please report this processor."
         return Finding("kernels", "note", ", ".join(has.isas), advice)
+    if has.amx_refused:
+        advice = "The system refuses AMX to this process (Linux before 5.16, or a sandbox): AVX-512 is used, slower."
+        return Finding("kernels", "note", ", ".join(has.isas), advice)
     if not has.isas:
         return Finding("kernels", "note", "built; the processor lacks AVX2", "Models run on XLA alone.")
     if is_stale():

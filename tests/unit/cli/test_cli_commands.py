@@ -115,6 +115,7 @@ def test_doctor_says_what_is_lost_and_what_to_do(
         (True, CpuFeatures(), "note", "XLA"),
         (True, CpuFeatures(avx2=True), "ok", ""),
         (True, CpuFeatures(avx2=True, avx512=True, has_amx=True), "note", "wrong results"),
+        (True, CpuFeatures(avx2=True, avx512=True, amx_refused=True), "note", "refuses AMX"),
     ],
 )
 def test_doctor_says_which_kernels_run(

@@ -14,7 +14,8 @@ class CpuFeatures:
     """What processor and operating system offer. `avx512vnni` means F, BW, VL, DQ and VNNI together, `avx512`
     BF16 besides.
 
-    `amx`: the tile kernels passed their check against plain C++ in this process; `has_amx`: the processor has tiles.
+    `amx`: the tile kernels passed their check against plain C++ in this process; `has_amx`: the processor has tiles,
+    and this process may use them; `amx_refused`: it has them, but the operating system does not permit them.
     """
 
     avx2: bool = False
@@ -23,11 +24,12 @@ class CpuFeatures:
     amx: bool = False
     has_amx: bool = False
     avx512vnni: bool = False
+    amx_refused: bool = False
 
     @classmethod
     def of_bits(cls, bits: int) -> "CpuFeatures":
         """Of the bit field the library answers (native/common/exports.cc)."""
-        return cls(*(bool(bits >> index & 1) for index in range(6)))
+        return cls(*(bool(bits >> index & 1) for index in range(7)))
 
     @property
     def isas(self) -> tuple[str, ...]:
