@@ -10,6 +10,7 @@ from baseload.domain.model import Admission
 from baseload.domain.tenant import KeyLimits
 from baseload.domain.work import Outcome, PhaseTimes, Tier, TokenCounts
 
+TOOL = {"type": "function", "function": {"name": "f"}}
 USER = [{"role": "user", "content": "four words for you"}]
 
 
@@ -216,7 +217,15 @@ async def test_unknown_model_and_route(house):
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "not a name"}}]}, "tools"),
+        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}] * 2}, "tools"),
+        ({"tools": [TOOL], "tool_choice": "perhaps"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "response_format": {"type": "json_object"}}, "tools"),
+        ({"tools": [TOOL], "logprobs": True}, "logprobs"),
+        ({"functions": [{"name": "f"}]}, "functions"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         (

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from jinja2 import meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from baseload.domain.errors import ModelError, Reason, Refusal
+from baseload.engine.tool_calls import ToolForm, form_of
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 
@@ -24,9 +26,15 @@ class _TemplateRefused(Exception):
 
 
 class ChatTemplate:
-    """A compiled template with the model's special tokens."""
+    """A compiled template with the model's special tokens. `tool_form`: how a model taught by it calls functions.
 
-    def __init__(self, source: str, *, variables: Mapping[str, str], where: str = "chat template") -> None:
+    None where it does not speak of `tools`, or teaches a form that is not understood here.
+    """
+
+    def __init__(
+        self, source: str, *, variables: Mapping[str, str], where: str = "chat template", tool_source: str = ""
+    ) -> None:
+        """`tool_source`: another template for requests with tools, where the model has one."""
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
@@ -35,9 +43,12 @@ class ChatTemplate:
         environment.globals["strftime_now"] = _strftime_now
         try:
             self._template = environment.from_string(source)
+            self._with_tools = environment.from_string(tool_source) if tool_source else self._template
+            undeclared = meta.find_undeclared_variables(environment.parse(tool_source or source))
         except jinja2.TemplateError as error:
             raise ModelError(f"The {where} is not valid: {error}") from error
         self._variables = dict(variables)
+        self.tool_form: ToolForm | None = form_of(tool_source or source) if "tools" in undeclared else None
 
     @staticmethod
     def open(model_dir: Path) -> "ChatTemplate | None":
@@ -52,13 +63,20 @@ class ChatTemplate:
         if source is None:
             path = model_dir / "tokenizer_config.json"
             source = _pick(config.get("chat_template"))
-        return None if source is None else ChatTemplate(source, variables=variables, where=f"template in {path}")
+        if source is None:
+            return None
+        given = config.get("chat_template")
+        named = _pick(given, "tool_use") if path.name == "tokenizer_config.json" and isinstance(given, list) else ""
+        where = f"template in {path}"
+        return ChatTemplate(source, variables=variables, where=where, tool_source=named or "")
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The prompt for these messages. Raises Refusal with what the template complained about."""
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """The prompt for these messages, and functions to call. Raises Refusal with the template's complaint."""
+        template = self._with_tools if tools else self._template
+        offered = list(tools) or None
         try:
-            return self._template.render(
-                messages=list(messages), add_generation_prompt=True, tools=None, documents=None, **self._variables
+            return template.render(
+                messages=list(messages), add_generation_prompt=True, tools=offered, documents=None, **self._variables
             )
         except _TemplateRefused as error:
             raise Refusal(Reason.BAD_REQUEST, f"The model's chat template: {error}", param="messages") from error
@@ -67,11 +85,11 @@ class ChatTemplate:
             raise Refusal(Reason.BAD_REQUEST, message, param="messages") from error
 
 
-def _pick(template: object) -> str | None:
-    """One template, or the default one of a list of named templates."""
+def _pick(template: object, name: str = "default") -> str | None:
+    """One template, or the one of this name of a list of named templates; for the default one any will do."""
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default", next(iter(named.values()), None))
+        template = named.get(name, next(iter(named.values()), None) if name == "default" else None)
     return template if isinstance(template, str) else None
 
 

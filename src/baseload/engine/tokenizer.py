@@ -8,6 +8,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from baseload.domain.errors import ModelError
 from baseload.engine.chat_template import ChatTemplate
+from baseload.engine.tool_calls import CLOSE, OPEN
 
 _LONG = 1024  # characters of a text for which other threads should not have to wait
 
@@ -89,7 +90,7 @@ class TextTokenizer:
     def _bytes_of(self, token: int) -> bytes:
         added = self._added.get(token)
         if added is not None:
-            return b"" if added[1] else added[0].encode()
+            return b"" if added[1] and added[0] not in (OPEN, CLOSE) else added[0].encode()
         piece = self._tokenizer.id_to_token(token)
         if piece is None:
             return b""

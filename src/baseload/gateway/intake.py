@@ -43,6 +43,8 @@ def take_in(endpoint: Endpoint, body: bytes) -> Intake:
             if size < PREFIX_LENGTHS[-1]:
                 start += (message.role, text[: PREFIX_LENGTHS[-1]])
                 size += len(text)
+        if asked.tools and asked.tool_choice != "none":
+            estimate += _estimate(msgspec.json.encode(asked.tools).decode())
         completions = asked.n or 1
         hashes = prefix_hashes("\0".join(start))
     else:

@@ -18,6 +18,7 @@ from baseload.domain.work import Tier
 
 TIER_HEADER = "x-baseload-service-tier"  # from the gateway to a worker: the key's class, where none was asked for
 MOST_COMPLETIONS = 128  # of one request
+MOST_TOOLS = 128
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 
 _TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -115,6 +116,22 @@ class ChatMessage(Struct, frozen=True):
         return "".join([part.text for part in self.content]) if self.content else ""
 
 
+class ToolFunction(Struct, frozen=True):
+    """A function that a model may call. `parameters` is a JSON Schema of its arguments."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Struct, frozen=True):
+    """One of `tools`."""
+
+    type: Literal["function"]
+    function: ToolFunction
+
+
 class _Common(Struct, frozen=True, kw_only=True):
     """Fields that both routes have."""
 
@@ -164,6 +181,7 @@ class ChatRequest(_Common, frozen=True, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     tools: list[Any] | None = None
     tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
     functions: list[Any] | None = None
     function_call: Any = None
     modalities: list[str] | None = None
@@ -172,6 +190,21 @@ class ChatRequest(_Common, frozen=True, kw_only=True):
     def token_limit(self) -> int | None:
         """The most tokens one completion may have; None: what the context leaves."""
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+    @property
+    def offered(self) -> dict[str, ToolFunction]:
+        """The functions that the model may call, by name; none where `tool_choice` is "none"."""
+        if not self.tools or self.tool_choice == "none":
+            return {}
+        tools = msgspec.convert(self.tools, list[Tool])
+        return {tool.function.name: tool.function for tool in tools}
+
+    @property
+    def demanded(self) -> tuple[str, ...]:
+        """The functions of which one must be called: one that was named, or all; () where the model is free."""
+        if isinstance(self.tool_choice, dict):
+            return (str(self.tool_choice["function"]["name"]),)
+        return tuple(self.offered) if self.tool_choice == "required" else ()
 
 
 class CompletionRequest(_Common, frozen=True, kw_only=True):
@@ -216,13 +249,42 @@ def parse_chat(body: bytes) -> ChatRequest:
             raise _bad(f"messages[{at}].content", f"A message of role '{message.role}' needs a content.")
     if request.top_logprobs and not request.logprobs:
         raise _bad("top_logprobs", "'top_logprobs' needs 'logprobs': true.")
-    if request.tools and request.tool_choice != "none":
-        raise _bad("tools", 'Tools are not supported yet. Leave \'tools\' out, or send "tool_choice": "none".')
+    _check_tools(request)
     if request.functions and request.function_call != "none":
-        raise _bad("functions", "Functions are not supported yet. Leave 'functions' out.")
+        raise _bad("functions", "'functions' is not supported; 'tools' is, which took its place.")
     if request.modalities is not None and request.modalities != ["text"]:
         raise _bad("modalities", "Only the modality 'text' is served here.")
     return request
+
+
+def _check_tools(request: ChatRequest) -> None:
+    choice = request.tool_choice
+    if not request.tools or choice == "none":
+        if choice not in (None, "none", "auto"):
+            raise _bad("tool_choice", "'tool_choice' asks for a call, but 'tools' offers no function.")
+        return
+    if len(request.tools) > MOST_TOOLS:
+        raise _bad("tools", f"At most {MOST_TOOLS} tools can be offered.")
+    try:
+        names = list(request.offered)
+    except msgspec.ValidationError as error:
+        what, _, at = str(error).partition(" - at `$")
+        where = f"tools{at.rstrip('`')}" if at else "tools"
+        raise _bad("tools", f"'{where}' is wrong: {what}. Only functions with a name can be offered.") from None
+    if len(names) != len(request.tools):
+        raise _bad("tools", "Two functions of 'tools' have the same name.")
+    if choice not in (None, "auto", "required"):
+        function = choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
+        name = function.get("name") if isinstance(function, dict) else None
+        if name not in names:
+            allowed = (
+                '"none", "auto", "required", or {"type": "function", "function": {"name": …}} with one of \'tools\''
+            )
+            raise _bad("tool_choice", f"'tool_choice' must be {allowed}.")
+    if _grammar(request) is not None:
+        raise _bad("tools", "Ask for tools or for a structured output, not for both.")
+    if request.logprobs:
+        raise _bad("logprobs", "'logprobs' is not supported together with 'tools'.")
 
 
 def parse_completion(body: bytes) -> CompletionRequest:

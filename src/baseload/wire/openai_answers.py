@@ -67,12 +67,29 @@ class CompletionLogprobs(Struct, frozen=True):
     text_offset: Sequence[int]
 
 
+class FunctionCall(Struct, frozen=True):
+    """What is called: `arguments` is a JSON object, as text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Struct, frozen=True):
+    """One call in an answer; `index` only in a stream."""
+
+    id: str
+    function: FunctionCall
+    type: str = "function"
+    index: int | UnsetType = UNSET
+
+
 class ChatMessageOut(Struct, frozen=True):
     """The assistant's message."""
 
     content: str | None
     role: str = "assistant"
     refusal: str | None = None
+    tool_calls: Sequence[ToolCall] | UnsetType = UNSET
 
 
 class ChatDelta(Struct, frozen=True, omit_defaults=True):
@@ -80,6 +97,7 @@ class ChatDelta(Struct, frozen=True, omit_defaults=True):
 
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    tool_calls: Sequence[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(Struct, frozen=True):

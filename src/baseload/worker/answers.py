@@ -1,12 +1,16 @@
 """From the engine's deltas to OpenAI's answers, streamed or whole."""
 
+import secrets
 import time
 from collections.abc import Sequence
+
+from msgspec import UNSET, UnsetType
 
 from baseload.domain.errors import Refusal
 from baseload.domain.work import PhaseTimes, Tier, TokenCounts
 from baseload.engine.jobs import Delta
 from baseload.engine.tokenizer import TextTokenizer
+from baseload.engine.tool_calls import Call, CallReader, ToolForm
 from baseload.net.server import Exchange
 from baseload.wire.openai import ChatRequest, CompletionRequest
 from baseload.wire.openai_answers import (
@@ -17,8 +21,10 @@ from baseload.wire.openai_answers import (
     ChatMessageOut,
     CompletionChoice,
     CompletionLogprobs,
+    FunctionCall,
     Phases,
     TokenLogprob,
+    ToolCall,
     TopLogprob,
     Usage,
     chat_chunk,
@@ -29,6 +35,8 @@ from baseload.wire.openai_answers import (
     usage,
 )
 from baseload.wire.openai_errors import SSE, error_body, error_event
+
+MOST_CALLS = 128  # in one answer
 
 
 class Answer:
@@ -44,7 +52,9 @@ class Answer:
         width: int,
         arrived_ns: int,
         tier: Tier | None = None,
+        tool_form: ToolForm | None = None,
     ) -> None:
+        """`tool_form`: how the model calls functions, where any are offered to it."""
         self.exchange = exchange
         self.arrived_ns = arrived_ns
         self.first_ns = 0
@@ -63,6 +73,10 @@ class Answer:
         self._lengths = [0] * width  # characters so far, for text_offset
         self._deltas: list[list[Delta]] = [[] for _ in range(width)]  # with logprobs only
         self.finishes: list[str | None] = [None] * width
+        self._readers: list[CallReader] = []  # one for each choice, where functions are offered
+        if tool_form is not None and isinstance(request, ChatRequest):
+            most = 1 if request.parallel_tool_calls is False or request.demanded else MOST_CALLS
+            self._readers = [CallReader(tool_form, request.offered, most=most) for _ in range(width)]
 
     def take(self, deltas: Sequence[Delta]) -> None:
         """One step's deltas of this request: one event per choice and token when streaming."""
@@ -73,7 +87,9 @@ class Answer:
                 self.exchange.start(200, content_type=SSE, headers=headers)
         events = []
         for delta in deltas:
-            if self._streams:
+            if self._streams and self._readers:
+                events += [sse(chunk) for chunk in self._tool_chunks(delta)]
+            elif self._streams:
                 events.append(sse(self._chunk(delta)))
             else:
                 self._texts[delta.index].append(delta.text)
@@ -127,33 +143,60 @@ class Answer:
             logprobs = ChatLogprobs([self._token(delta)]) if shows else None
             part = ChatDelta(role="assistant", content=text) if first else ChatDelta(content=text)
             choice = ChatChoice(index=index, delta=part, logprobs=logprobs, finish_reason=delta.finish)
-            return chat_chunk(
-                answer_id=self._id,
-                created=self._created,
-                model=self._model,
-                choices=(choice,),
-                service_tier=self._tier,
-            )
+            return self._chat_chunk(choice)
         listed = self._listed([delta], offset) if shows else None
         plain = CompletionChoice(index=index, text=text, logprobs=listed, finish_reason=delta.finish)
         return completion_chunk(
             answer_id=self._id, created=self._created, model=self._model, choices=(plain,), service_tier=self._tier
         )
 
+    def _chat_chunk(self, choice: ChatChoice) -> bytes:
+        return chat_chunk(
+            answer_id=self._id,
+            created=self._created,
+            model=self._model,
+            choices=(choice,),
+            service_tier=self._tier,
+        )
+
+    def _tool_chunks(self, delta: Delta) -> list[bytes]:
+        """The chunks of a delta that may belong to a call: text as soon as it is none, a call once it is whole."""
+        index, reader = delta.index, self._readers[delta.index]
+        parts = []
+        if not self._texts[index]:
+            self._texts[index].append("")  # marks that the role is out
+            parts.append(ChatDelta(role="assistant", content=""))
+        begun = reader.calls
+        pieces = reader.feed(delta.text) + (reader.end() if delta.finish is not None else [])
+        for piece in pieces:
+            if isinstance(piece, Call):
+                parts.append(ChatDelta(tool_calls=[_tool_call(piece, begun)]))
+                begun += 1
+            else:
+                parts.append(ChatDelta(content=piece))
+        chunks = [self._chat_chunk(ChatChoice(index=index, delta=part)) for part in parts]
+        if delta.finish is not None:
+            how = _finish(delta.finish, reader)
+            chunks.append(self._chat_chunk(ChatChoice(index=index, delta=ChatDelta(), finish_reason=how)))
+        return chunks
+
+    def _whole_choice(self, index: int, text: str) -> ChatChoice:
+        if not self._readers:
+            shown = [self._token(delta) for delta in self._deltas[index]] if self._wants_logprobs else None
+            logprobs = None if shown is None else ChatLogprobs(shown)
+            message = ChatMessageOut(text)
+            return ChatChoice(index=index, message=message, logprobs=logprobs, finish_reason=self.finishes[index])
+        reader = self._readers[index]
+        pieces = reader.feed(text) + reader.end()
+        calls = [_tool_call(piece) for piece in pieces if isinstance(piece, Call)]
+        said = "".join([piece for piece in pieces if isinstance(piece, str)])
+        message = ChatMessageOut(said or None, tool_calls=calls) if calls else ChatMessageOut(said)
+        return ChatChoice(index=index, message=message, finish_reason=_finish(self.finishes[index], reader))
+
     def _whole(self, used: Usage, times: Phases) -> bytes:
         texts = ["".join(parts) for parts in self._texts]
         if self._is_chat:
-            chats = [
-                ChatChoice(
-                    index=index,
-                    message=ChatMessageOut(text),
-                    logprobs=ChatLogprobs([self._token(delta) for delta in self._deltas[index]])
-                    if self._wants_logprobs
-                    else None,
-                    finish_reason=self.finishes[index],
-                )
-                for index, text in enumerate(texts)
-            ]
+            chats = [self._whole_choice(index, text) for index, text in enumerate(texts)]
             return chat_response(
                 answer_id=self._id,
                 created=self._created,
@@ -207,3 +250,12 @@ class Answer:
             top_logprobs=tops if self._tops else None,
             text_offset=offsets,
         )
+
+
+def _tool_call(call: Call, index: int | UnsetType = UNSET) -> ToolCall:
+    return ToolCall(f"call_{secrets.token_hex(12)}", FunctionCall(call.name, call.arguments), index=index)
+
+
+def _finish(how: str | None, reader: CallReader) -> str | None:
+    """Why the answer ended, as OpenAI says it: a model that stopped after a call waits for its result."""
+    return "tool_calls" if how == "stop" and reader.calls else how

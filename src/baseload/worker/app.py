@@ -30,7 +30,7 @@ from baseload.wire.openai_errors import JSON, error_body, method_not_allowed_bod
 from baseload.wire.prometheus import CONTENT_TYPE
 from baseload.worker.answers import Answer
 from baseload.worker.metrics import Metrics
-from baseload.worker.prepare import Served, chat_tokens, prepare
+from baseload.worker.prepare import Served, chat_tokens, prepare, tool_form
 
 _INLINE_BYTES = 32 << 10  # a larger body is prepared in a thread, so that others are not held up
 
@@ -213,6 +213,7 @@ class WorkerApp:
             width=job.width,
             arrived_ns=arrived_ns,
             tier=job.tier if request.service_tier or TIER_HEADER in exchange.headers else None,
+            tool_form=tool_form(self.served) if isinstance(request, ChatRequest) and request.offered else None,
         )
         exchange.on_disconnect = lambda: self._client_gone(job.request_id)
 
@@ -292,7 +293,8 @@ def _tier(exchange: Exchange, request: ChatRequest | CompletionRequest) -> Tier:
 
 def _has_grammar(request: ChatRequest | CompletionRequest) -> bool:
     return (
-        request.response_format is not None
+        (isinstance(request, ChatRequest) and bool(request.demanded))
+        or request.response_format is not None
         or request.structured_outputs is not None
         or request.guided_json is not msgspec.UNSET
         or any((request.guided_regex, request.guided_grammar, request.guided_choice))

@@ -1,15 +1,17 @@
 """From a parsed request to a job for the engine: template, tokens, bounds, grammar."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from baseload.domain.errors import Reason, Refusal
-from baseload.domain.sampling import Sampling
+from baseload.domain.sampling import Grammar, GrammarKind, Sampling
 from baseload.domain.work import Tier
 from baseload.engine.jobs import Job
-from baseload.engine.structured import GrammarCompiler
+from baseload.engine.structured import GrammarCompiler, GrammarState
 from baseload.engine.tokenizer import TextTokenizer
+from baseload.engine.tool_calls import ToolForm, call_grammar
 from baseload.wire.openai import ChatMessage, ChatRequest, CompletionRequest, to_sampling
 
 
@@ -33,8 +35,13 @@ def prepare(
     """The job. Raises Refusal. Takes time in proportion to the prompt, and to the grammar if there is one."""
     sampling = to_sampling(request, defaults=served.defaults)
     _check_ids(sampling, served.vocab_size)
+    grammar_text = sampling.grammar
     if isinstance(request, ChatRequest):
-        text = _chat_text(request.messages, served)
+        if request.offered:
+            form = tool_form(served)
+            if request.demanded:
+                grammar_text = _demanded(request, form)
+        text = _chat_text(request.messages, served, request.tools if request.offered else None)
         fewest = served.tokenizer.fewest_tokens(text)
         if fewest >= served.max_context:  # refused at once: to encode megabytes takes seconds
             raise _too_long_chat(f"{fewest} tokens or more", served)
@@ -50,9 +57,40 @@ def prepare(
             f"{len(prompts) * sampling.n} completions in one request are too many; at most {served.capacity} fit.",
             param="n",
         )
-    grammar = served.grammars.compile(sampling.grammar) if sampling.grammar is not None else None
+    grammar = _compile(grammar_text, served, is_call=grammar_text is not sampling.grammar)
     seed = seed if sampling.seed is None else sampling.seed
     return Job(request_id, prompts, sampling, seed, grammar, tier=tier)
+
+
+def tool_form(served: Served) -> ToolForm:
+    """How this model calls functions. Raises Refusal where its chat template knows of none."""
+    template = served.tokenizer.chat
+    if template is None or template.tool_form is None:
+        raise Refusal(
+            Reason.BAD_REQUEST,
+            f"The model '{served.name}' cannot call tools: its chat template does not speak of them, or in a form "
+            "that is not understood here.",
+            hint="Leave 'tools' out, or ask a model such as Llama 3.1, Qwen 2.5, Qwen 3 or Hermes.",
+            param="tools",
+        )
+    return template.tool_form
+
+
+def _demanded(request: ChatRequest, form: ToolForm) -> Grammar:
+    schemas = {name: function.parameters for name, function in request.offered.items() if name in request.demanded}
+    return Grammar(GrammarKind.LARK, call_grammar(form, schemas))
+
+
+def _compile(grammar: Grammar | None, served: Served, *, is_call: bool) -> GrammarState | None:
+    if grammar is None:
+        return None
+    try:
+        return served.grammars.compile(grammar)
+    except Refusal as refusal:
+        if not is_call:
+            raise
+        text = "The schema of a function's arguments cannot be used with this 'tool_choice'"
+        raise Refusal(Reason.BAD_REQUEST, f"{text}: {refusal.message}", param="tools") from None
 
 
 def chat_tokens(messages: Sequence[ChatMessage], served: Served) -> list[int]:
@@ -60,7 +98,7 @@ def chat_tokens(messages: Sequence[ChatMessage], served: Served) -> list[int]:
     return served.tokenizer.encode(_chat_text(messages, served), special=False)  # the template writes special tokens
 
 
-def _chat_text(messages: Sequence[ChatMessage], served: Served) -> str:
+def _chat_text(messages: Sequence[ChatMessage], served: Served, tools: Sequence[Any] | None = None) -> str:
     template = served.tokenizer.chat
     if template is None:
         raise Refusal(
@@ -69,17 +107,35 @@ def _chat_text(messages: Sequence[ChatMessage], served: Served) -> str:
             hint="Use /v1/completions, or add a chat_template.jinja to the model's directory.",
             param="messages",
         )
-    return template.render([_plain(message) for message in messages])
+    return template.render([_plain(message, at) for at, message in enumerate(messages)], tools or ())
 
 
-def _plain(message: ChatMessage) -> dict[str, Any]:
-    """The message as templates expect it: content as one string."""
+def _plain(message: ChatMessage, at: int) -> dict[str, Any]:
+    """The message as templates expect it: content as one string, and the arguments of calls as objects."""
     plain: dict[str, Any] = {"role": message.role, "content": message.text}
     for name in ("name", "tool_calls", "tool_call_id"):
         value = getattr(message, name)
         if value is not None:
             plain[name] = value
+    if message.tool_calls:
+        plain["tool_calls"] = [
+            _plain_call(call, f"messages[{at}].tool_calls[{n}]") for n, call in enumerate(message.tool_calls)
+        ]
     return plain
+
+
+def _plain_call(call: dict[str, Any], where: str) -> dict[str, Any]:
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        message = f"'{where}.function.arguments' must be a JSON object, as text."
+        raise Refusal(Reason.BAD_REQUEST, message, param=f"{where}.function.arguments")
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _completion_tokens(prompt: str | Sequence[int], asked: int, served: Served) -> list[int]:

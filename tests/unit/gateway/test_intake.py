@@ -24,6 +24,9 @@ def test_counts():
     assert (many.n, many.prompt_tokens_estimate, many.max_tokens) == (4, 3, 64)
     wide = take_in(Endpoint.COMPLETIONS, '{"model":"m","prompt":"ééé"}'.encode())
     assert wide.prompt_tokens_estimate == 2
+    tools = [{"type": "function", "function": {"name": "f", "description": "y" * 400}}]
+    assert 104 + 100 < take_in(Endpoint.CHAT, chat(tools=tools)).prompt_tokens_estimate < 104 + 130
+    assert take_in(Endpoint.CHAT, chat(tools=tools, tool_choice="none")).prompt_tokens_estimate == 104
     with pytest.raises(Refusal):
         take_in(Endpoint.CHAT, b"{}")
 

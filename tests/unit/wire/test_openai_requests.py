@@ -217,3 +217,39 @@ def test_answers():
     }
     models = json.loads(model_list([("a", 1, 0), ("b", 2, 4096)]))
     assert [("max_model_len" in model, model["id"]) for model in models["data"]] == [(False, "a"), (True, "b")]
+
+
+def test_functions_that_are_offered_and_demanded():
+    tools = [{"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in "fg"]
+    assert list(chat(tools=tools).offered) == ["f", "g"]
+    assert chat(tools=tools).demanded == chat(tools=tools, tool_choice="auto").demanded == ()
+    assert chat(tools=tools, tool_choice="required").demanded == ("f", "g")
+    assert chat(tools=tools, tool_choice={"type": "function", "function": {"name": "g"}}).demanded == ("g",)
+    assert chat(tools=tools, tool_choice="none").offered == chat(tools=[], tool_choice="auto").offered == {}
+    assert to_sampling(chat(tools=tools)) == Sampling()
+
+
+@pytest.mark.parametrize(
+    ("tools", "choice", "param"),
+    [
+        ([{}], None, "tools"),
+        (["f"], None, "tools"),
+        ([{"type": "function"}], None, "tools"),
+        ([{"type": "function", "function": {"name": "x" * 65}}], None, "tools"),
+        ([{"type": "function", "function": {"name": "f", "parameters": []}}], None, "tools"),
+        ([{"type": "function", "function": {"name": f"f{n}"}} for n in range(129)], None, "tools"),
+        ([{"type": "function", "function": {"name": "f"}}], ["f"], "tool_choice"),
+        ([{"type": "function", "function": {"name": "f"}}], {"type": "function", "function": "f"}, "tool_choice"),
+        (
+            [{"type": "function", "function": {"name": "f"}}],
+            {"type": "tool", "function": {"name": "f"}},
+            "tool_choice",
+        ),
+        ([{"type": "function", "function": {"name": "f"}}], 5, "tool_choice"),
+        (None, {"type": "function", "function": {"name": "f"}}, "tool_choice"),
+    ],
+)
+def test_wrong_tools_are_named(tools, choice, param):
+    with pytest.raises(Refusal) as caught:
+        chat(tools=tools, tool_choice=choice)
+    assert caught.value.param == param
