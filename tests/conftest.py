@@ -5,8 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+# Property tests draw the same examples on every machine and take the time they take: a change does not fail for
+# what is not its own. `pytest --hypothesis-profile=default` draws anew.
+settings.register_profile("steady", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"

@@ -20,6 +20,7 @@ WINDOW_NS = 60 * NS_PER_S  # over which the rate of requests is measured
 QUICK_NS = 10 * NS_PER_S  # and the quick one, for bursts
 QUICK_SHARE = 0.85  # of it counts: short counts scatter
 LEAST_NS = 5 * NS_PER_S  # no rate is taken over less
+MOST_WORK = 1e12  # replica-seconds that one request is said to take, at most
 
 
 class ScalingView(Struct, frozen=True):
@@ -94,13 +95,14 @@ def work_of(*, requests: int, prompt_tokens: int, answer_tokens: float, scaling:
     """Replica-seconds that these requests take, with answers of `answer_tokens` on average.
 
     In tokens where their capacities are known (a mix of longer prompts or answers then needs more), else in requests.
+    At most `MOST_WORK`, so that sums of it are numbers however little a replica is said to carry.
     """
     if scaling.prompt_tokens_per_s > 0:
         of_answers = (
             requests * answer_tokens / scaling.output_tokens_per_s if scaling.output_tokens_per_s > 0 else 0.0
         )
-        return prompt_tokens / scaling.prompt_tokens_per_s + of_answers
-    return requests / scaling.requests_per_s if scaling.requests_per_s > 0 else 0.0
+        return min(prompt_tokens / scaling.prompt_tokens_per_s + of_answers, MOST_WORK)
+    return min(requests / scaling.requests_per_s, MOST_WORK) if scaling.requests_per_s > 0 else 0.0
 
 
 def replicas_needed(*, work: float, over_ns: int, quick_work: float, quick_ns: int) -> int:

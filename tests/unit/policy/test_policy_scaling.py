@@ -7,6 +7,7 @@ import pytest
 from baseload.domain.model import Scaling
 from baseload.domain.units import NS_PER_S
 from baseload.policy.scaling import (
+    MOST_WORK,
     Choice,
     ScalingView,
     desired_replicas,
@@ -163,3 +164,13 @@ def test_the_reason_names_what_a_replica_carries() -> None:
     tokens = Scaling(min_replicas=1, max_replicas=8, prompt_tokens_per_s=3600.0)
     assert "3,600 prompt tokens/s" in choose(tokens, needed=3).why
     assert "2.5/s each" in choose(Scaling(min_replicas=1, max_replicas=8, requests_per_s=2.5), needed=3).why
+
+
+@pytest.mark.parametrize("carries", [5e-324, 2.2250738585072014e-308, 1e-300])
+def test_a_replica_that_carries_next_to_nothing_still_gives_numbers(carries: float) -> None:
+    of_requests = Scaling(requests_per_s=carries)
+    of_tokens = Scaling(prompt_tokens_per_s=carries, output_tokens_per_s=carries)
+    for scaling in (of_requests, of_tokens):
+        work = work_of(requests=6, prompt_tokens=120, answer_tokens=5.0, scaling=scaling)
+        assert work == MOST_WORK
+        assert replicas_needed(work=6 * work, over_ns=NS_PER_S, quick_work=work, quick_ns=0) > 10**10
