@@ -83,10 +83,11 @@ def _beside(model: str, source: Path, scheme: str) -> Path:
 
 @contextmanager
 def _bar(*, silent: bool) -> "Iterator[Show]":
+    screen = err()
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("left:"),
         TimeRemainingColumn(), TextColumn("so far:"), TimeElapsedColumn(),
-        console=err(), disable=silent, transient=True,
+        console=screen, disable=silent or not screen.is_terminal, transient=True,
     )  # fmt: skip
     with bar:
         stages: dict[str, TaskID] = {"read": bar.add_task("read", total=None)}

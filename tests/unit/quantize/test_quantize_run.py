@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from baseload.domain.errors import DataError, ModelError, SettingsError
 from baseload.engine.config import read_json
 from baseload.engine.native.weights_map import Matrix
 from baseload.engine.packed import open_packed, partial_of
-from baseload.engine.quantize import transforms
+from baseload.engine.quantize import calibrate, layerwise, run, transforms
 from baseload.engine.quantize.calibrate import from_file
 from baseload.engine.quantize.equalize import after_rows, factors, read_by
 from baseload.engine.quantize.layerwise import Fit, quantize_layers
@@ -173,12 +175,80 @@ def test_what_is_there_is_not_overwritten_unless_asked(model_of: Models, text_fi
     request = Request(model_of("llama"), out, Scheme.parse("bf16"), calibrate=text_file)
     with pytest.raises(SettingsError, match="is there already"):
         quantize(request, show=silent)
+    with pytest.raises(SettingsError, match="was not written by"):  # whatever --force says
+        quantize(replace(request, replace=True), show=silent)
     assert (out / "mine").read_text() == "keep"
-    quantize(replace(request, replace=True), show=silent)
-    assert not (out / "mine").exists()
-    open_packed(out)
+    made = replace(request, out=tmp_path / "made")
+    quantize(made, show=silent)
+    (made.out / "mine").touch()
+    quantize(replace(made, replace=True), show=silent)
+    assert not (made.out / "mine").exists()
+    open_packed(made.out)
+    out = made.out
     with pytest.raises(ModelError, match="quantized already"):
         quantize(replace(request, source=out, out=tmp_path / "twice"), show=silent)
+
+
+@pytest.mark.parametrize("up", [0, 1])
+def test_the_model_itself_is_never_replaced(up: int, model_of: Models, text_file: Path) -> None:
+    model = model_of("llama")
+    before = sorted(model.rglob("*"))
+    request = Request(model, [model, model.parent][up], Scheme.parse("bf16"), calibrate=text_file, replace=True)
+    with pytest.raises(SettingsError, match="holds the model itself"):
+        quantize(request, show=silent)
+    assert sorted(model.rglob("*")) == before
+
+
+def test_of_a_large_text_pieces_are_read(model_of: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"Straße {line} über Æther. " for line in range(40_000)), encoding="utf-8")
+    tokenizer, config = TextTokenizer.open(model_of("llama")), open_source(model_of("llama")).config
+    monkeypatch.setattr(calibrate, "_MOST_BYTES", 64 * 701)
+    found = from_file(path, tokenizer, config)
+    assert 1 < len(found.tokens) <= calibrate.MAX_ROWS
+    path.write_bytes(path.read_bytes()[:-9] + b"\xff\xfe\xff\xfe then")
+    with pytest.raises(DataError, match="UTF-8"):
+        from_file(path, tokenizer, config)
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+def test_a_few_huge_channels_cost_little(
+    scheme: str, model_of: Models, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained models have channels of what follows a norm that are many times as large as the others."""
+    model = tmp_path / "model"
+    shutil.copytree(model_of("llama"), model)
+    tensors = {name: value.copy() for name, value in load_file(model / "model.safetensors").items()}
+    for name, value in tensors.items():  # the model computes what it did
+        if name.endswith("layernorm.weight"):
+            value[[3, 17]] *= 50
+        elif name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight")):
+            value[:, [3, 17]] /= 50
+    save_file(tensors, model / "model.safetensors")
+    monkeypatch.setattr(run, "TRIAL_PARAMETERS", 0)  # as a large model: turned, and fitted in bfloat16
+    monkeypatch.setattr(layerwise, "FINE_PARAMETERS", 0)
+    outcome = quantize(Request(model, tmp_path / "out", Scheme.parse(scheme), calibrate=text_file), show=silent)
+    assert outcome.rotated
+    assert outcome.fidelity.kl < 1.5 * LOOSEST[scheme]
+
+
+def test_a_large_model_writes_its_words_in_eight_bits(
+    model_of: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "OPENINGS", OPENINGS[:16])
+    monkeypatch.setattr(calibrate, "_OWN_TOKENS", 12)
+    monkeypatch.setattr(run, "TRIAL_PARAMETERS", 0)
+    stages = []
+
+    def show(stage: str, done: int, total: int) -> None:
+        assert 0 <= done <= total, stage
+        stages.append((stage, done))
+
+    outcome = quantize(Request(model_of("qwen3moe"), tmp_path / "out", Scheme.parse("w8a8")), show=show)
+    assert outcome.rotated
+    assert list(dict(stages)) == ["prepare", "generate", "quantize, turned", "measure"]
+    assert sum(stage.startswith("quantize") for stage, _ in stages) > 10  # the bar moves within a layer, too
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
 @pytest.mark.parametrize("content", [None, b"too short", b"\xff\xfe\x00bytes" * 100])

@@ -1,5 +1,7 @@
 """What a model is calibrated on: a text of the user's, or what it says itself when nobody gives one."""
 
+import codecs
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -49,17 +51,33 @@ _OWN_TOKENS = 128  # generated from each opening
 _OWN_ROUNDS = ((200_000_000, 4),)  # so many up to that size; each opens with words of the last
 _TOGETHER, _ROOM = 32, 256  # texts written at a time, and the most tokens of each
 _MIN_TOKENS = 64
+_MOST_BYTES, _PIECES = 8 << 20, 64  # of a text that are read; of a longer one in so many pieces
 
 
 def from_file(path: Path, tokenizer: TextTokenizer, config: ModelConfig) -> Calibration:
     """A UTF-8 text file, rows spread evenly over it. DataError where it is of no use."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _read(path)
     except FileNotFoundError:
         raise DataError(f"There is no calibration text at {path}.", hint="Check --calibrate.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as UTF-8 text: {error}.", hint="Give a plain text file.") from None
     return rows_of(tokenizer.encode(text, special=False), config, where=str(path))
+
+
+def _read(path: Path) -> str:
+    """The text, or of a large one pieces spread evenly over it. UnicodeDecodeError where it is none."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size <= _MOST_BYTES:
+            return file.read(_MOST_BYTES).decode("utf-8")
+        found = []
+        for piece in range(_PIECES):
+            file.seek((size - _MOST_BYTES // _PIECES) * piece // (_PIECES - 1))
+            raw = file.read(_MOST_BYTES // _PIECES)
+            begin = next((at for at in range(4) if raw[at] & 0xC0 != 0x80), 0)  # within a character
+            found.append(codecs.getincrementaldecoder("utf-8")().decode(raw[begin:]))
+    return "\n".join(found)
 
 
 def rows_of(ids: list[int], config: ModelConfig, *, where: str = "the text", most: int = MAX_ROWS) -> Calibration:

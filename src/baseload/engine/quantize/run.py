@@ -71,8 +71,7 @@ class Outcome(msgspec.Struct, frozen=True):
 def quantize(request: Request, *, show: Show) -> Outcome:
     """Writes `request.out`, whole or not at all. Raises ModelError, DataError or SettingsError."""
     out = request.out
-    if out.exists() and not request.replace:
-        raise SettingsError(f"{out} is there already.", hint="Give another --out, or --force to replace it.")
+    _check_place(request)
     if packed.is_packed(request.source):
         raise ModelError(f"{request.source} is quantized already.", hint="Give the model it was made from.")
     source = open_source(request.source)
@@ -94,7 +93,7 @@ def quantize(request: Request, *, show: Show) -> Outcome:
         annotate(made, {"fidelity": noted, "calibration": said, "rotated": is_rotated})
         packed.place(made, out, replace=request.replace)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
             raise
         raise SettingsError(
             f"{out}: cannot be written: {error.strerror}.", hint="Make room there, or give another --out."
@@ -104,6 +103,22 @@ def quantize(request: Request, *, show: Show) -> Outcome:
     scheme, size = request.scheme, (out / BLOB).stat().st_size
     before = _size_of(request.source)
     return Outcome(str(out), scheme.name, scheme.group, size, before, said, is_rotated, kept, fidelity)
+
+
+def _check_place(request: Request) -> None:
+    """Only what quantize wrote is ever replaced, and never the model itself."""
+    source, out = request.source.resolve(), request.out.resolve()
+    if out == source or out in source.parents:
+        raise SettingsError(f"{request.out} holds the model itself.", hint="Give another --out.")
+    if not request.out.exists():
+        return
+    if not request.replace:
+        raise SettingsError(f"{request.out} is there already.", hint="Give another --out, or --force to replace it.")
+    if not packed.is_packed(out):
+        raise SettingsError(
+            f"{request.out} was not written by baseload quantize, so --force does not replace it.",
+            hint="Give another --out.",
+        )
 
 
 @dataclass(frozen=True, slots=True)
