@@ -58,6 +58,7 @@ inline void walk(const Run& run, const One& one) {
       if (t0 >= t1) continue;
       Chunk tiles;
       open_chunk(t, t0, static_cast<int>(t1 - t0), &tiles);
+      look_ahead(t, t1, first_tile / 2 * 2, last_tile, &tiles);
       one(tiles);
     }
     for (int64_t r = 0; r < run.n; ++r) merge(c, run.total + r * stride, run.state + r * stride);
@@ -77,23 +78,28 @@ inline void close_run(const Run& run) {
   }
 }
 
-template <Query Q>
+template <Query Q, bool kFetch>
 inline void one_chunk(const Run& run, const Chunk& chunk) {
   constexpr Weights kind =
       Q == Query::kInt16 ? Weights::kInt16 : Q == Query::kFloats ? Weights::kFloats : Weights::kBf16;
   constexpr int kRows = Q == Query::kInt16 ? S::kRInt : S::kR;
   const int64_t stride = baseload::part_floats(*run.c);
   int64_t r = 0;
-  for (; r + kRows <= run.n; r += kRows) scores_rows<Q, kRows>(run, r, chunk);
-  for (; r + 2 <= run.n; r += 2) scores_rows<Q, 2>(run, r, chunk);
-  for (; r < run.n; ++r) scores_rows<Q, 1>(run, r, chunk);
+  for (; r + kRows <= run.n; r += kRows) scores_rows<Q, kRows, kFetch>(run, r, chunk);
+  for (; r + 2 <= run.n; r += 2) scores_rows<Q, 2, kFetch>(run, r, chunk);
+  for (; r < run.n; ++r) scores_rows<Q, 1, kFetch>(run, r, chunk);
   for (r = 0; r < run.n; ++r)
     find_top<kind>(run, r, chunk, nullptr, run.scores + r * kColumns, run.state + r * stride);
   for (r = 0; r < run.n; ++r)
     weigh<kind>(run, r, chunk, run.scores + r * kColumns, run.weights + r * kColumns, run.state + r * stride);
-  for (r = 0; r + kRows <= run.n; r += kRows) mix_rows<Q, kRows>(run, r, chunk);
-  for (; r + 2 <= run.n; r += 2) mix_rows<Q, 2>(run, r, chunk);
-  for (; r < run.n; ++r) mix_rows<Q, 1>(run, r, chunk);
+  for (r = 0; r + kRows <= run.n; r += kRows) mix_rows<Q, kRows, kFetch>(run, r, chunk);
+  for (; r + 2 <= run.n; r += 2) mix_rows<Q, 2, kFetch>(run, r, chunk);
+  for (; r < run.n; ++r) mix_rows<Q, 1, kFetch>(run, r, chunk);
+}
+
+template <Query Q>
+inline void walk_chunks(const Run& run) {
+  walk(run, [&](const Chunk& chunk) { chunk.fetches ? one_chunk<Q, true>(run, chunk) : one_chunk<Q, false>(run, chunk); });
 }
 
 void attend(const AttendTask& t) {
@@ -103,13 +109,13 @@ void attend(const AttendTask& t) {
   open_run(t, vectors, vectors, &room, &run);
   switch (query_of(*t.layout)) {
     case Query::kInt16:
-      walk(run, [&](const Chunk& chunk) { one_chunk<Query::kInt16>(run, chunk); });
+      walk_chunks<Query::kInt16>(run);
       break;
     case Query::kFloats:
-      if constexpr (S::kFloats) walk(run, [&](const Chunk& chunk) { one_chunk<Query::kFloats>(run, chunk); });
+      if constexpr (S::kFloats) walk_chunks<Query::kFloats>(run);
       break;
     case Query::kBf16:
-      if constexpr (!S::kFloats) walk(run, [&](const Chunk& chunk) { one_chunk<Query::kBf16>(run, chunk); });
+      if constexpr (!S::kFloats) walk_chunks<Query::kBf16>(run);
       break;
   }
   close_run(run);

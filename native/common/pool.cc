@@ -8,6 +8,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -17,6 +18,12 @@ namespace {
 
 constexpr int64_t kSpinNs = 100'000;  // longer than what lies between two calls of a layer
 constexpr int kSpinsPerClock = 64;
+constexpr int64_t kMostTasks = 0xffffffff;  // of one job that is shared
+
+// Tasks [begin, end) that one thread has before it: begin in the high half, end in the low one.
+struct alignas(64) Share {
+  std::atomic<uint64_t> range{0};
+};
 
 thread_local bool inside = false;  // this thread runs a task: it must not start a job on the pool
 
@@ -69,7 +76,7 @@ class Pool {
   }
 
   void run(int64_t tasks, TaskFn task, void* context) {
-    if (inside || tasks == 1 || !busy_.try_lock()) {
+    if (inside || tasks == 1 || tasks > kMostTasks || !busy_.try_lock()) {
       run_alone(tasks, task, context);
       return;
     }
@@ -81,8 +88,7 @@ class Pool {
     }
     task_ = task;
     context_ = context;
-    tasks_ = tasks;
-    next_.store(0, std::memory_order_relaxed);
+    share_out(tasks);
     epoch_.fetch_add(1, std::memory_order_seq_cst);  // odd: open
     if (sleeping_.load(std::memory_order_seq_cst) > 0) {
       const int64_t others = tasks - 1 < static_cast<int64_t>(workers_.size()) ? tasks - 1 : workers_.size();
@@ -120,6 +126,7 @@ class Pool {
     const std::vector<int> cpus = allowed_cpus();
     const int count = wanted_ > 0 ? wanted_ : static_cast<int>(cpus.size());
     stopping_.store(false);
+    shares_.reset(new Share[count]);
     // One thread per CPU: each of ours keeps to its own, the first is left to the caller. Fewer threads than CPUs
     // (several engines on one machine) are placed by the kernel.
     const bool pinned = count == static_cast<int>(cpus.size());
@@ -147,12 +154,32 @@ class Pool {
   void work(int worker) {
     const TaskFn task = task_;
     void* context = context_;
-    const int64_t tasks = tasks_;
-    for (;;) {
-      const int64_t mine = next_.fetch_add(1, std::memory_order_relaxed);
-      if (mine >= tasks) return;
-      task(context, mine, worker);
+    for (int64_t mine = take(worker); mine >= 0; mine = take(worker)) task(context, mine, worker);
+  }
+
+  // Neighbouring tasks to the same thread, as many to each.
+  void share_out(int64_t tasks) {
+    const int64_t count = static_cast<int64_t>(workers_.size()) + 1;
+    for (int64_t i = 0; i < count; ++i) {
+      const uint64_t begin = tasks * i / count, end = tasks * (i + 1) / count;
+      shares_[i].range.store(begin << 32 | end, std::memory_order_relaxed);
     }
+  }
+
+  // The next of this thread's own tasks, or else the last of another's; -1: none is left.
+  int64_t take(int worker) {
+    const int count = static_cast<int>(workers_.size()) + 1;
+    for (int i = 0, of = worker; i < count; ++i, of = of + 1 < count ? of + 1 : 0) {
+      std::atomic<uint64_t>& range = shares_[of].range;
+      uint64_t seen = range.load(std::memory_order_relaxed);
+      while (seen >> 32 < (seen & kMostTasks)) {
+        const uint64_t left = i == 0 ? seen + (uint64_t{1} << 32) : seen - 1;
+        if (range.compare_exchange_weak(seen, left, std::memory_order_relaxed)) {
+          return static_cast<int64_t>(i == 0 ? seen >> 32 : (seen & kMostTasks) - 1);
+        }
+      }
+    }
+    return -1;
   }
 
   void loop(int index) {
@@ -196,9 +223,8 @@ class Pool {
   std::atomic<bool> stopping_{false};
   TaskFn task_ = nullptr;
   void* context_ = nullptr;
-  int64_t tasks_ = 0;
+  std::unique_ptr<Share[]> shares_;  // one for each thread, the caller's first
   alignas(64) std::atomic<uint32_t> epoch_{0};
-  alignas(64) std::atomic<int64_t> next_{0};
   alignas(64) std::atomic<int> running_{0};
   alignas(64) std::atomic<int> sleeping_{0};
 };

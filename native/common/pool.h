@@ -1,10 +1,10 @@
 // Fork and join on persistent threads.
 //
 // The caller works too: with n threads there are n - 1 others. They spin for a short while between jobs (a layer's
-// calls come microseconds apart) and then sleep on a futex. Tasks are handed out one by one from a shared counter,
-// so a thread that wakes late or is descheduled only leaves more tasks to the rest; the caller never waits for a
-// thread that has not begun. Calls may come from any thread: while one job runs, another caller's runs on its own
-// thread alone. A call from within a task does too.
+// calls come microseconds apart) and then sleep on a futex. Each has a share of neighbouring tasks before it, so that it
+// reads memory as one stream; who has done its own takes the last of another's. So a thread that wakes late or is
+// descheduled only leaves more tasks to the rest; the caller never waits for a thread that has not begun. Calls may come
+// from any thread: while one job runs, another caller's runs on its own thread alone. A call from within a task does too.
 #pragma once
 
 #include <cstdint>
