@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from baseload.cli.catalogue import own_book
+from baseload.cli.flags import AsJson
 from baseload.cli.predict_tables import (
     Calibrate,
     Configs,
@@ -18,7 +19,7 @@ from baseload.cli.predict_tables import (
     read_file,
     write_answers,
 )
-from baseload.cli.screen import say
+from baseload.cli.screen import print_json, say
 from baseload.domain.errors import DataError
 from baseload.limits.tables import read_table
 
@@ -36,6 +37,7 @@ def serving(
     calibrate: Calibrate = None,
     catalogue: OwnCatalogue = None,
     configs: Configs = None,
+    as_json: AsJson = False,
 ) -> None:
     """Time per output token and time to first token of each row."""
     # NumPy takes a moment to import; no other command should wait for it.
@@ -54,7 +56,10 @@ def serving(
     write_answers(output, data, [_cells(answer) for answer in answers])
     calibrated = sum(answer.basis.startswith("calibrated") for answer in answers)
     flagged = sum(bool(answer.note) for answer in answers)
-    say(f"{len(answers)} rows answered ({calibrated} calibrated, {flagged} with a note) in {output}.")
+    if as_json:
+        print_json({"output": str(output), "rows": len(answers), "calibrated": calibrated, "with_a_note": flagged})
+    else:
+        say(f"{len(answers)} rows answered ({calibrated} calibrated, {flagged} with a note) in {output}.")
 
 
 @predict.command("power")
@@ -64,6 +69,7 @@ def power(
     calibrate: Calibrate = None,
     catalogue: OwnCatalogue = None,
     configs: Configs = None,
+    as_json: AsJson = False,
 ) -> None:
     """Watts while prompts are computed and while tokens are made, and joules per token, of each row."""
     from baseload.limits.catalogue.models import Models  # noqa: PLC0415  # as above
@@ -84,7 +90,10 @@ def power(
     answers = predictor.predict(asked)
     write_answers(output, data, [added(answer) for answer in answers])
     calibrated = sum(answer.basis.startswith("calibrated") for answer in answers)
-    say(f"{len(answers)} rows answered ({calibrated} calibrated) in {output}.")
+    if as_json:
+        print_json({"output": str(output), "rows": len(answers), "calibrated": calibrated})
+    else:
+        say(f"{len(answers)} rows answered ({calibrated} calibrated) in {output}.")
 
 
 def _accelerators_under_load(data: bytes, points: Path) -> None:

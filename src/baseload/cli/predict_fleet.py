@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from baseload.cli.catalogue import own_book
+from baseload.cli.flags import AsJson
 from baseload.cli.predict_tables import (
     Calibrate,
     Configs,
@@ -17,7 +18,7 @@ from baseload.cli.predict_tables import (
     read_file,
     write_answers,
 )
-from baseload.cli.screen import say
+from baseload.cli.screen import print_json, say
 
 if TYPE_CHECKING:
     from baseload.limits.plausible import LeftOut
@@ -29,6 +30,7 @@ def training(
     calibrate: Calibrate = None,
     catalogue: OwnCatalogue = None,
     configs: Configs = None,
+    as_json: AsJson = False,
 ) -> None:
     """Step time of each training job: seconds, with what the answer rests on and its expected error."""
     # NumPy takes a moment to import; no other command should wait for it.
@@ -49,6 +51,7 @@ def training(
         [answer.step_s is not None for answer in answers],
         [answer.basis for answer in answers],
         predictor.left_out,
+        as_json=as_json,
     )
 
 
@@ -58,6 +61,7 @@ def throughput(
     calibrate: Calibrate = None,
     catalogue: OwnCatalogue = None,
     configs: Configs = None,
+    as_json: AsJson = False,
 ) -> None:
     """Throughput of each inference result in its own unit, and power at the wall."""
     from baseload.limits.catalogue.models import Models  # noqa: PLC0415  # as above
@@ -77,12 +81,19 @@ def throughput(
         [answer.throughput is not None for answer in answers],
         [answer.basis for answer in answers],
         predictor.left_out,
+        as_json=as_json,
     )
 
 
-def _report(output: Path, answered: Sequence[bool], bases: Sequence[str], left: Sequence["LeftOut"]) -> None:
+def _report(
+    output: Path, answered: Sequence[bool], bases: Sequence[str], left: Sequence["LeftOut"], *, as_json: bool
+) -> None:
     calibrated = sum(basis.startswith("calibrated") for basis in bases)
     flagged = len(answered) - sum(answered)
+    if as_json:
+        counts = {"rows": len(answered), "answered": sum(answered), "calibrated": calibrated}
+        print_json({"output": str(output), **counts, "left_out": [one.words for one in left]})
+        return
     rest = f", {flagged} flagged with the missing figure" if flagged else ""
     say(f"{sum(answered)} of {len(answered)} rows answered ({calibrated} calibrated{rest}) in {output}.")
     for one in left:

@@ -1,5 +1,6 @@
 """Wrong files and cells at each `baseload predict` command: one line, what to do next, exit 2, nothing written."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,13 @@ def test_names_nobody_knows_are_flagged_and_never_stop_the_rest(kind: str, tmp_p
     result = CliRunner().invoke(app, ["predict", kind, str(points), "-o", str(output)], catch_exceptions=False)
     assert "1 of 2 rows answered" in result.output
     assert "frobnicator 9" in output.read_text().lower().splitlines()[2].split("missing", 1)[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_json_is_all_that_is_said(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "asked.csv").write_text(TABLES[kind][0])
+    out = tmp_path / "answers.csv"
+    told = CliRunner().invoke(app, ["predict", kind, str(tmp_path / "asked.csv"), "-o", str(out), "--json"])
+    said = json.loads(told.stdout)
+    assert (said["output"], said["rows"], said["calibrated"]) == (str(out), 1, 0)
+    assert out.read_text().count("\n") == 2
