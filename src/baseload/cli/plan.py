@@ -89,6 +89,7 @@ def answer(
     from baseload.limits.catalogue.accelerators import read_catalogue, read_prices  # noqa: PLC0415
     from baseload.limits.catalogue.models import Models  # noqa: PLC0415
     from baseload.limits.serving.predict import Predictor  # noqa: PLC0415
+    from baseload.policy.plan.ranges import check_stocks  # noqa: PLC0415
     from baseload.policy.plan.search import search  # noqa: PLC0415
     from baseload.policy.plan.spec import OBJECTIVES, check_spec, with_hours  # noqa: PLC0415
     from baseload.twin.plan_verify import confirming  # noqa: PLC0415
@@ -105,6 +106,7 @@ def answer(
     if spec.accelerators_file:
         own = path.parent / spec.accelerators_file
         catalogue = read_catalogue(_read(own), name=str(own))
+    check_stocks(spec, catalogue, name=str(path))
     prices = read_prices()
     providers = sorted({price.provider for price in prices})
     for site in spec.sites:
@@ -226,10 +228,10 @@ def _read(path: Path) -> bytes:
 
 def show(result: "PlanReport", *, every: bool = False) -> None:
     """The report in the terminal; `every` tells of each accelerator that was left out."""
-    from baseload.cli.plan_words import day_lines, doubt, summary  # noqa: PLC0415  # as above
+    from baseload.cli.plan_words import day_lines, doubt, no_plan, summary  # noqa: PLC0415  # as above
 
     if result.conflict is not None:
-        say("No plan keeps all limits. These conflict:", style="bold red")
+        say(no_plan(result.conflict), style="bold red")
         for limit in result.conflict.limits:
             say(f"  {limit}")
         say(result.conflict.why)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from baseload.cli.plan_plot import bars_svg, pareto_svg
-from baseload.cli.plan_words import by_reason, choice_line, day_lines, day_rows, doubt, many, power, summary
+from baseload.cli.plan_words import by_reason, choice_line, day_lines, day_rows, doubt, many, no_plan, power, summary
 from baseload.policy.plan.answer import Check, Choice, ModelAnswer, PlanReport
 
 STYLE = """
@@ -36,8 +36,8 @@ def page(result: PlanReport) -> str:
     body = [f"<h1>{escape(result.name)}</h1>"]
     if result.conflict is not None:
         body += [
-            '<p class="big bad">No plan keeps all limits. These conflict:</p>',
-            _list(result.conflict.limits),
+            f'<p class="big bad">{escape(no_plan(result.conflict))}</p>',
+            _list(result.conflict.limits) if result.conflict.limits else "",
             f"<p>{escape(result.conflict.why)}</p>",
         ]
         if result.conflict.relax:

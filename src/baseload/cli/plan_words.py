@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from baseload.policy.plan.answer import Choice, Day, NotJudged, PlanReport, Totals
+from baseload.policy.plan.answer import Choice, Conflict, Day, NotJudged, PlanReport, Totals
 
 
 def many(count: int, what: str) -> str:
@@ -39,6 +39,11 @@ def summary(totals: Totals) -> str:
 def doubt(report: PlanReport) -> str:
     """That no twin run checked the plan; empty where runs confirmed it (a checked plan that they do not is none)."""
     return "" if report.checked or not report.answers else "By the formula alone: no twin run has confirmed it."
+
+
+def no_plan(conflict: Conflict) -> str:
+    """The first line where there is none."""
+    return "No plan keeps all limits. These conflict:" if conflict.limits else "There is no plan."
 
 
 def choice_line(c: Choice) -> str:

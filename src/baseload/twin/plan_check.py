@@ -29,6 +29,7 @@ MOST_REPLICAS = 4
 WARM_UP, TAIL = 0.35, 0.10  # shares of the requests, first and last, that only fill the replicas, or see them empty
 START_NS = 5 * NS_PER_S  # by then all replicas are up
 MOST_REQUESTS = 4_000
+LOOKS = 20  # at a replica during a mean answer, if that takes longer than so many seconds
 TURNOVERS = 6  # requests of a run, in batches of all replicas: enough to fill them and then to look
 TOLERANCE = 1.02  # a level is held to be kept when it is missed by less: the run is a sample
 
@@ -156,9 +157,10 @@ def _seen(candidate: Candidate, arrivals: list[Arrival], replicas: int, seed: in
         ),
         context_tokens=longest + 1,
     )
-    config = SimulateConfig(
-        seed=seed, models=(spec,), physics=Physics(start_ms=10, fork_ms=1), checked=False, decisions=0
-    )
+    answer_ms = candidate.tpot_ms * candidate.model.traffic.output_tokens
+    sample_ms = max(1_000, round(answer_ms / LOOKS))  # of answers that take hours, not each second is looked at
+    physics = Physics(start_ms=10, fork_ms=1, sample_ms=sample_ms, unresponsive_ms=max(120_000, 10 * sample_ms))
+    config = SimulateConfig(seed=seed, models=(spec,), physics=physics, checked=False, decisions=0)
     simulation = Simulation(config, costs={"m": _cost_of(candidate)}, arrivals=arrivals)
     report = simulation.run()
     if report.failure is not None:

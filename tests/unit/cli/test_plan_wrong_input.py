@@ -137,6 +137,9 @@ def test_no_value_of_any_key_breaks_a_plan(tmp_path: Path, leaf: tuple[Any, ...]
         ("sites", "years", 0, "sites.years"),
         ("sites", "usd_per_kwh", -9, "electricity pays"),
         ("sites", "accelerators", [], "no accelerators"),
+        ("sites", "accelerators", ["h100_sxm", {"accelerator": "H100 SXM", "count": 5}], "twice"),
+        ("sites", "accelerators", [{"accelerator": "h100_sxm", "capex_usd": 1.0, "usd_per_hour": 0.0}], "an hour"),
+        ("models", "model", "nope/config.json", "cannot be read"),
         ("sites", "name", " ", "must not be empty"),
         ("models", "engine", "zz", "unknown engine"),
         ("models", "max_accelerators", 0, "max_accelerators"),
@@ -151,6 +154,15 @@ def test_what_cannot_be_is_refused_by_name(tmp_path: Path, section: str, key: st
     path = tmp_path / "plan.toml"
     path.write_text("\n".join(f"{name} = {written(of)}" for name, of in spec.items()))
     with pytest.raises(SettingsError, match=said):
+        answer(path, check=False)
+
+
+def test_carbon_is_no_limit_where_nobody_knows_it(tmp_path: Path) -> None:
+    spec = copy.deepcopy(SPEC)
+    del spec["sites"][0]["gco2_per_kwh"]
+    path = tmp_path / "plan.toml"
+    path.write_text("\n".join(f"{name} = {written(of)}" for name, of in spec.items()))
+    with pytest.raises(SettingsError, match="site 'hall' does not say what a kWh emits"):
         answer(path, check=False)
 
 

@@ -14,7 +14,7 @@ from baseload.limits.serving.predict import Predictor
 from baseload.limits.shapes import ModelShape
 from baseload.policy.plan.answer import Explanation, Gain
 from baseload.policy.plan.candidates import Candidate, Unit, replicas_for, unit_for
-from baseload.policy.plan.options import Option, judge_layout, recurved
+from baseload.policy.plan.options import STEP_TOKENS, Option, judge_layout, recurved
 from baseload.policy.plan.spec import Levels, Objective, peak_of
 
 MORE = 1.25
@@ -98,7 +98,13 @@ def _with_hardware(
     layout = Layout(gpus=option.gpus, dp=option.dp, ep=option.ep, pp=option.pp)
     best: Unit | None = None
     for other in judge_layout(
-        model, shape, option.accelerator, _asked(option), layout, again, option.curve.step_tokens
+        model,
+        shape,
+        option.accelerator,
+        _asked(option),
+        layout,
+        again,
+        option.curve.step_tokens or STEP_TOKENS,
     ):
         if other.mode == option.mode:
             best = unit_for(

@@ -3,7 +3,8 @@
 import math
 
 from baseload.domain.errors import SettingsError
-from baseload.policy.plan.spec import PlanSpec
+from baseload.limits.catalogue.accelerators import Catalogue
+from baseload.policy.plan.spec import PlanSpec, stocks_of
 
 ENGINES = ("vllm", "sglang", "trtllm", "baseload")
 TRAINING_FORMS = ("bf16", "fp8")
@@ -20,7 +21,7 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "models.traffic.output_cv": (0, 100, "a deviation over a mean"),
     "models.traffic.shared_prefix": (0, 0.99, "a share of the prompt"),
     "models.traffic.prompt_tokens": (0, 100_000_000, "a count of tokens"),
-    "models.traffic.output_tokens": (0, 100_000_000, "a count of tokens"),
+    "models.traffic.output_tokens": (0, 131_072, "a mean count of tokens"),
     "models.traffic.hours": (0, 1e12, "a rate"),
     "training.tokens": (1, MOST, "a count of tokens"),
     "training.accelerators": (1, 100_000_000, "a count"),
@@ -33,6 +34,9 @@ RANGES: dict[str, tuple[float, float, str]] = {
     "sites.gco2_per_kwh_by_hour": (0, 10_000, "grams a kWh"),
     "sites.network_ms": (0, 1e9, "milliseconds"),
     "sites.accelerators.count": (0, 1_000_000_000, "a count"),
+    "sites.accelerators.usd_per_hour": (1e-6, 1e6, "dollars an hour"),
+    "sites.accelerators.spot_usd_per_hour": (1e-6, 1e6, "dollars an hour"),
+    "sites.accelerators.reserved_usd_per_hour": (1e-6, 1e6, "dollars an hour"),
 }
 
 
@@ -66,6 +70,18 @@ def check_ranges(built: dict[str, object], spec: PlanSpec, *, name: str) -> None
         if site.kind == "cloud" and not site.tiers:
             raise SettingsError(
                 f"{name}: cloud {site.name!r} has no tiers.", hint="Known: on_demand, reserved, spot."
+            )
+
+
+def check_stocks(spec: PlanSpec, catalogue: Catalogue, *, name: str) -> None:
+    """SettingsError where a site names an accelerator twice, under any of its names; or one that is unknown."""
+    for site in spec.sites:
+        chips = [catalogue.find(stock.accelerator).name for stock in stocks_of(site, ())]
+        twice = [chip for i, chip in enumerate(chips) if chip in chips[:i]]
+        if twice:
+            raise SettingsError(
+                f"{name}: site {site.name!r} names {twice[0]} twice.",
+                hint="Give it once, with the sum as `count`; its tiers share that. Another price is another site.",
             )
 
 

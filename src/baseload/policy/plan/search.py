@@ -29,7 +29,7 @@ from baseload.policy.plan.capacity import token_capacity
 from baseload.policy.plan.conflicts import Limit, Way, conflict, limits_of
 from baseload.policy.plan.day import day_by_hour
 from baseload.policy.plan.explain import explain
-from baseload.policy.plan.offers import power_basis
+from baseload.policy.plan.offers import NO_LIMIT, power_basis
 from baseload.policy.plan.problem import Extra, Problem, Solved, allowed, has_power_limit, scaled_traffic
 from baseload.policy.plan.spec import Levels, PlanSpec, ServedModel
 
@@ -370,7 +370,8 @@ def _infeasible(
     if limits:
         why = "Each of these is needed for the conflict; without any one of them the others can be kept."
     else:
-        why = "Not even without any limit: no accelerator that is offered and known well enough can do it."
+        why = "Not even without any limit: nothing that is offered and known well enough can do it"
+        why += f" (of a kind without a count, {NO_LIMIT:,} accelerators are taken to be had)."
     if by_formula is not None:
         said = _named_all(by_formula)
         why = f"The formula alone would plan {said}, but no plan is confirmed by twin runs. {why}"

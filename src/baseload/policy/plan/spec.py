@@ -163,6 +163,12 @@ def check_spec(spec: PlanSpec, *, name: str) -> None:
                 f"{name}: training {job.name!r}: tokens must be above 0 and a batch hold at least one sequence.",
                 hint=hint,
             )
+    blind = [site.name for site in spec.sites if site.gco2_per_kwh is None]
+    if spec.limits.tonnes_co2_per_month and blind:
+        raise SettingsError(
+            f"{name}: carbon is limited, and site {blind[0]!r} does not say what a kWh emits.",
+            hint="Give each site gco2_per_kwh (or gco2_per_kwh_by_hour).",
+        )
     if min(spec.limits.usd_per_month, spec.limits.megawatts, spec.limits.tonnes_co2_per_month) < 0:
         raise SettingsError(f"{name}: limits cannot be negative; 0 is none.", hint=hint)
 
