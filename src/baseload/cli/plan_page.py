@@ -110,7 +110,7 @@ def _overview(result: PlanReport) -> str:
     rows = []
     for one in result.answers:
         for number, c in enumerate(one.chosen):
-            holds = "" if number >= len(one.checks) else "yes" if one.checks[number].holds else "NO"
+            holds = "not run" if number >= len(one.checks) else "yes" if one.checks[number].holds else "NO"
             rows.append(
                 (one.model, choice_line(c), f"{c.accelerators:,}", f"${c.usd_per_mtok:.3g}",
                  f"${c.usd_per_month:,.0f}", power(c.peak_kw / 1e3) if c.peak_kw else "–", holds)
