@@ -24,7 +24,7 @@ MOVED = (
     (("launch_s",), 0.3),
     (("row_s",), 0.3),
     (("dense_read", "expert_read"), 0.3),
-    (("kv_read",), 0.3),
+    (("kv_read",), 0.6),
     (("dense_math", "prefill_dense", "expert_math", "prefill_expert", "prefill_pairs"), 0.3),
     (("expert_read", "expert_math", "prefill_expert"), 0.2),
     (("message_s",), 0.3),

@@ -5,6 +5,7 @@ import pytest
 
 from baseload.limits.catalogue.accelerators import read_catalogue
 from baseload.limits.catalogue.models import Models
+from baseload.limits.quantization import Quantization
 from baseload.limits.serving.features import features_of, launches, weights_of
 from baseload.limits.serving.hidden import Beliefs, Guess, guesses, hides, least_error, measured_s, responsibilities
 from baseload.limits.serving.points import Point, parse_point
@@ -119,10 +120,17 @@ def test_a_time_that_may_be_of_two_modes_fits_no_parameter() -> None:
 
 def test_latent_attention_and_experts_launch_more_than_a_dense_layer() -> None:
     dense, experts, latent = (
-        launches(shape) / shape.layers
+        launches(shape, Quantization()) / shape.layers
         for shape in (
             MODELS.find(n)[0] for n in ("meta-llama/Llama-3.1-70B", "openai/gpt-oss-120b", "deepseek-ai/DeepSeek-R1")
         )
     )
     assert dense == pytest.approx(1.0)
     assert dense < experts < latent < 2.3
+
+
+def test_experts_with_a_scale_a_block_launch_more_and_a_dense_model_in_eight_bits_does_not() -> None:
+    plain, blocks = Quantization(), Quantization(attention="fp8", dense="fp8", experts="fp8")
+    latent, dense = (MODELS.find(n)[0] for n in ("deepseek-ai/DeepSeek-R1", "meta-llama/Llama-3.1-70B"))
+    assert launches(latent, blocks) > launches(latent, plain)
+    assert launches(dense, blocks) == launches(dense, plain)

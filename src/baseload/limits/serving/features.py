@@ -29,6 +29,7 @@ LEAST_ROOM = 0.03  # of it for the cache however tight the weights: who deploys 
 MEMORY_MOST = 0.97  # what weights may fill before a deployment is held to be impossible
 FAST_GB_PER_S = 200.0  # a link of accelerators among themselves, one way; host buses are below
 LATENT = 3.4  # decoding MLA works in the latent space: over so many times the elements a pair
+BLOCKS = 0.4  # more kernels where 8-bit experts have a scale a block: activations are quantized apart, block by block
 LAUNCHES = {"attention": 0.55, "mlp": 0.45, "mla": 1.1, "linear": 1.1, "experts": 0.9, "shared": 0.2}
 """Kernels of a part, where those of a dense layer (some ten) are 1. Latent attention projects twice and absorbs,
 routed experts are chosen, gathered, multiplied twice and scattered, a shared expert runs beside them."""
@@ -62,6 +63,7 @@ COLUMNS = (
     "prefill_workers",
     "disagg",
     "workers_known",
+    "pool_known",  # the prefill workers are stated, not taken apart from a total
     "fits",
 )
 _AT = {column: i for i, column in enumerate(COLUMNS)}
@@ -168,12 +170,15 @@ def _memory(point: Point, layout: Layout, chip: Accelerator, shape: ModelShape, 
     weights += shape.mixer_params * q.attention_bytes * (layout.dp - 1) / group  # attention replicas
     memory = chip.need("memory_gb") * 1e9
     room = max(memory * MEMORY_USED.get(point.engine, MEMORY_USED_ELSE) - weights, memory * LEAST_ROOM)
-    per_sequence = shape.kv_bytes(point.isl + point.osl // 2, _kv_bytes(q)) * layout.dp / _kv_cut(shape, layout)
+    per_sequence = shape.kv_bytes(point.isl + point.osl // 2, _kv_bytes(q, chip)) * layout.dp / _kv_cut(shape, layout)
     return Memory(weights, room, max(0.0, room) * layout.dp / max(1.0, per_sequence), weights <= memory * MEMORY_MOST)
 
 
-def _kv_bytes(q: Quantization) -> float:
-    return 2.0 if q.dense == "bf16" else 1.0  # engines keep the cache in 8 bits beside 8-bit or 4-bit weights
+def _kv_bytes(q: Quantization, chip: Accelerator) -> float:
+    """A cached element: engines keep the cache in 8 bits beside 8-bit or 4-bit weights, and beside 4-bit experts of a
+    16-bit model where the silicon multiplies 4 bits."""
+    narrow = q.dense != "bf16" or (q.experts in ("mxfp4", "nvfp4") and chip.fp4_tflops is not None)
+    return 1.0 if narrow else 2.0
 
 
 def _kv_cut(shape: ModelShape, layout: Layout) -> float:
@@ -206,6 +211,7 @@ def _row(point: Point, chip: Accelerator, shape: ModelShape) -> list[float]:
         prefill.workers,
         float(point.prefill is not None),
         float(decode.workers_known and prefill.workers_known),
+        float(decode.workers_known and prefill.workers_known and not prefill.usual),
         float(fits),
     ]
 
@@ -262,7 +268,7 @@ def counts_of(shape: ModelShape, q: Quantization, chip: Accelerator, layout: Lay
     dense_read = (shape.mixer_params * q.attention_bytes + shape.dense_params * q.dense_bytes) / cut
     dense_read += shape.head_params * 2.0 / gpus
     dense_math = shape.mixer_params / attention_peak + shape.dense_params / dense_peak
-    elements, kv_cut = _kv_bytes(q), _kv_cut(shape, layout)
+    elements, kv_cut = _kv_bytes(q, chip), _kv_cut(shape, layout)
     routed = [f for f in shape.feedforwards if f.experts]
     expert_params = sum(f.layers * f.expert_params for f in routed)
     experts = None
@@ -286,7 +292,7 @@ def counts_of(shape: ModelShape, q: Quantization, chip: Accelerator, layout: Lay
     states = sum(m.layers * m.state_elements for m in shape.mixers)
     weights = shape.weight_bytes(q) / gpus + shape.mixer_params * q.attention_bytes * (layout.dp - 1) / gpus
     return Counts(
-        layers=launches(shape),
+        layers=launches(shape, q),
         messages=2.0 * shape.layers * _latency(chip, gpus) if gpus > 1 else 0.0,
         outside=gpus > (chip.scale_up_domain or 1),
         dp=layout.dp,
@@ -324,7 +330,7 @@ def _shared(one: Counts, shape: ModelShape, chip: Accelerator, layout: Layout) -
     )
 
 
-def launches(shape: ModelShape) -> float:
+def launches(shape: ModelShape, q: Quantization) -> float:
     """Kernels a step launches, in those of a layer of grouped-query attention and a dense MLP."""
     mixers = sum(m.layers * LAUNCHES.get(m.kind, LAUNCHES["linear"]) for m in shape.mixers)
     for f in shape.feedforwards:
@@ -332,7 +338,7 @@ def launches(shape: ModelShape) -> float:
         mixers += f.layers * (
             LAUNCHES["experts"] + LAUNCHES["shared"] * bool(shared) if f.experts else LAUNCHES["mlp"]
         )
-    return mixers
+    return mixers * (1.0 + BLOCKS if shape.moe_layers and q.experts == "fp8" else 1.0)
 
 
 def _compute(form: str, chip: Accelerator) -> str:

@@ -19,6 +19,7 @@ PRIORS = {
     "launch_s": 22e-6,
     "host_s": 1.0e-3,
     "row_s": 12e-6,
+    "eager_s": 40e-6,
     "dense_read": 0.75,
     "dense_math": 0.45,
     "expert_read": 0.55,
@@ -36,7 +37,7 @@ PRIORS = {
     "aligned": 0.12,
     "first_s": 0.035,
     "pace": 1.0,
-    "pool": 0.3,
+    "pool": 0.2,
 }
 """Before any measurement: what published kernels reach of their peaks, tens of microseconds a layer to launch."""
 
@@ -63,7 +64,34 @@ NARROW = {
     "dense_read": 0.15,
     "kv_read": 0.3,
 }
-GLOBAL_WIDTH, TRAIT_WIDTH, GROUP_WIDTH, OWN_WIDTH = 0.15, 0.1, 0.1, 0.6  # standard deviations of the logarithms
+OWN = {
+    "launch_s": 0.2,
+    "host_s": 0.4,
+    "row_s": 0.3,
+    "eager_s": 0.3,
+    "dense_read": 0.1,
+    "dense_math": 0.15,
+    "expert_read": 0.25,
+    "expert_math": 0.2,
+    "alike": 0.05,
+    "kv_read": 0.25,
+    "kv_math": 0.2,
+    "link": 0.2,
+    "message_s": 0.2,
+    "outside": 0.1,
+    "prefill_dense": 0.25,
+    "prefill_expert": 0.3,
+    "prefill_pairs": 0.2,
+    "interference": 0.6,
+    "aligned": 0.6,
+    "first_s": 0.5,
+    "pool": 0.5,
+}
+"""How far a group (accelerator, engine, model, mode) departs by itself: schedules do by much, what silicon reaches by
+little. What a group alone shows is not believed of others."""
+
+GLOBAL_WIDTH, TRAIT_WIDTH, GROUP_WIDTH = 0.15, 0.1, 0.1  # standard deviations of the logarithms
+BUILD_WIDTH = 0.3  # of a build's pace: versions and speculation that no column tells
 ALONE = 5  # points of a group that tell as much as all of it: their errors are alike
 TPOT_NOISE, TTFT_NOISE = 0.08, 0.25  # errors the loss takes for usual
 KNOWN_WIDTH = 0.1  # of a shared trait whose correction is known from other points
@@ -108,7 +136,7 @@ def fit(
     old = np.array([start.corrections.get(column, 0.0) for column in columns])
     usual = np.array([FORMATS.get(column, 0.0) for column in columns])
     ones = design.matrix(traits)
-    width = np.array([KNOWN_WIDTH if only_groups and c in known else _width(c[0]) for c in columns])
+    width = np.array([KNOWN_WIDTH if only_groups and c in known else _width(*c) for c in columns])
     n_globals = 0 if only_groups else len(PARAMETERS)
     centre = np.concatenate(
         [
@@ -150,9 +178,11 @@ def _descend(problem: "_Problem", size: int, *, rounds: int) -> Floats:
     return x
 
 
-def _width(trait: str) -> float:
+def _width(trait: str, parameter: str) -> float:
     if trait.startswith("group="):
-        return OWN_WIDTH
+        return OWN[parameter]
+    if trait.startswith("build="):
+        return BUILD_WIDTH
     return GROUP_WIDTH if trait.startswith("system=") else TRAIT_WIDTH
 
 

@@ -35,6 +35,7 @@ class Layout(Struct, frozen=True):
     cp: int = 1  # ranks that share a context: `gpus` is that many whole groups
     workers: int = 1
     workers_known: bool = True
+    usual: bool = False  # taken apart from a total: its size is what is usual beside such decoders
 
 
 class Point(Struct, frozen=True):
@@ -85,7 +86,7 @@ def parse_point(row: Mapping[str, str | None], *, line: int, name: str) -> Point
     if mode == "agg" and (
         decode.workers > 1 or decode.gpus > 2 * SPAN * decode.cp
     ):  # a total of several workers: prefill has accelerators of its own
-        prefill = Layout(gpus=SPAN // 2)
+        prefill = Layout(gpus=SPAN // 2, usual=True)
     return Point(
         line=line,
         id=id_,
@@ -125,7 +126,7 @@ def _several(cells: "_Cells", prefix: str, gpus: int) -> Layout:
     where users crowd, one wide group that replicates attention.
     """
     if prefix == "prefill_":
-        return Layout(gpus=SPAN // 2)
+        return Layout(gpus=SPAN // 2, usual=True)
     decode = max(SPAN, gpus - SPAN // 2)
     if cells.number("concurrency", default=0.0) > CROWDED * decode:
         width = 1 << (decode.bit_length() - 1)

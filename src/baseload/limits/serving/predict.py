@@ -37,7 +37,7 @@ from baseload.limits.serving.step import INDEX, times_of
 from baseload.limits.serving.traits import traits_of
 from baseload.limits.shapes import ModelShape
 
-UNMEASURED, UNCOUNTED = 0.05, 0.05
+UNMEASURED, UNCOUNTED = 0.015, 0.05
 """Variances added for accelerators and engines never calibrated, and for unknown worker counts; as found on the
 development half with each accelerator left out in turn."""
 SPECULATING = 1.45

@@ -76,7 +76,13 @@ def traits_of(point: Point, shape: ModelShape) -> tuple[tuple[str, tuple[str, ..
         ),
         (f"system={point.system},engine={point.engine}", _GROUP),
         (f"group={point.system}/{point.engine}/{point.family}/{point.mode}", _GROUP),
+        *(((build_of(point), ("pace",)),) if point.mode == "agg" else ()),
     )
+
+
+def build_of(point: Point) -> str:
+    """The trait of one engine build with one model and format on one accelerator."""
+    return f"build={point.system}/{point.engine}/{point.version}/{point.family}/{point.format}"
 
 
 def generation_of(system: str) -> str:
