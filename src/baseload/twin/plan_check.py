@@ -31,6 +31,7 @@ START_NS = 5 * NS_PER_S  # by then all replicas are up
 MOST_REQUESTS = 4_000
 LOOKS = 20  # at a replica during a mean answer, if that takes longer than so many seconds
 TURNOVERS = 6  # requests of a run, in batches of all replicas: enough to fill them and then to look
+LEAST_TURNOVERS = 4  # however large a batch is: the warm-up must outlast an answer, or a run sees it half full
 TOLERANCE = 1.02  # a level is held to be kept when it is missed by less: the run is a sample
 
 Floats = NDArray[np.float64]
@@ -51,7 +52,8 @@ def run_check(candidate: Candidate, *, requests: int, seed: int = 1, lengths: Le
     model = candidate.model
     simulated = simulated_of(candidate)
     rate = rate_of(candidate) * simulated
-    count = min(MOST_REQUESTS, max(requests, int(TURNOVERS * _batch(candidate) * simulated)))
+    turnover = _batch(candidate) * simulated
+    count = int(max(LEAST_TURNOVERS * turnover, min(MOST_REQUESTS, max(requests, TURNOVERS * turnover))))
     arrivals = _arrivals(model.traffic, rate, count, seed, lengths)
     seen = _seen(candidate, arrivals, simulated, seed)
     levels = model.levels
