@@ -24,7 +24,7 @@ class Sink(Protocol):
 
 
 class UsageRow(Struct, frozen=True):
-    """Usage of one (day, key, model, class of service); idle and cold replica time stands under key_id "", class ""."""
+    """Usage of one (day, key, model, class of service); replicas' idle and cold time has key_id "", class ""."""
 
     day: str  # "2026-11-20", UTC
     key_id: str
