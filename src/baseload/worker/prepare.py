@@ -42,8 +42,7 @@ def prepare(
             if request.demanded:
                 grammar_text = _demanded(request, form)
         text = _chat_text(request.messages, served, request.tools if request.offered else None)
-        fewest = served.tokenizer.fewest_tokens(text)
-        if fewest >= served.max_context:  # refused at once: to encode megabytes takes seconds
+        if fewest := _surely_too_long(text, served):
             raise _too_long_chat(f"{fewest} tokens or more", served)
         prompts = [served.tokenizer.encode(text, special=False)]
     else:
@@ -138,10 +137,20 @@ def _plain_call(call: dict[str, Any], where: str) -> dict[str, Any]:
     return {**call, "function": {**function, "arguments": arguments}}
 
 
+def _surely_too_long(text: str, served: Served) -> int:
+    """The fewest tokens it can be, where even those do not fit, else 0: to encode megabytes takes seconds.
+
+    Of a text that may well fit nothing is computed: the longest token is looked for in the whole vocabulary, once.
+    """
+    if len(text) < served.max_context:  # at a character a token it would fit
+        return 0
+    fewest = served.tokenizer.fewest_tokens(text)
+    return fewest if fewest >= served.max_context else 0
+
+
 def _completion_tokens(prompt: str | Sequence[int], asked: int, served: Served) -> list[int]:
     if isinstance(prompt, str):
-        fewest = served.tokenizer.fewest_tokens(prompt)
-        if fewest >= served.max_context:
+        if fewest := _surely_too_long(prompt, served):
             raise _too_long_prompt(f"{fewest} or more", f"{fewest + asked} tokens or more", asked, served)
         return served.tokenizer.encode(prompt, special=True)
     largest = max(prompt, default=0)

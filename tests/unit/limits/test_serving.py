@@ -201,6 +201,8 @@ def test_a_bad_cell_names_its_line(cells: dict[str, object], what: str) -> None:
 def test_missing_columns_are_named() -> None:
     with pytest.raises(DataError, match="the columns model_path, system are missing"):
         read_points(b"backend,isl,osl\nvllm,1,1\n", name="t.csv")
+    with pytest.raises(DataError, match="the columns model_path, system are missing"):
+        read_points(b"backend,isl,osl\n", name="t.csv")
 
 
 # -- calibration -----------------------------------------------------------------------------------------------------

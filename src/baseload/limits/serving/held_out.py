@@ -18,7 +18,7 @@ from baseload.limits.serving.features import features_of
 from baseload.limits.serving.fit import Fitted, fit, priors
 from baseload.limits.serving.hidden import measured_s
 from baseload.limits.serving.measured import anomalies, distinct, halves, kendall_tau, sample
-from baseload.limits.serving.points import Point, parse_points
+from baseload.limits.serving.points import Point, check_columns, parse_points
 from baseload.limits.serving.predict import Prediction, Predictor
 from baseload.limits.serving.stand_in import StandIns
 from baseload.limits.serving.traits import traits_of
@@ -55,7 +55,8 @@ class Scored(Struct, frozen=True):
 
 def read_points(data: bytes, *, name: str) -> list[Point]:
     """Points of a CSV file; DataError names file and line."""
-    _, rows = read_table(data, name=name, hint="The columns are those of docs/limits.md, section Points.")
+    columns, rows = read_table(data, name=name, hint="The columns are those of docs/limits.md, section Points.")
+    check_columns(columns, name=name)
     return parse_points([row for _, row in rows], name=name)
 
 

@@ -6,7 +6,7 @@ deployment counted twice, so its accelerators are one of the two; zeros and blan
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from msgspec import Struct
@@ -110,12 +110,17 @@ def parse_point(row: Mapping[str, str | None], *, line: int, name: str) -> Point
     )
 
 
+def check_columns(columns: Sequence[str], *, name: str) -> None:
+    """DataError where a table lacks a column that every point needs."""
+    missing = [column for column in NEEDED if column not in columns]
+    if missing:
+        raise DataError(f"{name}: the columns {', '.join(missing)} are missing.", hint=_HINT)
+
+
 def parse_points(rows: list[dict[str, str | None]], *, name: str, first_line: int = 2) -> list[Point]:
     """Points of a whole table; DataError where a column is missing, or names the line of a bad row."""
     if rows:
-        missing = [column for column in NEEDED if column not in rows[0]]
-        if missing:
-            raise DataError(f"{name}: the columns {', '.join(missing)} are missing.", hint=_HINT)
+        check_columns(list(rows[0]), name=name)
     return [parse_point(row, line=first_line + i, name=name) for i, row in enumerate(rows)]
 
 
