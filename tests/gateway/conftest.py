@@ -207,6 +207,9 @@ class Worker:
             exchange.abort()
         elif order == "hang":
             self.hanging.append(exchange)
+        elif order == "fault" and asked.get("stream"):  # its first word says that the client is at fault
+            exchange.start(200, content_type=SSE)
+            exchange.end(b'data: {"error":{"message":"no such grammar","type":"x","code":"invalid_value"}}\n\n')
         elif order == "garbage":
             exchange.respond(200, b"<html>")
         elif order == "vanish":

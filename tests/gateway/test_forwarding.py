@@ -89,6 +89,15 @@ async def test_no_replica_can_answer(house, order):
     assert house.gateway.in_flight == 0
 
 
+async def test_a_stream_whose_first_word_is_the_clients_fault_is_not_retried(house):
+    with pytest.raises(openai.BadRequestError, match="no such grammar"):
+        await house.openai.chat.completions.create(model="m", messages=user("fault"), stream=True)
+    (entry,) = house.control.entries()
+    assert (entry.outcome, entry.reason, entry.attempts) == (Outcome.REJECTED, "bad_request", 1)
+    assert len(house.worker.seen) == 1
+    assert house.gateway.in_flight == 0
+
+
 async def test_overloaded_worker_is_retried_elsewhere(house):
     other = await two_replicas(house)
     house.put("pair", "/models/pair", scaling=Scaling(min_replicas=2, max_replicas=2), admission=Admission())

@@ -110,6 +110,28 @@ async def test_structured_output(tiny):
         )
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_grammar_too_large_to_follow_is_the_clients_fault_and_tried_once(tiny, stream):
+    properties = {f"field_{n}": {"type": "string"} for n in range(3000)}
+    schema = {"type": "object", "properties": properties, "required": ["field_2999"]}  # {} is no answer
+    wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+
+    async def ask() -> None:
+        answer = await tiny.openai.chat.completions.create(
+            model="tiny", messages=USER, max_tokens=200, seed=1, response_format=wanted, stream=stream
+        )
+        if stream:
+            [chunk async for chunk in answer]
+
+    with pytest.raises(openai.APIError, match="fewer optional properties") as caught:
+        await ask()
+    assert (caught.value.code, caught.value.param) == ("invalid_value", "response_format")
+    if not stream:
+        assert isinstance(caught.value, openai.BadRequestError)
+    (entry,) = tiny.control.entries()
+    assert (entry.outcome, entry.reason, entry.attempts) == (Outcome.REJECTED, "bad_request", 1)
+
+
 async def test_too_long_for_the_context(tiny):
     for stream in (False, True):
         with pytest.raises(openai.BadRequestError) as caught:

@@ -322,7 +322,8 @@ class EngineLoop:
         outputs: list[Output] = []
         for request_id, failure in broken.items():
             self._drop(request_id)
-            outputs.append(Failed(request_id, Refusal(Reason.WORKER_ERROR, failure.message)))
+            refusal = Refusal(failure.reason, failure.message, hint=failure.hint, param=failure.param)
+            outputs.append(Failed(request_id, refusal))
         return outputs
 
     def _give_up(self) -> None:

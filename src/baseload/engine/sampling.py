@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from baseload.domain.errors import BaseloadError
+from baseload.domain.errors import BaseloadError, Reason
 from baseload.domain.rng import Rng
 from baseload.domain.sampling import Sampling
 
@@ -29,7 +29,17 @@ Row = NDArray[np.float32]
 
 
 class SamplingFailed(BaseloadError):
-    """A row has no usable logits (not a number, or everything is masked). Only its request fails."""
+    """A row gives no token: its logits are no numbers, or its grammar cannot be followed. Only its request fails.
+
+    `reason` tells whose fault it is: BAD_REQUEST, with `param` the field at fault, where it is the client's.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str = "", reason: Reason = Reason.WORKER_ERROR, param: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+        self.param = param
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,32 +18,40 @@ _PARAM = {
     GrammarKind.LARK: "structured_outputs.grammar",
     GrammarKind.REGEX: "structured_outputs.regex",
 }
+_DEAD_END = "NoExtension"  # the matcher's word for a place at which no text can go on
+_SIMPLER = "Make it simpler: fewer optional properties (list them under 'required'), alternatives or repetitions."
+_MOST_ITEMS = 8192  # open alternatives at one place; 2,000 optional properties make 8,000, and some 4 ms a token
 _WHITESPACE = r"[ \n]{1,24}"  # as people write JSON, but no model can spend its tokens on blanks for ever
 
 
 class GrammarState:
     """Where one sequence stands in its grammar."""
 
-    __slots__ = ("_bits", "_matcher")
+    __slots__ = ("_bits", "_matcher", "_param")
 
-    def __init__(self, matcher: Any, vocab_size: int) -> None:
+    def __init__(self, matcher: Any, vocab_size: int, *, param: str) -> None:
+        """`param`: the request's field that holds the grammar, for errors."""
         self._matcher = matcher
+        self._param = param
         self._bits = np.zeros((vocab_size + 31) // 32, np.int32)
 
     def allowed(self, vocab_size: int) -> NDArray[np.bool_]:
-        """One boolean per token; columns beyond the tokenizer's vocabulary are never allowed."""
+        """One boolean per token; columns beyond the tokenizer's vocabulary never are. Raises SamplingFailed."""
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         if self._matcher.is_error():
-            raise SamplingFailed(f"The grammar failed: {_in_short(self._matcher.get_error())}")
+            raise self._unfollowable()
         flags = np.unpackbits(self._bits.view(np.uint8), bitorder="little").view(np.bool_)
         if len(flags) >= vocab_size:
             return flags[:vocab_size]
         return np.concatenate([flags, np.zeros(vocab_size - len(flags), np.bool_)])
 
     def accept(self, token: int) -> None:
-        """The token was chosen under the mask."""
-        if not self._matcher.consume_token(token):
-            raise SamplingFailed(f"The grammar failed: {_in_short(self._matcher.get_error())}")
+        """The token was chosen under the mask. Raises SamplingFailed: the client's fault where it asks too much."""
+        if self._matcher.consume_token(token):
+            return
+        if self._bits[token // 32] >> token % 32 & 1:  # the grammar allows it, and yet cannot go on
+            raise self._unfollowable()
+        raise SamplingFailed(f"The grammar failed: {_in_short(self._matcher.get_error())}")
 
     @property
     def complete(self) -> bool:
@@ -52,7 +60,17 @@ class GrammarState:
 
     def copy(self) -> "GrammarState":
         """The same state, for another choice of the request."""
-        return GrammarState(self._matcher.deep_copy(), len(self._bits) * 32)
+        return GrammarState(self._matcher.deep_copy(), len(self._bits) * 32, param=self._param)
+
+    def _unfollowable(self) -> SamplingFailed:
+        """The client's grammar asks for more than can be done."""
+        detail = _in_short(self._matcher.get_error())
+        if detail.startswith(_DEAD_END):
+            detail, hint = "no text satisfies it", "Change it so that a text can end."
+        else:
+            hint = _SIMPLER
+        message = f"The grammar cannot be followed: {detail}."
+        return SamplingFailed(message, hint=hint, reason=Reason.BAD_REQUEST, param=self._param)
 
 
 class GrammarCompiler:
@@ -65,8 +83,11 @@ class GrammarCompiler:
         self._lock = threading.Lock()
         self._tokenizer: Any = None
 
-    def compile(self, grammar: Grammar) -> GrammarState:
-        """The start state. Raises Refusal naming what is wrong with the grammar."""
+    def compile(self, grammar: Grammar, *, param: str = "") -> GrammarState:
+        """The start state. Raises Refusal naming what is wrong with the grammar.
+
+        `param`: the request's field that it came from, where that is not the usual one of its kind.
+        """
         import llguidance  # noqa: PLC0415  # heavy, and needed by few requests
 
         matcher_class = llguidance.LLMatcher
@@ -81,14 +102,16 @@ class GrammarCompiler:
         complaint = matcher_class.validate_grammar(text, self._tokenizer)
         if complaint and not complaint.startswith("WARNING"):
             raise _bad(grammar, complaint)
-        matcher = matcher_class(self._tokenizer, text, log_level=0)
+        limits = llguidance.LLParserLimits(max_items_in_row=_MOST_ITEMS)
+        matcher = matcher_class(self._tokenizer, text, log_level=0, limits=limits)
         if matcher.is_error():
             raise _bad(grammar, matcher.get_error())
+        start = GrammarState(matcher, self._tokenizer.vocab_size, param=param or _PARAM[grammar.kind])
         try:  # a grammar that no text satisfies is only noticed at its first mask
-            GrammarState(matcher.deep_copy(), self._tokenizer.vocab_size).allowed(self._vocab_size)
+            start.copy().allowed(self._vocab_size)
         except SamplingFailed as failure:
-            raise _bad(grammar, "no text satisfies it") from failure
-        return GrammarState(matcher, self._tokenizer.vocab_size)
+            raise Refusal(failure.reason, failure.message, hint=failure.hint, param=failure.param) from failure
+        return start
 
 
 def _grammar_text(matcher_class: Any, grammar: Grammar) -> str:

@@ -46,6 +46,12 @@ def _tier_line(request: Request) -> str:
     return "" if request.tier is Tier.DEFAULT else f"{TIER_HEADER}: {request.tier.value}\r\n"
 
 
+def _how_it_ended(stream: EventStream) -> tuple[Outcome, Reason | None]:
+    if not stream.failed:
+        return Outcome.OK, None
+    return (Outcome.FAILED, Reason.WORKER_ERROR) if stream.fault is None else (Outcome.REJECTED, stream.fault)
+
+
 class Office(Protocol):
     """What a forward needs of the gateway."""
 
@@ -195,15 +201,18 @@ class Forward(msgspec.Struct, eq=False):
             self._attempt_failed(Reason.WORKER_ERROR, str(error))
             return
         if not self._begun and (passing or stream.done):
-            if stream.failed:  # its first word is an error: another replica may do better
+            if stream.failed:  # its first word is an error: another replica may do better, or the client is at fault
                 self._give_up_call()
+                if stream.fault is not None:
+                    self._rejected(400, stream.error)
+                    return
                 self._attempt_failed(Reason.WORKER_ERROR, passing[:300].decode("utf-8", "replace").strip())
                 return
             if not stream.done and b"data:" not in passing:
                 return  # comments that only keep the connection alive
             self._begin()
         if stream.done:
-            outcome, reason = (Outcome.FAILED, Reason.WORKER_ERROR) if stream.failed else (Outcome.OK, None)
+            outcome, reason = _how_it_ended(stream)
             self._finish(outcome, reason, stream.counts(self._request.prompt_tokens_estimate), stream.phases)
             self._office.after_settling(partial(self._exchange.end, passing + DONE))
         elif passing:
@@ -220,7 +229,7 @@ class Forward(msgspec.Struct, eq=False):
         """The HTTP answer ended, but the stream did not say [DONE]."""
         if self._begun and stream.failed:  # the worker has told the client why
             tokens = stream.counts(self._request.prompt_tokens_estimate)
-            self._finish(Outcome.FAILED, Reason.WORKER_ERROR, tokens, stream.phases)
+            self._finish(*_how_it_ended(stream), tokens, stream.phases)
             self._office.after_settling(self._exchange.end)
         else:
             self._attempt_failed(Reason.WORKER_LOST, "the stream ended before it was done")

@@ -2,8 +2,10 @@
 
 import msgspec
 
+from baseload.domain.errors import Reason
 from baseload.domain.work import PhaseTimes, TokenCounts
 from baseload.wire.openai_answers import Phases, Usage
+from baseload.wire.openai_errors import clients_fault
 
 LONGEST_EVENT_BYTES = 4 << 20
 
@@ -31,7 +33,7 @@ class EventStream:
     `feed` returns the bytes to pass on. Once `done`, the stream has said [DONE], which is not passed on.
     """
 
-    __slots__ = ("_carry", "_events", "_withhold_usage", "done", "failed", "phases", "usage")
+    __slots__ = ("_carry", "_events", "_withhold_usage", "done", "error", "failed", "fault", "phases", "usage")
 
     def __init__(self, *, withhold_usage: bool) -> None:
         self._withhold_usage = withhold_usage
@@ -39,6 +41,8 @@ class EventStream:
         self._events = 0
         self.done = False
         self.failed = False  # the worker sent an error event
+        self.error = b""  # the JSON of that event
+        self.fault: Reason | None = None  # what the client did wrong, where the error says so
         self.usage: TokenCounts | None = None
         self.phases = PhaseTimes()
 
@@ -86,6 +90,8 @@ class EventStream:
         """Note what this event tells; whether it is the usage chunk that the client did not ask for."""
         if data.startswith((b'{"error"', b'{ "error"')):
             self.failed = True
+            self.error = data
+            self.fault = clients_fault(data)
             return False
         if b'"usage"' not in data:
             return False

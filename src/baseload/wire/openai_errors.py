@@ -91,11 +91,28 @@ def reason_of_code(code: object) -> Reason | None:
     return _BY_CODE.get(code) if isinstance(code, str) else None
 
 
+_THE_CLIENTS = (400, 413, 422)  # statuses of an error that another worker would give too
 _BY_CODE = {code: reason for reason, (_, _, code) in _MAPPING.items()}
 
 
 def _encode(message: str, kind: str, param: str | None, code: str) -> bytes:
     return msgspec.json.encode(ErrorEnvelope(ErrorDetail(message, kind, param, code)))
+
+
+def clients_fault(body: bytes) -> Reason | None:
+    """Why the client is at fault, as a worker's error says that came as an event, without a status. None: it is not.
+
+    Our own workers say it by their codes; others put the status there (vLLM).
+    """
+    try:
+        envelope = msgspec.json.decode(body, type=_WorkerError)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    code = None if envelope.error is None else envelope.error.code
+    reason = reason_of_code(code)
+    if reason is not None:
+        return reason if _MAPPING[reason][0] in _THE_CLIENTS else None
+    return Reason.BAD_REQUEST if code in _THE_CLIENTS else None
 
 
 def error_of_worker(body: bytes) -> tuple[Reason, bytes]:

@@ -84,12 +84,12 @@ def _compile(grammar: Grammar | None, served: Served, *, is_call: bool) -> Gramm
     if grammar is None:
         return None
     try:
-        return served.grammars.compile(grammar)
+        return served.grammars.compile(grammar, param="tools" if is_call else "")
     except Refusal as refusal:
         if not is_call:
             raise
         text = "The schema of a function's arguments cannot be used with this 'tool_choice'"
-        raise Refusal(Reason.BAD_REQUEST, f"{text}: {refusal.message}", param="tools") from None
+        raise Refusal(Reason.BAD_REQUEST, f"{text}: {refusal.message}", hint=refusal.hint, param="tools") from None
 
 
 def chat_tokens(messages: Sequence[ChatMessage], served: Served) -> list[int]:

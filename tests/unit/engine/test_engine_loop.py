@@ -15,6 +15,7 @@ from baseload.domain.sampling import Sampling
 from baseload.engine.jobs import Delta, Ended, Failed, Job, Output
 from baseload.engine.loop import MAX_FAILURES, EngineLoop
 from baseload.engine.runner import Span
+from baseload.engine.sampling import SamplingFailed
 
 VOCAB = 40
 EOS = 0
@@ -331,6 +332,31 @@ def test_a_row_that_is_not_a_number_fails_alone(make: Make) -> None:
     bench.loop.submit(job("again", [1, 2], max_tokens=5))
     assert isinstance(bench.until_over(1)[1]["again"], Ended)
     assert bench.loop.kv_usage == 0.0
+
+
+class TooLarge:
+    """A grammar that can be begun, but not followed."""
+
+    complete = False
+
+    def allowed(self, vocab_size: int) -> np.ndarray:
+        return np.ones(vocab_size, np.bool_)
+
+    def accept(self, token: int) -> None:
+        raise SamplingFailed("It is too large.", hint="Less.", reason=Reason.BAD_REQUEST, param="response_format")
+
+    def copy(self) -> "TooLarge":
+        return self
+
+
+def test_whose_fault_it_is_that_a_sequence_broke_is_told(make: Make) -> None:
+    bench = make()
+    wanted = job("large")
+    bench.loop.submit(Job(wanted.request_id, wanted.prompts, wanted.sampling, 1, grammar=TooLarge()))  # type: ignore[arg-type]
+    failed = bench.until_over(1)[1]["large"]
+    assert isinstance(failed, Failed)
+    refusal = failed.refusal
+    assert (refusal.reason, refusal.param, refusal.hint) == (Reason.BAD_REQUEST, "response_format", "Less.")
 
 
 def test_what_steps_cost_is_kept_when_nothing_is_left_to_do_and_known_to_the_next_loop() -> None:

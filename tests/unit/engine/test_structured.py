@@ -7,8 +7,8 @@ import pytest
 
 from baseload.domain.errors import Reason, Refusal
 from baseload.domain.sampling import Grammar, GrammarKind, Sampling
-from baseload.engine.sampling import RowSampler
-from baseload.engine.structured import GrammarCompiler
+from baseload.engine.sampling import RowSampler, SamplingFailed
+from baseload.engine.structured import GrammarCompiler, GrammarState
 from baseload.engine.tokenizer import TextTokenizer
 
 EOS = 1
@@ -97,3 +97,41 @@ def test_a_bad_grammar_is_refused(compiler: GrammarCompiler, grammar: Grammar, p
         compiler.compile(grammar)
     assert (caught.value.reason, caught.value.param) == (Reason.BAD_REQUEST, param)
     assert "x-guidance" not in caught.value.message  # the matcher's inner state is not the client's affair
+
+
+def optional_properties(count: int) -> Grammar:
+    properties = {f"field_{n}": {"type": "string"} for n in range(count)}
+    return Grammar(GrammarKind.JSON_SCHEMA, json.dumps({"type": "object", "properties": properties}))
+
+
+def begin_an_object(state: GrammarState, tokenizer: TextTokenizer) -> None:
+    for piece in ("{", '"'):
+        state.allowed(tokenizer.vocab_size)
+        state.accept(tokenizer.encode(piece, special=False)[0])
+    state.allowed(tokenizer.vocab_size)
+
+
+def test_a_schema_of_a_thousand_optional_properties_is_followed(
+    compiler: GrammarCompiler, tokenizer: TextTokenizer
+) -> None:
+    begin_an_object(compiler.compile(optional_properties(1000)), tokenizer)
+
+
+def test_a_grammar_too_large_to_follow_is_the_clients_fault(
+    compiler: GrammarCompiler, tokenizer: TextTokenizer
+) -> None:
+    state = compiler.compile(optional_properties(3000))  # what it costs is only seen within the object
+    with pytest.raises(SamplingFailed, match="fewer optional properties") as caught:
+        begin_an_object(state.copy(), tokenizer)
+    assert (caught.value.reason, caught.value.param) == (Reason.BAD_REQUEST, "response_format")
+    other = compiler.compile(optional_properties(3000), param="tools")
+    with pytest.raises(SamplingFailed) as caught:
+        begin_an_object(other, tokenizer)
+    assert caught.value.param == "tools"
+
+
+def test_a_token_against_the_grammar_is_ours(compiler: GrammarCompiler, tokenizer: TextTokenizer) -> None:
+    state = compiler.compile(Grammar(GrammarKind.REGEX, "ab"))
+    with pytest.raises(SamplingFailed) as caught:
+        state.accept(tokenizer.encode("b", special=False)[0])
+    assert caught.value.reason is Reason.WORKER_ERROR

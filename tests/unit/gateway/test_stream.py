@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baseload.domain.errors import Reason
 from baseload.domain.work import PhaseTimes, TokenCounts
 from baseload.gateway.stream import LONGEST_EVENT_BYTES, EventStream, read_whole
 
@@ -71,6 +72,27 @@ def test_an_error_event_is_seen_and_passed_on():
     assert stream.feed(FIRST + event) == FIRST + event
     assert stream.failed
     assert not stream.done
+
+
+@pytest.mark.parametrize(
+    ("code", "fault"),
+    [
+        ('"invalid_value"', Reason.BAD_REQUEST),
+        ('"context_length_exceeded"', Reason.CONTEXT_TOO_LONG),
+        ("400", Reason.BAD_REQUEST),  # as vLLM has it
+        ('"worker_error"', None),
+        ('"invalid_api_key"', None),  # ours, not the client's
+        ("500", None),
+        ("null", None),
+    ],
+)
+def test_whose_fault_an_error_is(code, fault):
+    event = b'data: {"error":{"message":"x","code":%s}}\n\n' % code.encode()
+    stream = EventStream(withhold_usage=True)
+    stream.feed(event)
+    assert stream.failed
+    assert stream.fault is fault
+    assert stream.error == event[6:-2]
 
 
 def test_events_are_bounded():
