@@ -17,6 +17,7 @@ HALVES = {  # 8-bit over 16-bit where a vendor says otherwise: twice everywhere 
     "gaudi3": (1.0, 1.0),  # one matrix engine for both
 }
 ULTRA = ("b300_sxm", "gb300")  # three times FP4, and hardly any int8
+GEFORCE = ("rtx_3080", "rtx_3090", "rtx_4080", "rtx_4090", "rtx_5090")  # floats sum in 32 bits at half the rate
 
 
 @pytest.mark.parametrize("id_", CHIPS)
@@ -26,9 +27,10 @@ def test_formats_are_in_the_ratio_of_their_architecture(id_: str) -> None:
     if chip.bf16_tflops and chip.fp8_tflops:
         assert least <= chip.fp8_tflops / chip.bf16_tflops <= most
     if chip.fp8_tflops and chip.fp4_tflops and id_ != "trainium3":  # MXFP4 at the rate of MXFP8
-        assert chip.fp4_tflops / chip.fp8_tflops == pytest.approx(3.0 if id_ in ULTRA else 2.0, rel=0.01)
+        times = 4.0 if id_ in GEFORCE else 3.0 if id_ in ULTRA else 2.0
+        assert chip.fp4_tflops / chip.fp8_tflops == pytest.approx(times, rel=0.01)
     if chip.int8_tops and chip.bf16_tflops and id_ not in ULTRA:
-        assert chip.int8_tops / chip.bf16_tflops == pytest.approx(4.0 if id_ == "rtx_4090" else 2.0, rel=0.02)
+        assert chip.int8_tops / chip.bf16_tflops == pytest.approx(4.0 if id_ in GEFORCE else 2.0, rel=0.02)
 
 
 @pytest.mark.parametrize("id_", CHIPS)
@@ -39,7 +41,7 @@ def test_figures_lie_where_machines_of_their_time_lie(id_: str) -> None:
         "bf16_tflops": (10, 6_000),
         "memory_gb": (8, 512),
         "memory_gb_per_s": (200, 23_000),
-        "scale_up_gb_per_s": (30, 2_000),
+        "scale_up_gb_per_s": (15, 2_000),
         "scale_out_gbit_per_s": (25, 1_600),
         "tdp_w": (40, 2_500),
         "usd_per_hour": (0.1, 20),
@@ -48,7 +50,7 @@ def test_figures_lie_where_machines_of_their_time_lie(id_: str) -> None:
         value = getattr(chip, figure)
         assert value is None or least <= value <= most, figure
     if chip.memory_gb_per_s and chip.memory_gb:
-        assert 2 <= chip.memory_gb_per_s / chip.memory_gb <= 70  # times a second that memory can be read through
+        assert 1.5 <= chip.memory_gb_per_s / chip.memory_gb <= 80  # times a second that memory can be read through
     if chip.bf16_tflops and chip.memory_gb_per_s and chip.family != "cpu":
         assert 25 <= 1e3 * chip.bf16_tflops / chip.memory_gb_per_s <= 1_000  # operations a byte
     if chip.tdp_w and chip.bf16_tflops:

@@ -13,6 +13,32 @@ from baseload.domain.errors import DataError
 from baseload.limits.catalogue.accelerators import Accelerator, Catalogue, key
 
 LIKE = "h100_sxm"
+_KIN = (  # words of a name that tell what kind of thing it is, where the catalogue has nothing nearer
+    ("mi2", "mi250"),
+    ("mi1", "mi210"),
+    ("mi3", "mi300x"),
+    ("instinct", "mi300x"),
+    ("radeon", "rx_7900_xtx"),
+    ("epyc", "epyc_9654"),
+    ("xeon", "xeon_8480"),
+    ("graviton", "xeon_8480"),
+    ("cpu", "xeon_8480"),
+    ("jetson", "jetson_agx_orin"),
+    ("orin", "jetson_agx_orin"),
+    ("tpu", "tpu_v5e"),
+    ("gaudi", "gaudi2"),
+    ("habana", "gaudi2"),
+    ("trainium", "trainium2"),
+    ("inferentia", "inferentia2"),
+    ("rubin", "gb300"),
+    ("apple", "m3_max"),
+    ("rtx50", "rtx_5090"),
+    ("rtx40", "rtx_4090"),
+    ("rtx30", "rtx_3090"),
+    ("rtxpro", "rtx_pro_6000"),
+    ("rtx", "rtx_3090"),
+    ("geforce", "rtx_3090"),
+)
 _NEEDED = ("bf16_tflops", "memory_gb_per_s", "memory_gb")
 _LEAST_LINK_GB_PER_S = 32.0  # PCIe 4, sixteen lanes
 
@@ -65,12 +91,18 @@ class StandIns:
             for alias in (id_, *entry.aliases):
                 if length < len(key(alias)) and len(key(alias)) >= 2 and key(alias) in asked:
                     best, length = id_, len(key(alias))
+        if not best:
+            best = self._kin(asked)
         if best:
             chip = self._catalogue.entries[best]
             return chip, f"accelerator {name!r} taken to be {chip.name}"
         chip = self._catalogue.find(LIKE)
         hint = "add it in your own accelerators TOML"
         return chip, f"no accelerator {name!r} in the catalogue: computed as {chip.name}; {hint}"
+
+    def _kin(self, asked: str) -> str:
+        """The entry of the kind a word of the name tells; "" where none does."""
+        return next((id_ for word, id_ in _KIN if word in asked and id_ in self._catalogue.entries), "")
 
     def _usual(self, chip: Accelerator, figure: str) -> float:
         wider = {"bf16_tflops": ((chip.fp8_tflops, 2.0), (chip.fp4_tflops, 4.0))}
