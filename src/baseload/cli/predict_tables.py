@@ -10,6 +10,7 @@ import msgspec
 import typer
 
 from baseload.domain.errors import DataError
+from baseload.limits.tables import separator_of
 
 T = TypeVar("T")
 Points = Annotated[
@@ -57,16 +58,18 @@ def check_output(path: Path) -> None:
 
 
 def write_answers(path: Path, asked: bytes, cells: Sequence[Mapping[str, Any]]) -> None:
-    """The columns given, and ours after them; a column of ours that was given is ours."""
-    reader = csv.DictReader(io.StringIO(asked.decode("utf-8-sig")))
+    """The columns given, and ours after them, between commas; a column of ours that was given is ours."""
+    text = asked.decode("utf-8-sig")
+    lines = [line for line in csv.reader(io.StringIO(text), delimiter=separator_of(text)) if line]
     ours = list(cells[0]) if cells else ["basis", "expected_error", "note"]
-    own = [name for name in reader.fieldnames or () if name not in ours]
+    own = [(at, name) for at, name in enumerate(lines[0]) if name.strip().lower() not in ours]
     try:
         with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, [*own, *ours], extrasaction="ignore")
-            writer.writeheader()
-            for row, of in zip(reader, cells, strict=True):
-                writer.writerow({name: row[name] for name in own} | dict(of))
+            writer = csv.writer(file)
+            writer.writerow([*(name for _, name in own), *ours])
+            for row, of in zip(lines[1:], cells, strict=True):
+                given = [row[at] if at < len(row) else "" for at, _ in own]
+                writer.writerow([*given, *(of[name] for name in ours)])
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror}.", hint="Name another file with -o.") from None
 

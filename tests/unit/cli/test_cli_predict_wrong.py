@@ -57,6 +57,36 @@ def test_good_tables_are_answered(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_tables_of_other_programs_are_answered_alike(kind: str, separator: str, tmp_path: Path) -> None:
+    """Other separators, an upper-case head with blanks, a byte-order mark, Windows' line ends: the same answers."""
+    plain, output = write(tmp_path, TABLES[kind][0]), tmp_path / "out.csv"
+    CliRunner().invoke(app, ["predict", kind, str(plain), "-o", str(output)], catch_exceptions=False)
+    wanted = output.read_text().splitlines()
+    head, row = TABLES[kind][0].splitlines()
+    head = separator.join(f" {name.upper()} " for name in head.split(","))
+    other = f"{head}\r\n\r\n{row.replace(',', separator)}\r\n".encode("utf-8-sig")
+    points = write(tmp_path, other, "other.csv")
+    CliRunner().invoke(app, ["predict", kind, str(points), "-o", str(output)], catch_exceptions=False)
+    said = output.read_text().splitlines()
+    assert said[1] == wanted[1]
+    assert [name.strip().lower() for name in said[0].split(",")] == wanted[0].split(",")
+
+
+@pytest.mark.parametrize("kind", ["training", "throughput"])
+def test_thousands_are_grouped_and_decimal_commas_refused(kind: str, tmp_path: Path) -> None:
+    text, column = TABLES[kind]
+    head, row = (line.split(",") for line in text.splitlines())
+    at, output = head.index(column), tmp_path / "out.csv"
+    row[at] = "1,024"
+    points = write(tmp_path, f"{';'.join(head)}\n{';'.join(row)}\n")
+    result = CliRunner().invoke(app, ["predict", kind, str(points), "-o", str(output)], catch_exceptions=False)
+    assert result.exit_code == 0
+    row[at] = "12,5"
+    assert "'12,5', not a number" in refused(kind, write(tmp_path, f"{';'.join(head)}\n{';'.join(row)}\n"), output)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("content", "word"),
     [

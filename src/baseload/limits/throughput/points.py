@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 
 from baseload.domain.errors import DataError
-from baseload.limits.tables import read_table
+from baseload.limits.tables import number_of, read_table
 
 NEEDED = ("model", "accelerator")
 _ENGINE = re.compile(r"(tensorrt[- ]?llm|tensorrt|vllm|sglang|llmboost|openvino|pytorch|cuda)", re.I)
@@ -97,11 +97,11 @@ def _row(cells: Mapping[str, str | None], where: str, line: int) -> Row:
         return (cells.get(column) or "").strip()
 
     def number(column: str) -> float:
-        raw = text(column).replace(",", "")
+        raw = text(column)
         if not raw or raw.upper() in ("N/A", "NA", "-"):
             return 0.0
         try:
-            value = float(raw)
+            value = number_of(raw)
         except ValueError:
             raise DataError(
                 f"{where}: `{column}` is {text(column)!r}, not a number.", hint="Leave blank what is not known."

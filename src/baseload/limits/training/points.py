@@ -16,7 +16,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from baseload.domain.errors import DataError
-from baseload.limits.tables import read_table
+from baseload.limits.tables import number_of, read_table
 
 SAME = {"ssd": "retinanet", "gnn": "rgat"}  # folders of one round's results, under another's name
 NEEDED = ("accelerator", "accelerators_total", "benchmark", "global_batch_size")
@@ -110,7 +110,7 @@ def _row(cells: Mapping[str, str | None], where: str, line: int) -> Row:
         for column in columns:
             if text(column):
                 try:
-                    value = float(text(column).replace(",", ""))
+                    value = number_of(text(column))
                 except ValueError:
                     raise DataError(
                         f"{where}: `{column}` is {text(column)!r}, not a number.",
