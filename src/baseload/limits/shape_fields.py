@@ -52,6 +52,7 @@ KNOWN = frozenset(DEFAULTS) | frozenset(PLAIN) | frozenset({
     "granitemoe", "olmo", "olmo2", "olmo3", "smollm3", "seed_oss", "ernie4_5", "ernie4_5_moe", "dots1", "bamba",
     "internlm2", "internlm3", "yi", "stablelm", "baichuan", "apertus", "minicpm3", "falcon_mamba", "mamba2",
     "lfm2", "bailing_moe", "bailing_moe_v2", "mimo", "mimo_v2_flash", "arcee", "solar", "command_r",
+    "olmoe", "glm4_moe_lite",
 })  # fmt: skip
 """Families whose counting was written with them in view; another is read by its keys, and the shape says so."""
 

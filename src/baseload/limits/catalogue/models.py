@@ -10,9 +10,12 @@ from baseload.limits.shape_config import shape_of
 from baseload.limits.shapes import Feedforward, Mixer, ModelShape
 
 _SUFFIX = re.compile(
-    r"(-(instruct|chat|base|it|hf|thinking|fp8|nvfp4|fp4|mxfp4|bf16|int4|int8|awq|gptq|dynamic|block|static|"
-    r"pertensor|w4a16|w8a8|v\d+(\.\d+)?|\d{4}))+$"
+    r"([-_.:](instruct|chat|base|it|hf|pt|thinking|reasoning|fp8|nvfp4|fp4|mxfp[48]|bf16|fp16|int4|int8|awq|gptq|gguf|"
+    r"mlx|dynamic|block|static|pertensor|autoround|quantized|kv|preview|w4a16|w8a8|w4a8|w8a16|[2-8]bit|"
+    r"i?q\d_?(0|1|k|nl|xs)?(_?(s|m|l|xl))?|v\d+(\.\d+)?|\d{4}))+$"
 )
+_ASIDE = re.compile(r"-(vl|coder|math|omni|guard-gen|next-thinking|prover|embedding|vision)(?=-|$)")
+"""Words of a name that change what a model was taught or can see, and not the shape of its text part."""
 _SAME_SHAPE = {
     "deepseek-r1": "deepseek-v3",
     "deepseek-v3.1": "deepseek-v3",
@@ -26,8 +29,61 @@ _SAME_SHAPE = {
     "minimax-m1-40k": "minimax-m1-80k",
     "minimax-text-01": "minimax-m1-80k",
     "ai21-jamba-mini-1.5": "ai21-jamba-mini-1.6",
+    "minimax-m2.7": "minimax-m2.5",
+    "glm-4.7": "glm-4.5",
+    "glm-5.1": "glm-5",
+    "kimi-k2.6": "kimi-k2.5",
+    "deepseek-v3.1-terminus": "deepseek-v3",
+    "deepseek-v3-0324": "deepseek-v3",
+    "deepseek-math": "deepseek-v3.2-exp",
+    "llama-3.1-nemotron-70b": "llama-3.1-70b",
+    "bloom-176b": "bloom",
+    "deepseek-coder-v2": "deepseek-v2",
+    "deepseek-v2.5": "deepseek-v2",
+    "deepseek-v2-chat": "deepseek-v2",
+    "deepseek-v2-lite-chat": "deepseek-v2-lite",
+    "deepseek-coder-v2-lite": "deepseek-v2-lite",
+    "deepseek-r1-distill-llama-8b": "llama-3.1-8b",
+    "deepseek-r1-distill-llama-70b": "llama-3.1-70b",
+    "deepseek-r1-distill-qwen-1.5b": "qwen2.5-1.5b",
+    "deepseek-r1-distill-qwen-7b": "qwen2.5-7b",
+    "deepseek-r1-distill-qwen-14b": "qwen2.5-14b",
+    "deepseek-r1-distill-qwen-32b": "qwen2.5-32b",
+    "deepseek-r1-0528-qwen3-8b": "qwen3-8b",
+    "qwq-32b": "qwen2.5-32b",
+    "qwen2-7b": "qwen2.5-7b",
+    "qwen2-72b": "qwen2.5-72b",
+    "qwen3-coder-next": "qwen3-next-80b-a3b",
+    "qwen3.6-27b": "qwen3.5-27b",
+    "qwen3.6-35b-a3b": "qwen3.5-35b-a3b",
+    "mistral-small-3.1-24b": "mistral-small-24b",
+    "mistral-small-3.2-24b": "mistral-small-24b",
+    "devstral-small": "mistral-small-24b",
+    "magistral-small": "mistral-small-24b",
+    "pixtral-12b": "mistral-nemo",
+    "phi-4-reasoning": "phi-4",
+    "phi-4-reasoning-plus": "phi-4",
+    "phi-3.5-mini": "phi-3-mini-4k",
+    "phi-3-mini-128k": "phi-3-mini-4k",
+    "phi-3-medium-128k": "phi-3-medium-4k",
+    "codellama-7b": "llama-2-7b",
+    "codellama-13b": "llama-2-13b",
+    "codellama-70b": "llama-2-70b",
+    "vicuna-7b": "llama-2-7b",
+    "vicuna-13b": "llama-2-13b",
+    "llama-7b": "llama-2-7b",
+    "llama-13b": "llama-2-13b",
+    "llama-4-scout": "llama-4-scout-17b-16e",
+    "llama-4-maverick": "llama-4-maverick-17b-128e",
+    "deepseek-coder-6.7b": "llama-2-7b",
+    "yi-1.5-34b": "yi-34b",
+    "yi-1.5-6b": "yi-6b",
+    "internlm2-20b": "internlm2-chat-20b",
+    "gpt-j": "gpt-j-6b",
+    "gptj": "gpt-j-6b",
+    "mixtral": "mixtral-8x7b",
 }
-_SIZE = re.compile(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)(?:x(\d+(?:\.\d+)?))?b(?![a-z])")
+_SIZE = re.compile(r"(?<![a-z0-9.])e?(\d+(?:\.\d+)?)(?:x(\d+(?:\.\d+)?))?b(?![a-z])")
 _ACTIVE = re.compile(r"(?<![a-z0-9.])a(\d+(?:\.\d+)?)b(?![a-z])")
 
 
@@ -50,8 +106,21 @@ class Models:
             if facts is not None:
                 self._seen[family] = (shape_of(facts, name=name), "config")
             else:
-                self._seen[family] = (_guess(name), "guessed from the name")
+                near = self._near(family)
+                guess = _guess(name) if near is None else shape_of(self._facts[near], name=name)
+                self._seen[family] = (guess, "guessed from the name")
         return self._seen[family]
+
+    def _near(self, family: str) -> str | None:
+        """The family known that the name means but for a word aside, or has among its words: the longest."""
+        plain = family_of(_ASIDE.sub("", family))
+        if plain in self._facts:
+            return plain
+        alike = next((known for known in (*self._facts, *_SAME_SHAPE) if _squashed(known) == _squashed(family)), "")
+        if alike:
+            return _SAME_SHAPE.get(alike, alike)
+        held = [known for known in self._facts if len(known) > 5 and f"-{known}-" in f"-{family}-"]
+        return max(held, key=len) if held else None
 
 
 def family_of(name: str) -> str:
@@ -60,6 +129,11 @@ def family_of(name: str) -> str:
     short = short if short.startswith("deepseek-v") else _SUFFIX.sub("", short)
     short = re.sub(r"-(nvfp4|fp4|fp8|bf16|base|0324|0528)+$", "", short)
     return _SAME_SHAPE.get(short, short)
+
+
+def _squashed(family: str) -> str:
+    """A family's letters and digits alone: "llama3.1:8b" is written in many ways."""
+    return "".join(c for c in family if c.isalnum())
 
 
 def _as_config(facts: Mapping[str, Any]) -> dict[str, Any]:
