@@ -5,6 +5,7 @@ Scales are counted: NVFP4 keeps one byte per 16 weights, MXFP4 one per 32, int4 
 each step: MXFP4 (gpt-oss) and pack-quantized int4 (Kimi) hold experts only; NVFP4 of MLA models leaves attention.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +37,21 @@ _NAMES = {
     "int4_wo": "int4",
     "awq": "int4",
     "gptq": "int4",
+    "half": "bf16",
+    "f16": "bf16",
+    "e4m3": "fp8",
+    "mxfp8": "fp8",
+    "w8a8": "int8",
+    "w8a16": "int8",
+    "8bit": "int8",
+    "w4a16": "int4",
+    "w4a8": "int4",
+    "nf4": "int4",
+    "4bit": "int4",
+    "bnb": "int4",
 }
+_GGUF = re.compile(r"i?q(\d)_\w+")
+_WORDS = re.compile(r"[-_ /.]+")
 
 
 class Quantization(Struct, frozen=True):
@@ -68,8 +83,18 @@ class Quantization(Struct, frozen=True):
 
 
 def format_of(name: str) -> str | None:
-    """The format under any of its usual names, or None where the name is not known."""
-    return _NAMES.get(name.strip().lower())
+    """The format under any of its usual names, or None where the name is not known.
+
+    Of GGUF's, the nearest in bytes: to five bits int4, above int8. A name of several words ("awq-int4",
+    "fp8_e4m3", "int4_gptq") is the first of its words that is known.
+    """
+    said = name.strip().lower()
+    known = _NAMES.get(said)
+    gguf = _GGUF.fullmatch(said)
+    if gguf:
+        return "int4" if int(gguf[1]) <= 5 else "int8"
+    words = (_NAMES.get(word) for word in _WORDS.split(said))
+    return known or next((form for form in words if form), None)
 
 
 def quantization_of(config: Mapping[str, Any]) -> Quantization:
