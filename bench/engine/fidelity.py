@@ -30,7 +30,7 @@ from baseload.engine.config import read_json
 from baseload.engine.packed import is_packed, open_packed
 from baseload.engine.quantize.measure import final_states, measure
 from baseload.engine.quantize.source import open_source
-from baseload.engine.runner import Runner
+from baseload.engine.runner import open_runner
 from baseload.engine.spans import Span
 from baseload.engine.tokenizer import TextTokenizer
 from baseload.train.data import Document, Message
@@ -123,7 +123,7 @@ def in_the_engine(folder, target, case):
     states = final_states(source.config, source.layer, source.top(), tokens)
     head, total, count = source.top()["lm_head"], 0.0, 0
     spec = EngineSpec(max_seqs=16, max_step_tokens=256, kv_cache_bytes=1 << 26)
-    runner = Runner.open(target, spec=spec, cache_dir=None)
+    runner = open_runner(target, spec=spec, cache_dir=None)
     blocks = np.arange(-(-tokens.shape[1] // runner.block_tokens), dtype=np.int32)
     for index, row in enumerate(tokens):
         at = []

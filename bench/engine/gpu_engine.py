@@ -20,7 +20,8 @@ from gpu_shapes import SHAPES
 from baseload.domain.model import EngineSpec
 from baseload.engine.buckets import Buckets
 from baseload.engine.config import ModelConfig
-from baseload.engine.runner import Runner, Span
+from baseload.engine.runner import Runner
+from baseload.engine.spans import Span
 from baseload.engine.steps import Mode
 from baseload.engine.weights import tree_shapes
 

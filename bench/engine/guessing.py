@@ -27,7 +27,7 @@ from baseload.engine.draft_model import DraftModel
 from baseload.engine.guessing import PromptLookups
 from baseload.engine.jobs import Delta, Ended, Failed, Job
 from baseload.engine.loop import EngineLoop
-from baseload.engine.runner import Runner
+from baseload.engine.runner import open_runner
 from baseload.engine.tokenizer import TextTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +38,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         options = {"max_seqs": 8, "prefix_cache": False, "guess_tokens": ask.guess_tokens, **json.loads(ask.options)}
         spec = convert(options, EngineSpec)
-        runner = Runner.open(ask.model, spec=spec, cache_dir=Path(scratch))
+        runner = open_runner(ask.model, spec=spec, cache_dir=Path(scratch))
         runner.warm(background=False)
         tokenizer = TextTokenizer.open(ask.model)
         prompts = [tokenizer.encode(text, special=False) for text in texts(ask)]
@@ -46,7 +46,7 @@ def main() -> None:
         prompts = [prompt[:room] for prompt in prompts if prompt][: ask.requests]
         ways = {"off": lambda: None, "prompt": PromptLookups}
         if ask.draft:
-            small = Runner.open(ask.draft, spec=spec, cache_dir=Path(scratch))
+            small = open_runner(ask.draft, spec=spec, cache_dir=Path(scratch))
             small.warm(background=False)
             ways["draft"] = lambda: DraftModel(small, most_tokens=spec.max_step_tokens)
         rows, same = [], True

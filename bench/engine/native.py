@@ -17,7 +17,8 @@ import numpy as np
 
 from baseload.domain.model import EngineSpec
 from baseload.engine.native import library
-from baseload.engine.runner import Span, open_runner
+from baseload.engine.runner import open_runner
+from baseload.engine.spans import Span
 
 SEQUENCES, CONTEXT, PREFILL, ROUNDS = 32, 600, 512, 8
 

@@ -14,7 +14,8 @@ from baseload.domain.model import EngineSpec
 from baseload.domain.sampling import Sampling
 from baseload.engine.jobs import Delta, Failed, Job
 from baseload.engine.loop import EngineLoop
-from baseload.engine.runner import Runner, Span
+from baseload.engine.runner import open_runner
+from baseload.engine.spans import Span
 
 
 class Engine:
@@ -24,7 +25,7 @@ class Engine:
         self.spec = spec
         options = {"max_seqs": 32, "max_context": spec["longest"], "threads": 0, **spec["options"]}
         self.engine_spec = convert({**options, "kv_cache_bytes": spec["kv_bytes"]}, EngineSpec)
-        self.runner = Runner.open(Path(spec["model"]), spec=self.engine_spec, cache_dir=Path(spec["cache"]))
+        self.runner = open_runner(Path(spec["model"]), spec=self.engine_spec, cache_dir=Path(spec["cache"]))
         self.about = f"Baseload {importlib.metadata.version('baseload')}, JAX {jax.__version__}, {spec['options']}"
         self.is_warm = False
 

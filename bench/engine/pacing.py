@@ -27,7 +27,7 @@ from baseload.domain.sampling import Sampling
 from baseload.domain.units import NS_PER_MS
 from baseload.engine.jobs import Ended, Failed, Job
 from baseload.engine.loop import EngineLoop
-from baseload.engine.runner import Runner
+from baseload.engine.runner import Runner, open_runner
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
         model = ask.model or write_hf(ask.shape, Path(scratch))
         common = {"max_seqs": ask.seqs, "max_context": 4096, "max_waiting": 1000, "prefix_cache": False}
         spec = convert({**common, **json.loads(ask.options), "max_step_tokens": max(ask.steps)}, EngineSpec)
-        runner = Runner.open(model, spec=spec, cache_dir=Path(scratch) / "cache")
+        runner = open_runner(model, spec=spec, cache_dir=Path(scratch) / "cache")
         runner.warm(background=False)
         rows: dict[str, list[dict[str, float]]] = {}
         targets: list[int] = []

@@ -12,8 +12,7 @@ import numpy as np
 
 from baseload.engine.config import read_json
 from baseload.engine.packed import COPIED, write_packed
-from baseload.engine.quantize.layerwise import Rounded, Value
-from baseload.engine.quantize.levels import Levels, choose_w4
+from baseload.engine.quantize.levels import Levels, Rounded, Value, choose_w4
 from baseload.engine.quantize.pack import PLAIN, packed_tensors
 from baseload.engine.quantize.schemes import Scheme
 from baseload.engine.quantize.source import ModelSource, open_source

@@ -25,7 +25,8 @@ from shapes import SHAPES, write_hf  # the other bench's shapes and weights
 
 from baseload.domain.model import EngineSpec
 from baseload.domain.rng import Rng
-from baseload.engine.runner import Runner, Span
+from baseload.engine.runner import open_runner
+from baseload.engine.spans import Span
 from baseload.limits.step_fit import MeasuredStep, fit_steps
 from baseload.limits.step_time import StepTimeTable
 
@@ -52,7 +53,7 @@ def main():
     points = [("decode", rows, context) for rows in ROWS for context in CONTEXTS if rows * context <= MOST_POSITIONS]
     points += [("prefill", chunk, start) for chunk in CHUNKS for start in STARTS]
     with tempfile.TemporaryDirectory() as cache:
-        runner = Runner.open(folder, spec=spec, cache_dir=Path(cache))
+        runner = open_runner(folder, spec=spec, cache_dir=Path(cache))
         runner.warm(background=False)
         times = measure(runner, points, rounds=options.rounds)
         runner.close()

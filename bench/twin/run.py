@@ -26,8 +26,9 @@ from baseload.domain.units import NS_PER_MS, NS_PER_S
 from baseload.limits.step_time import StepTimeSpec
 from baseload.twin.cells import simulate_cells
 from baseload.twin.cluster.run import ClusterSimulation
+from baseload.twin.reading import load
 from baseload.twin.run import Simulation, simulate
-from baseload.twin.spec import Hardware, Physics, SimulateConfig, Source, Workload, load
+from baseload.twin.spec import Hardware, Physics, SimulateConfig, Source, Workload
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "simulate"
 FAST = StepTimeSpec(

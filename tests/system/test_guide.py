@@ -13,7 +13,7 @@ from baseload.domain.model import EngineSpec
 from baseload.domain.sampling import Sampling
 from baseload.engine.jobs import Delta, Ended, Failed, Job, Output
 from baseload.engine.loop import EngineLoop
-from baseload.engine.runner import Runner
+from baseload.engine.runner import open_runner
 from baseload.engine.tokenizer import TextTokenizer
 from baseload.train.guide import expand, parse_guide
 
@@ -40,7 +40,7 @@ class Guide:
 
     def __init__(self, cache: Path) -> None:
         self._tokenizer = TextTokenizer.open(GUIDE)
-        self._runner = Runner.open(GUIDE, spec=SPEC, cache_dir=cache)
+        self._runner = open_runner(GUIDE, spec=SPEC, cache_dir=cache)
         self._runner.warm(background=False)
         self._outputs: queue.Queue[list[Output]] = queue.Queue()
         fatal: list[BaseException] = []

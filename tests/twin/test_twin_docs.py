@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
+from baseload.twin.reading import load
 from baseload.twin.run import simulate
-from baseload.twin.spec import load
 
 PAGE = Path(__file__).parents[2] / "docs" / "simulate.md"
 

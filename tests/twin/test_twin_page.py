@@ -17,10 +17,11 @@ from baseload.twin.charts import Line, Mark, line_chart, number, strip, time_wor
 from baseload.twin.cluster.run import simulate_cluster
 from baseload.twin.door import dealt
 from baseload.twin.page import KWH, WATTS, compare_html, compare_rows, report_html
+from baseload.twin.reading import load
 from baseload.twin.report import SimulateReport
 from baseload.twin.run import Simulation, simulate
 from baseload.twin.sources import all_arrivals
-from baseload.twin.spec import Energy, Faults, SimulateConfig, Slo, Source, Workload, load
+from baseload.twin.spec import Energy, Faults, SimulateConfig, Slo, Source, Workload
 
 EXAMPLES = Path(__file__).parents[2] / "configs" / "simulate"
 MODEL = ModelSpec(

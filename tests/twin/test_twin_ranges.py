@@ -23,6 +23,7 @@ from baseload.twin.cluster.spec import Cluster, ClusterFaults, JobStream, Servic
 from baseload.twin.hunts import run_or_hunt
 from baseload.twin.range_tables import RULES
 from baseload.twin.ranges import complaint
+from baseload.twin.reading import accepted, load
 from baseload.twin.spec import (
     Energy,
     Faults,
@@ -33,8 +34,6 @@ from baseload.twin.spec import (
     Slo,
     Source,
     Workload,
-    accepted,
-    load,
 )
 
 EXAMPLES = Path(__file__).parents[2] / "configs" / "simulate"

@@ -36,7 +36,7 @@ def compare(
     # The twin is a world of its own; commands for the live one should not wait for its import.
     from baseload.twin.compare import common  # noqa: PLC0415
     from baseload.twin.compare import compare as run  # noqa: PLC0415
-    from baseload.twin.spec import load  # noqa: PLC0415
+    from baseload.twin.reading import load  # noqa: PLC0415
 
     check_writable(report)
     a, b, notes = common(load(first), load(second), trace=trace, requests=requests)

@@ -172,10 +172,10 @@ def warm_model(
     spec = model_from_assignments("warm", str(source), assign or [], chosen.defaults)
     cache = cache_dir(chosen)
     # The engine brings JAX: too slow to import for the other commands.
-    from baseload.engine.runner import Runner  # noqa: PLC0415
+    from baseload.engine.runner import open_runner  # noqa: PLC0415
 
     began = time.monotonic()
-    runner = Runner.open(source, spec=spec.engine, cache_dir=cache)
+    runner = open_runner(source, spec=spec.engine, cache_dir=cache)
     try:
         runner.warm(background=False)
     finally:

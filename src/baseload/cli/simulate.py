@@ -38,8 +38,9 @@ def simulate(
     """Run the same decisions on a virtual clock: what would happen, how long it takes, what it costs."""
     # The twin is a world of its own; commands for the live one should not wait for its import.
     from baseload.twin.hunts import run_or_hunt  # noqa: PLC0415
+    from baseload.twin.reading import accepted, load  # noqa: PLC0415
     from baseload.twin.run import describe_failures  # noqa: PLC0415
-    from baseload.twin.spec import SimulateConfig, accepted, load  # noqa: PLC0415
+    from baseload.twin.spec import SimulateConfig  # noqa: PLC0415
 
     check_writable(report, output)
     config = load(spec) if spec is not None else SimulateConfig()

@@ -6,39 +6,18 @@ sampler will use at that place, so that where both models agree on the odds they
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from baseload.core.blocks import BlockPool
 from baseload.core.step_times import StepTimes
-from baseload.engine.runner import Span
 from baseload.engine.sampling import RowSampler
+from baseload.engine.spans import Span, StepRunner
 
 _UNLEARNED_STEPS = 2
 _LEARNING_STEPS = 64
 _OFTEN = 4  # steps from one that is learned from to the next, after those
 _FEW = 4  # tokens that a guess reads on the way
-
-
-class DraftRunner(Protocol):
-    """The part of a runner that drafting needs."""
-
-    @property
-    def block_tokens(self) -> int:
-        """Tokens per KV block."""
-
-    @property
-    def num_blocks(self) -> int:
-        """KV blocks."""
-
-    @property
-    def max_context(self) -> int:
-        """Longest sequence."""
-
-    def run(self, spans: Sequence[Span]) -> NDArray[np.float32]:
-        """Logits float32[rows, vocab] of the spans that want them, in order."""
 
 
 class _Draft:
@@ -71,7 +50,7 @@ class DraftModel:
 
     def __init__(
         self,
-        runner: DraftRunner,
+        runner: StepRunner,
         *,
         most_tokens: int,
         vocab_size: int = 0,

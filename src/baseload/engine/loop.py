@@ -13,7 +13,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +26,8 @@ from baseload.domain.units import NS_PER_S
 from baseload.engine.guessing import GuessAhead, GuessSource
 from baseload.engine.jobs import Delta, Failed, Job, Output
 from baseload.engine.lines import Answer, Line, Made, OpenRequest, ended
-from baseload.engine.runner import Span
 from baseload.engine.sampling import SamplingFailed
+from baseload.engine.spans import Span, StepRunner
 from baseload.policy.pacing import paces
 
 MAX_FAILURES = 3  # steps in a row
@@ -38,29 +37,6 @@ _LEARNING_STEPS = 64
 _LEAST_UNKEPT = 16  # observations worth a write of some milliseconds
 _KEPT_EVERY_NS = 60 * NS_PER_S
 _OFTEN, _SELDOM = 4, 16  # steps from one that is learned from to the next, after those
-
-
-class StepRunner(Protocol):
-    """The part of the runner that the loop uses."""
-
-    @property
-    def block_tokens(self) -> int:
-        """Tokens per KV block."""
-
-    @property
-    def num_blocks(self) -> int:
-        """KV blocks."""
-
-    @property
-    def max_context(self) -> int:
-        """Longest sequence."""
-
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end an answer."""
-
-    def run(self, spans: Sequence[Span]) -> Any:
-        """Logits float32[rows, vocab] of the spans that want them, in order."""
 
 
 class EngineLoop:

@@ -23,8 +23,6 @@ from baseload.engine.spans import ModelRunner, Span, check_spans
 from baseload.engine.steps import Mode, Where, head_step, layer_step, model_step
 from baseload.engine.weights import Tree, load_params, resolve_dtype
 
-__all__ = ["ModelRunner", "Runner", "Span", "open_runner"]
-
 # The spans of one program call, by index, and their logits (rows beyond them are padding).
 Part = tuple[list[int], np.ndarray | None]
 
@@ -56,11 +54,6 @@ class Runner(OpenedModel):
         self.programs = ProgramCache(cache_dir, {**about, "threads": spec.threads, **environment_key()})
         self._warmer: threading.Thread | None = None
         self._closing = threading.Event()
-
-    @staticmethod
-    def open(model_dir: Path | str, *, spec: EngineSpec, cache_dir: Path | str | None) -> ModelRunner:
-        """As `open_runner`."""
-        return open_runner(model_dir, spec=spec, cache_dir=cache_dir)
 
     def run(self, spans: Sequence[Span]) -> np.ndarray:
         """Computes all spans and writes their keys and values; float32[rows, vocab] on the host, in span order.

@@ -1,4 +1,4 @@
-"""What the loop asks of a runner: spans of tokens in, logits out."""
+"""What is asked of a runner: spans of tokens in, logits out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,15 +24,8 @@ class Span:
     logits: int = 1  # where it wants any: after each of its last so many tokens
 
 
-class ModelRunner(Protocol):
-    """A model opened for serving, on XLA or on the native kernels."""
-
-    config: ModelConfig
-    programs: ProgramCache
-
-    @property
-    def vocab_size(self) -> int:
-        """Columns of the logits."""
+class StepRunner(Protocol):
+    """The part of a runner that takes steps: what the hot loop uses of the model, and drafting of a smaller one."""
 
     @property
     def block_tokens(self) -> int:
@@ -52,6 +45,17 @@ class ModelRunner(Protocol):
 
     def run(self, spans: Sequence[Span]) -> np.ndarray:
         """Computes all spans and writes their keys and values; float32[rows, vocab] on the host, in span order."""
+
+
+class ModelRunner(StepRunner, Protocol):
+    """A model opened for serving, on XLA or on the native kernels."""
+
+    config: ModelConfig
+    programs: ProgramCache
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns of the logits."""
 
     def warm(self, *, background: bool = True) -> None:
         """Loads or compiles what is not ready yet; in a thread of its own unless told otherwise."""

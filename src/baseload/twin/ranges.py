@@ -8,16 +8,14 @@ which names the nearest known one.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Struct
 
+from baseload.twin.cluster.spec import Cluster
 from baseload.twin.range_tables import DEFAULT, FILLED, RULES, Rule
-
-if TYPE_CHECKING:
-    from baseload.twin.cluster.spec import Cluster
-    from baseload.twin.spec import SimulateConfig
+from baseload.twin.spec import SimulateConfig
 
 MOST_SPAN_S = 366 * 86_400.0
 _WORDS: dict[Any, str] = {
@@ -37,12 +35,12 @@ def complaint(raw: object, kind: type[Struct], *, table: str = "", filled: bool 
     return next(_struct(raw, kind, table, filled), "")
 
 
-def joint_complaint(config: "SimulateConfig") -> str:
+def joint_complaint(config: SimulateConfig) -> str:
     """What does not go together, in words without a full stop; "" where all does."""
     return next(_joint(config), "")
 
 
-def _joint(config: "SimulateConfig") -> Iterator[str]:
+def _joint(config: SimulateConfig) -> Iterator[str]:
     names = [spec.name for spec in config.models]
     for at, spec in enumerate(config.models):
         low, high = spec.scaling.min_replicas, spec.scaling.max_replicas
@@ -69,7 +67,7 @@ def _joint(config: "SimulateConfig") -> Iterator[str]:
         yield from _joint_cluster(config.cluster)
 
 
-def _joint_cluster(cluster: "Cluster") -> Iterator[str]:
+def _joint_cluster(cluster: Cluster) -> Iterator[str]:
     if not cluster.sites:
         yield "[cluster]: at least one of `[[cluster.sites]]` is needed"
     for what, named in (("sites", cluster.sites), ("jobs", cluster.jobs), ("services", cluster.services)):

@@ -1,19 +1,12 @@
 """What to simulate, as frozen values read from TOML; unknown settings are refused."""
 
-import tomllib
-from pathlib import Path
-
-import msgspec
 from msgspec import Struct
 
-from baseload.domain.errors import SettingsError
 from baseload.domain.model import Admission, EngineSpec, ModelSpec, Scaling
 from baseload.domain.tenant import KeyLimits
 from baseload.domain.units import NS_PER_S
 from baseload.limits.step_time import StepTimeSpec
 from baseload.twin.cluster.spec import Cluster
-from baseload.twin.ranges import complaint, joint_complaint
-from baseload.wire.toml import parse_toml
 
 
 class Source(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -208,36 +201,6 @@ class SimulateConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     spec_path: str = ""  # filled by `load`; named in the command that reproduces a failure
 
 
-def load(path: Path) -> SimulateConfig:
-    """The configuration in a TOML file; `SettingsError` names the file, table and setting at fault."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise SettingsError(
-            f"{path}: cannot be read: {error.strerror}.",
-            hint="Name a TOML file; configs/simulate holds examples, and without a file a small one runs.",
-        ) from None
-    try:
-        raw = tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid TOML: {error}.", hint="Mend the file at that place.") from None
-    wrong = complaint(raw, SimulateConfig)
-    if wrong:
-        raise SettingsError(f"{path}: {wrong}.", hint=_SEE)
-    config = parse_toml(data, SimulateConfig, name=str(path), hint=_SEE)
-    return accepted(msgspec.structs.replace(config, spec_path=str(path)))
-
-
-def accepted(config: SimulateConfig) -> SimulateConfig:
-    """The same, once all its values can be and go together; else SettingsError."""
-    wrong = complaint(msgspec.to_builtins(config), SimulateConfig, filled=True) or joint_complaint(config)
-    if wrong:
-        where = f"{config.spec_path}: " if config.spec_path else ""
-        raise SettingsError(f"{where}{wrong}.", hint=_SEE)
-    return config
-
-
-_SEE = "Mend that setting; docs/simulate.md tells what each means."
 DEFAULT_MODEL = ModelSpec(
     name="guide",
     source="simulated",

@@ -16,7 +16,8 @@ from baseload.engine.guessing import GuessSource, PromptLookups
 from baseload.engine.kv_cache import block_bytes, default_cache_bytes
 from baseload.engine.packed import is_packed
 from baseload.engine.registry import read_config
-from baseload.engine.runner import ModelRunner, open_runner
+from baseload.engine.runner import open_runner
+from baseload.engine.spans import ModelRunner
 from baseload.engine.tokenizer import TextTokenizer
 from baseload.engine.weights import resolve_dtype
 

@@ -21,7 +21,7 @@ from baseload.engine.generation import read_defaults
 from baseload.engine.guessing import GuessSource
 from baseload.engine.kept_times import KeptTimes
 from baseload.engine.loop import EngineLoop
-from baseload.engine.runner import ModelRunner
+from baseload.engine.spans import ModelRunner
 from baseload.engine.structured import GrammarCompiler
 from baseload.engine.tokenizer import TextTokenizer
 from baseload.files import write_whole

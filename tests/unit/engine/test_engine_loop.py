@@ -14,8 +14,8 @@ from baseload.domain.model import EngineSpec
 from baseload.domain.sampling import Sampling
 from baseload.engine.jobs import Delta, Ended, Failed, Job, Output
 from baseload.engine.loop import MAX_FAILURES, EngineLoop
-from baseload.engine.runner import Span
 from baseload.engine.sampling import SamplingFailed
+from baseload.engine.spans import Span
 
 VOCAB = 40
 EOS = 0

@@ -16,8 +16,8 @@ from baseload.engine.drafting import PromptLookup
 from baseload.engine.guessing import GuessSource, PromptLookups
 from baseload.engine.jobs import Delta, Ended, Failed, Job, Output
 from baseload.engine.loop import EngineLoop
-from baseload.engine.runner import Span
 from baseload.engine.sampling import RowSampler
+from baseload.engine.spans import Span
 
 VOCAB = 12
 WAIT_S = 120.0

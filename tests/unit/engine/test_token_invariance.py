@@ -16,7 +16,7 @@ from baseload.engine.loop import EngineLoop
 from baseload.engine.native import library
 from baseload.engine.native.attention import PagedCache
 from baseload.engine.registry import read_config
-from baseload.engine.runner import Runner
+from baseload.engine.runner import Runner, open_runner
 
 WAIT_S = 120.0
 
@@ -102,7 +102,7 @@ def test_tokens_are_the_same_in_any_company(
         kv_cache_bytes=14 * per_block,
         prefix_cache=False,
     )
-    runner = Runner.open(tiny_model, spec=base, cache_dir=tmp_path)
+    runner = open_runner(tiny_model, spec=base, cache_dir=tmp_path)
     runner.warm(background=False)
     assert runner.num_blocks == 14
     expected, preemptions = generate(runner, some_jobs(), base, at_once=False)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from baseload.domain.model import EngineSpec
-from baseload.engine.runner import Runner
+from baseload.engine.runner import Runner, open_runner
 
 GOLDENS = Path(__file__).parents[2] / "golden" / "logits"
 
@@ -34,7 +34,7 @@ def runner_of() -> Callable[[str, str], Runner]:
                 max_step_tokens=64,
                 max_context=256,
             )
-            made[family, dtype] = Runner.open(GOLDENS / family, spec=spec, cache_dir=None)
+            made[family, dtype] = open_runner(GOLDENS / family, spec=spec, cache_dir=None)
         return made[family, dtype]
 
     return get

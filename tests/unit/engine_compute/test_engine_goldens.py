@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from baseload.engine.registry import ARCHITECTURES, forward_full, read_config
-from baseload.engine.runner import Span
+from baseload.engine.spans import Span
 from baseload.engine.weights import load_params
 
 TOLERANCE = 1e-4

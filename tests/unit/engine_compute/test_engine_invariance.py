@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from baseload.engine.runner import Span
+from baseload.engine.spans import Span
 
 LENGTH = 64
 CASES = [

@@ -10,7 +10,8 @@ import pytest
 from baseload.domain.model import EngineSpec
 from baseload.engine.buckets import Buckets, pick, split
 from baseload.engine.programs import ProgramCache, environment_key
-from baseload.engine.runner import Runner, Span
+from baseload.engine.runner import open_runner
+from baseload.engine.spans import Span
 
 
 def double():
@@ -99,7 +100,7 @@ def test_a_runner_answers_with_its_first_buckets_and_loads_them_the_next_time(go
     tokens, blocks = np.arange(70, dtype=np.int32), np.arange(8, dtype=np.int32)
     rows = []
     for expected in ((0, 2), (2, 0)):
-        runner = Runner.open(goldens / "llama2-tied", spec=spec, cache_dir=tmp_path)
+        runner = open_runner(goldens / "llama2-tied", spec=spec, cache_dir=tmp_path)
         rows.append(np.asarray(runner.run([Span(tokens, 0, blocks, True)])))
         assert (runner.programs.loaded, runner.programs.compiled) == expected
     assert np.array_equal(rows[0], rows[1])
@@ -107,7 +108,7 @@ def test_a_runner_answers_with_its_first_buckets_and_loads_them_the_next_time(go
 
 def test_a_background_warming_can_be_ended(goldens, tmp_path):
     spec = EngineSpec(dtype="float32", kv_cache_bytes=1 << 20, max_seqs=64, max_step_tokens=512, max_context=256)
-    runner = Runner.open(goldens / "llama2-tied", spec=spec, cache_dir=tmp_path)
+    runner = open_runner(goldens / "llama2-tied", spec=spec, cache_dir=tmp_path)
     runner.warm()
     runner.close()
     assert runner.programs.compiled < 2 * (len(runner.buckets.prefill) + len(runner.buckets.decode))

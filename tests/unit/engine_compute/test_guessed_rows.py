@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from baseload.domain.model import EngineSpec
-from baseload.engine.runner import Runner, Span
+from baseload.engine.runner import open_runner
+from baseload.engine.spans import Span
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.15)])
@@ -14,7 +15,7 @@ def test_more_guesses_than_sequences_and_than_rows_ready(goldens: Path, dtype: s
     spec = EngineSpec(
         dtype=dtype, kernels="xla", max_seqs=1, max_step_tokens=64, max_context=96, kv_cache_bytes=1 << 20
     )
-    runner = Runner.open(goldens / "llama2-tied", spec=spec, cache_dir=None)
+    runner = open_runner(goldens / "llama2-tied", spec=spec, cache_dir=None)
     tokens, blocks = np.arange(3, 43, dtype=np.int32), np.arange(6, dtype=np.int32)
     together = runner.run([Span(tokens, 0, blocks, True, logits=40)])
     assert together.shape == (40, runner.vocab_size)

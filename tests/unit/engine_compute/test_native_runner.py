@@ -19,7 +19,8 @@ from baseload.engine.packed import open_packed, write_packed
 from baseload.engine.quantize.source import open_source
 from baseload.engine.quantize.transforms import hadamard
 from baseload.engine.registry import forward_full
-from baseload.engine.runner import Runner, Span, open_runner
+from baseload.engine.runner import Runner, open_runner
+from baseload.engine.spans import Span
 from baseload.engine.weights import layer_pieces, tree_shapes
 
 BUILT = library.load() is not None

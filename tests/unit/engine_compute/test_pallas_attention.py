@@ -12,7 +12,8 @@ from baseload.engine.attention import attend_batch, attend_tiles
 from baseload.engine.config import NO_WINDOW, ModelConfig, RopeConfig
 from baseload.engine.kv_cache import CacheShape, empty, write
 from baseload.engine.pallas_attention import attend_decode, attend_prompt
-from baseload.engine.runner import Runner, Span
+from baseload.engine.runner import Runner
+from baseload.engine.spans import Span
 from baseload.engine.steps import Mode
 from baseload.engine.weights import random_params
 

@@ -22,7 +22,7 @@ from baseload.engine.gguf.vocabulary import tokenizer_of
 from baseload.engine.native import library
 from baseload.engine.native.weights_map import Matrix
 from baseload.engine.packed import is_packed, open_packed
-from baseload.engine.quantize.layerwise import Kept, Rounded
+from baseload.engine.quantize.levels import Kept, Rounded
 from baseload.engine.quantize.measure import final_states, measure
 from baseload.engine.quantize.source import ModelSource, open_source
 from baseload.engine.registry import read_config

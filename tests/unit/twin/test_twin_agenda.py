@@ -6,8 +6,8 @@ import pytest
 
 from baseload.domain.errors import SettingsError
 from baseload.twin.agenda import Agenda
+from baseload.twin.reading import load
 from baseload.twin.report import TimelinePoint, percentiles, thin
-from baseload.twin.spec import load
 
 
 def order(seed: int) -> list[int]:

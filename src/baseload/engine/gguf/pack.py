@@ -14,8 +14,7 @@ import numpy as np
 from baseload.engine import packed
 from baseload.engine.config import read_json
 from baseload.engine.gguf.read import FOUR_BITS, GROUP, Floats, GgufFile, open_groups
-from baseload.engine.quantize.layerwise import Fitted, Kept, Rounded, Value
-from baseload.engine.quantize.levels import Levels, bounds_of, choose_w8
+from baseload.engine.quantize.levels import Fitted, Kept, Levels, Rounded, Value, bounds_of, choose_w8
 from baseload.engine.quantize.pack import PLAIN, packed_tensors
 from baseload.engine.quantize.source import ModelSource, open_source
 from baseload.engine.quantize.transforms import Layer, down_block, hadamard

@@ -15,7 +15,8 @@ from baseload.domain.model import EngineSpec
 from baseload.engine.config import ModelConfig
 from baseload.engine.quantize.openings import OPENINGS
 from baseload.engine.registry import read_config
-from baseload.engine.runner import ModelRunner, Runner, Span
+from baseload.engine.runner import open_runner
+from baseload.engine.spans import ModelRunner, Span
 from baseload.engine.tokenizer import TextTokenizer
 
 Tokens = NDArray[np.int32]
@@ -101,7 +102,7 @@ def from_itself(model_dir: Path, tokenizer: TextTokenizer, *, seed: int, progres
     """What the model writes after each of OPENINGS, sampled at temperature 1; reproducible. Progress in tokens."""
     config = read_config(model_dir)
     spec = EngineSpec(max_seqs=_TOGETHER, kv_cache_bytes=0, max_context=_ROOM, prefix_cache=False)
-    runner = Runner.open(model_dir, spec=spec, cache_dir=None)
+    runner = open_runner(model_dir, spec=spec, cache_dir=None)
     try:
         rounds = next((count for most, count in _OWN_ROUNDS if config.parameters <= most), 1)
         total = rounds * len(OPENINGS) * _OWN_TOKENS

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,7 +20,7 @@ from baseload.engine.config import ModelConfig
 from baseload.engine.quantize import blocks, equalize, transforms
 from baseload.engine.quantize.calibrate import Calibration
 from baseload.engine.quantize.gptq import compensate, inverse_factor, realigned
-from baseload.engine.quantize.levels import Levels, Matrix, joined
+from baseload.engine.quantize.levels import Fitted, Kept, Matrix, Rounded, Value, joined
 from baseload.engine.quantize.schemes import Scheme
 from baseload.engine.quantize.source import ModelSource
 from baseload.engine.quantize.transforms import Layer
@@ -34,33 +33,6 @@ _STEADY = 0.1  # of an expert's Hessian comes from the rows of all experts
 _LOOKED_CHUNKS = 4  # of the calibration, to choose factors by
 _PIECE = 1 << 22  # weights of a matrix rounded at a time by one core
 Array = jax.Array | NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class Rounded:
-    """A matrix in its levels."""
-
-    levels: Levels
-    codes: NDArray[np.int16]
-
-    def restore(self) -> Matrix:
-        """The float32 matrix it stands for."""
-        return self.levels.restore(self.codes)
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A matrix that is not rounded to integers but to bfloat16, and so are its inputs."""
-
-    weight: Matrix
-
-    def restore(self) -> Matrix:
-        """The float32 matrix it stands for."""
-        return self.weight.astype(ml_dtypes.bfloat16).astype(np.float32)
-
-
-Fitted = Rounded | Kept
-Value = Matrix | Fitted | list[Fitted]  # experts
 
 
 @dataclass(frozen=True, slots=True)

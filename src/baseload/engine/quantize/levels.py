@@ -7,6 +7,7 @@ an offset for each group of columns.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -53,6 +54,33 @@ class Levels:
         if values.shape[1] == 1:
             return values.astype(np.float32)
         return np.repeat(values.astype(np.float32), self.group, axis=1)[:, :columns]
+
+
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """A matrix in its levels."""
+
+    levels: Levels
+    codes: NDArray[np.int16]
+
+    def restore(self) -> Matrix:
+        """The float32 matrix it stands for."""
+        return self.levels.restore(self.codes)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A matrix that is not rounded to integers but to bfloat16, and so are its inputs."""
+
+    weight: Matrix
+
+    def restore(self) -> Matrix:
+        """The float32 matrix it stands for."""
+        return self.weight.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+Fitted = Rounded | Kept
+Value = Matrix | Fitted | list[Fitted]  # experts
 
 
 def choose_w8(weight: Matrix, importance: Matrix) -> Levels:

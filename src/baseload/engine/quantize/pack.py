@@ -10,7 +10,7 @@ from baseload.engine.native.packing import Packed, interleave_gate_up, pack_bf16
 from baseload.engine.native.weights_map import Source
 from baseload.engine.packed import to_bfloat16
 from baseload.engine.quantize import transforms
-from baseload.engine.quantize.layerwise import Fitted, Kept, Rounded, Value
+from baseload.engine.quantize.levels import Fitted, Kept, Rounded, Value
 from baseload.engine.quantize.source import ModelSource
 
 PLAIN = ("norm", "bias", "router")  # ends of names: never packed
