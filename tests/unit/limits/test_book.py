@@ -109,6 +109,12 @@ def test_a_user_s_own_entries_join_ours() -> None:
     [
         (b"[nodes.x]\nname='y'\n", r"own\.toml: nodes\.x: .*source"),
         (b"[accelerators.x]\nname='y'\nsource='z'\nmemory=3", r"own\.toml: accelerators\.x: .*memory"),
+        (
+            b"[accelerators.x]\nname='y'\nsource='z'\nmemory_gb=0",
+            r"own\.toml: accelerators\.x: `memory_gb` .* above 0",
+        ),
+        (b"[x]\nname='y'\nsource='z'\nbf16_tflops=-4", r"own\.toml: x: `bf16_tflops` must be above 0, not -4"),
+        (b"[x]\nname='y'\nsource='z'\ntdp_w=inf", r"own\.toml: x: `tdp_w` must be above 0, not inf"),
         (b"[[prices]]\nprovider='x'\nsource='y'\ntier='free'", r"own\.toml: prices\[1\]: no tier 'free'"),
         (b"version = 3", r"own\.toml: no section 'version'"),
         (b"[x", r"own\.toml: "),
@@ -139,12 +145,26 @@ def test_blank_figures_are_asked_for_by_name(book: Book) -> None:
         ("AMD Instinct MI300X-NPS1-SPX-192GB-750W", "mi300x"),
         ("NVIDIA GH200 Grace Hopper Superchip 144GB", "gh200_144gb"),
         ("[MAXSUN] MS-Intel Arc Pro B60 Dual 48G Turbo", "arc_pro_b60_dual"),
+        ("Intel Gaudi 3 OAM", "gaudi3"),
+        ("AWS Trainium 2", "trainium2"),
+        ("Intel(R) Xeon(R) 6980P", "xeon_6980p"),
+        ("NVIDIA A100 SXM 40GB", "a100_40gb"),
+        ("NVIDIA L 40S", "l40s"),
         ("Cerebras WSE-3", None),
         ("", None),
     ],
 )
 def test_accelerators_are_recognised_in_what_tables_say(book: Book, text: str, id_: str | None) -> None:
     assert recognise(text, book.accelerators) == id_
+
+
+def test_an_accelerator_is_found_by_its_name_and_a_wrong_one_is_told_the_nearest(book: Book) -> None:
+    for id_, entry in book.accelerators.entries.items():
+        assert book.accelerators.find(entry.name) is entry, id_
+    with pytest.raises(DataError, match=r"'h100_sxx' in the catalogue; the nearest: h100_sxm"):
+        book.accelerators.find("h100_sxx")
+    with pytest.raises(DataError, match=r"'Frobnicator' in the catalogue of \d+\. "):
+        book.accelerators.find("Frobnicator")
 
 
 def test_a_mixed_system_is_its_parts(book: Book) -> None:

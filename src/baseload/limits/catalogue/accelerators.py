@@ -4,7 +4,9 @@ A figure nobody trustworthy published is None, and `need` says which one is miss
 """
 
 import tomllib
+from difflib import get_close_matches
 from importlib.resources import files
+from math import inf
 from typing import Any
 
 import msgspec
@@ -14,6 +16,10 @@ from msgspec.structs import replace
 from baseload.domain.errors import DataError, MissingFigure
 
 _HINT = "See docs/limits.md for the keys of an accelerator."
+_FIGURES = (
+    "bf16_tflops", "fp8_tflops", "fp4_tflops", "int8_tops", "memory_gb", "memory_gb_per_s", "scale_up_gb_per_s",
+    "scale_up_domain", "host_bus_gb_per_s", "scale_out_gbit_per_s", "tdp_w", "all_in_w", "usd_per_hour",
+)  # fmt: skip
 
 
 class Accelerator(Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,6 +46,12 @@ class Accelerator(Struct, frozen=True, forbid_unknown_fields=True):
     usd_per_hour: float | None = None
     price_source: str = ""
     notes: str = ""
+
+    def __post_init__(self) -> None:
+        for figure in _FIGURES:
+            value = getattr(self, figure)
+            if value is not None and not 0 < value < inf:
+                raise ValueError(f"`{figure}` must be above 0, not {value:g}; leave out what is not known")
 
     def need(self, figure: str) -> float:
         """The figure, or MissingFigure saying which one is blank and how to supply it."""
@@ -100,24 +112,30 @@ class Fabric(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Catalogue:
-    """Accelerators by identifier or alias."""
+    """Accelerators by identifier, alias or name."""
 
     def __init__(self, entries: dict[str, Accelerator]) -> None:
         self.entries = entries
-        self._by_name = {key(alias): id_ for id_, entry in entries.items() for alias in (*entry.aliases, id_)}
+        self._by_name = {key(entry.name): id_ for id_, entry in entries.items()}
+        self._by_name |= {key(alias): id_ for id_, entry in entries.items() for alias in entry.aliases}
+        self._by_name |= {key(id_): id_ for id_ in entries}
 
     def find(self, name: str) -> Accelerator:
-        """The accelerator under an identifier or alias; DataError lists what there is."""
+        """The accelerator under an identifier, alias or name; DataError names the nearest there are."""
         id_ = self._by_name.get(key(name))
         if id_ is None:
+            near = dict.fromkeys(
+                self._by_name[near] for near in get_close_matches(key(name), self._by_name, n=4, cutoff=0.75)
+            )
             raise DataError(
-                f"No accelerator {name!r} in the catalogue; it has {', '.join(self.entries)}.",
-                hint="Add it in your own accelerators TOML (docs/limits.md).",
+                f"No accelerator {name!r} in the catalogue"
+                + (f"; the nearest: {', '.join(near)}." if near else f" of {len(self.entries)}."),
+                hint="`baseload catalogue` lists them; add yours in a TOML file (docs/catalogue.md).",
             )
         return self.entries[id_]
 
     def get(self, name: str) -> Accelerator | None:
-        """The accelerator under an identifier or alias, or None."""
+        """The accelerator under an identifier, alias or name, or None."""
         id_ = self._by_name.get(key(name))
         return None if id_ is None else self.entries[id_]
 

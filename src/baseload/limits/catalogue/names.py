@@ -1,7 +1,8 @@
 """Which accelerator stands in a sentence such as "NVIDIA Blackwell GPU (B200-SXM-180GB)", and how many of which.
 
-Names are compared word by word (letters and digits), so that "L40S" is not an L40 and "GB200" not a B200. Of several
-that occur, the one with most words wins, then the longest. A list such as "MI300X (x32), MI325X (x16)" is a mix.
+Names are compared by whole words (letters and digits), so that "L40S" is not an L40 and "GB200" not a B200, but
+however they are parted: "Gaudi 3" is "gaudi3". Of several that occur, the one with most words wins, then the longest.
+A list such as "MI300X (x32), MI325X (x16)" is a mix.
 """
 
 import re
@@ -9,12 +10,13 @@ import re
 from baseload.limits.catalogue.accelerators import Catalogue
 
 _WORD = re.compile(r"[a-z0-9]+")
+_MARKS = re.compile(r"\((?:r|tm|c)\)|[®™©]")  # which part no words
 _TIMES = re.compile(r"\(x\s*(\d+)\)")
 
 
 def words(text: str) -> tuple[str, ...]:
     """Letters and digits of a text, in lower case."""
-    return tuple(_WORD.findall(text.lower()))
+    return tuple(_WORD.findall(_MARKS.sub(" ", text.lower())))
 
 
 def recognise(text: str, catalogue: Catalogue) -> str | None:
@@ -22,7 +24,7 @@ def recognise(text: str, catalogue: Catalogue) -> str | None:
     said = words(text)
     best: tuple[int, int, str] | None = None
     for id_, entry in catalogue.entries.items():
-        for name in (id_, *entry.aliases):
+        for name in (id_, entry.name, *entry.aliases):
             sought = words(name)
             if sought and _within(sought, said):
                 rank = (len(sought), sum(map(len, sought)), id_)
@@ -43,5 +45,13 @@ def mixture(text: str, catalogue: Catalogue, *, total: int) -> tuple[tuple[str |
 
 
 def _within(sought: tuple[str, ...], said: tuple[str, ...]) -> bool:
-    n = len(sought)
-    return any(said[i : i + n] == sought for i in range(len(said) - n + 1))
+    whole = "".join(sought)
+    for first in range(len(said)):
+        joined = ""
+        for word in said[first:]:
+            joined += word
+            if len(joined) >= len(whole):
+                break
+        if joined == whole:
+            return True
+    return False
