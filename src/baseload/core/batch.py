@@ -1,15 +1,15 @@
 """The values of batching: what goes into the batcher, what it plans and what it tells."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 from baseload.domain.work import PhaseTimes, TokenCounts
 from baseload.policy.pacing import NO_PACE, Pace
 
 
-@dataclass(frozen=True, slots=True)
-class SeqSpec:
+class SeqSpec(Struct, frozen=True):
     """A sequence to be computed: a prompt and at most so many new tokens.
 
     Without `tokens` only counts are known (the twin); then `prefix_hashes`, one per full block of prompt and answer
@@ -29,8 +29,7 @@ class SeqSpec:
     stop_after: int = 0  # 0: not known; only `core/counted` asks
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(Struct, frozen=True):
     """One sequence's part of a step: compute `count` tokens from position `start` on, in these blocks."""
 
     seq_id: str
@@ -44,8 +43,7 @@ class Share:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """One engine step. Empty `shares`: nothing to do."""
 
     shares: tuple[Share, ...]
@@ -55,8 +53,7 @@ class Plan:
     preempted: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
+class Sampled(Struct, frozen=True):
     """The next token of a sequence. `stop`: it ends the sequence (an end token, a stop string, a full grammar).
 
     `right`: so many of the share's guesses were what was sampled; they come before `token`.
@@ -76,8 +73,7 @@ class FinishedBy(StrEnum):
     CANCEL = "cancel"
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(Struct, frozen=True):
     """A sequence that ended, with what it used."""
 
     seq_id: str
@@ -86,8 +82,7 @@ class Finished:
     phases: PhaseTimes
 
 
-@dataclass(frozen=True, slots=True)
-class BatcherTotals:
+class BatcherTotals(Struct, frozen=True):
     """Counters since the start."""
 
     prompt_tokens: int = 0  # of sequences that came in

@@ -217,12 +217,11 @@ class Batcher:
 
     def check(self) -> None:
         """Assert every invariant; for tests and idle moments."""
-        self.pool.check()
-        refs = [0] * len(self.pool._refs)
+        holders: dict[int, int] = {}
         for seq in self._running:
             for block in seq.blocks:
-                refs[block] += 1
-        assert refs == self.pool._refs, "a block leaked, or is held by nobody"
+                holders[block] = holders.get(block, 0) + 1
+        self.pool.check(holders)
         assert len(self._running) <= self.max_seqs
         assert len(self._seqs) <= self.max_seqs + self.max_waiting
         assert len(self._running) + len(self._waiting) == len(self._seqs)
@@ -245,9 +244,12 @@ class Batcher:
             preempted += self._make_way(now_ns)
         pending = [seq.total - seq.computed for seq in self._running]
         budget = self._budget(now_ns, pending) if self._paced else self.max_step_tokens
-        shares = share_budget(pending, budget=budget)
-        pairs = [(seq, share) for seq, share in zip(self._running, shares, strict=True) if share]
-        spent = sum(shares)
+        if pending.count(1) == len(pending) <= budget:  # the common case: all decode
+            pairs, spent = [(seq, 1) for seq in self._running], len(pending)
+        else:
+            shares = share_budget(pending, budget=budget)
+            pairs = [(seq, share) for seq, share in zip(self._running, shares, strict=True) if share]
+            spent = sum(shares)
         assert spent <= budget
         if self._waiting and not is_full:
             admitted = self._admit(now_ns, budget - spent, most=1 if preempted else self.max_seqs)
@@ -318,6 +320,8 @@ class Batcher:
         preempted: list[str] = []
         size, running = self.pool.block_tokens, self._running
         short = [seq for seq in running if len(seq.blocks) * size < seq.total]
+        if not short:
+            return preempted
         if len(short) <= self.pool.available:
             for seq, block in zip(short, self.pool.allocate(len(short)), strict=True):
                 seq.blocks.append(block)

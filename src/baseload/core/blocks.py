@@ -6,7 +6,7 @@ themselves are the engine's; here are only numbers.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from struct import pack
 
@@ -25,15 +25,19 @@ def block_hash(parent: int, tokens: Sequence[int]) -> int:
 
 
 class BlockPool:
-    """The blocks 0 … num_blocks - 1 of `block_tokens` tokens each."""
+    """The blocks 0 … num_blocks - 1 of `block_tokens` tokens each.
+
+    Only blocks that are known by their content can have several holders, so only theirs are counted; of all others
+    each is free or somebody's alone, and they come and go by slices.
+    """
 
     def __init__(self, num_blocks: int, *, block_tokens: int) -> None:
         assert num_blocks > 0
         assert block_tokens > 0
         self.num_blocks = num_blocks
         self.block_tokens = block_tokens
-        self._refs: list[int] = []  # of the blocks ever used: the first so many
-        self._hash_of: list[int | None] = []
+        self._hash_of: list[int | None] = []  # of the blocks ever used: the first so many
+        self._refs: list[int] = []  # of the same: how many hold it; 0 of those not known by their content
         self._by_hash: dict[int, int] = {}
         self._free: list[int] = []  # used before and given back: a stack; below it lie the never used, lowest on top
         self._cached: OrderedDict[int, None] = OrderedDict()  # unreferenced blocks with a hash, idle longest first
@@ -64,8 +68,8 @@ class BlockPool:
         return found
 
     def count_held(self, blocks: Sequence[int]) -> int:
-        """How many of these blocks somebody holds, so that taking them costs nothing."""
-        return sum(1 for block in blocks if self._refs[block])
+        """How many of these matched blocks somebody holds, so that taking them costs nothing."""
+        return sum([1 for block in blocks if self._refs[block]]) if blocks else 0
 
     def take(self, blocks: Sequence[int]) -> None:
         """Hold these matched blocks once more."""
@@ -77,73 +81,73 @@ class BlockPool:
     def allocate(self, count: int) -> list[int]:
         """Hold `count` blocks of unknown content, evicting cached ones where needed. `available` must suffice."""
         assert count <= self.available, "the caller checks `available` first"
-        refs, free = self._refs, self._free
+        free, used = self._free, len(self._refs)
         taken: list[int] = []
         if free and count:
             taken = free[: -count - 1 : -1]
             del free[-count:]
-            for block in taken:
-                refs[block] = 1
-        fresh = min(count - len(taken), self.num_blocks - len(refs))
+        fresh = min(count - len(taken), self.num_blocks - used)
         if fresh > 0:
-            taken += range(len(refs), len(refs) + fresh)
-            refs += [1] * fresh
+            taken += range(used, used + fresh)
+            self._refs += [0] * fresh
             self._hash_of += [None] * fresh
         while len(taken) < count:
             block, _ = self._cached.popitem(last=False)
             self._forget(block)
             self.evictions += 1
-            refs[block] = 1
             taken.append(block)
         return taken
 
     def publish(self, block: int, value: int) -> None:
         """The held block is now full and computed, and may be found by this hash."""
-        assert self._refs[block] > 0
         if value not in self._by_hash and self._hash_of[block] is None:  # computed twice at once: keep the first
             self._by_hash[value] = block
             self._hash_of[block] = value
+            self._refs[block] = 1
 
     def release(self, blocks: Sequence[int]) -> None:
         """Hold these blocks once less; give them in sequence order, so that a prefix outlives what follows it."""
-        refs, hash_of, free = self._refs, self._hash_of, self._free
+        free, cached = self._free, self._cached
         if not self._by_hash:  # nothing is known by its content, so nothing is shared
-            for block in blocks:
-                assert refs[block] == 1, "released more often than held"
-                refs[block] = 0
             free += reversed(blocks)
-            return
-        for block in reversed(blocks):
-            left = refs[block] - 1
-            refs[block] = left
-            if left > 0:
-                continue
-            assert left == 0, "released more often than held"
-            if hash_of[block] is None:
-                free.append(block)
-            else:
-                self._cached[block] = None
+        else:
+            hash_of, refs = self._hash_of, self._refs
+            for block in reversed(blocks):
+                if hash_of[block] is None:
+                    free.append(block)
+                    continue
+                left = refs[block] - 1
+                assert left >= 0, "released more often than held"
+                refs[block] = left
+                if not left:
+                    cached[block] = None
+        assert len(free) + len(cached) <= len(self._refs), "released more often than held"
 
     def forget_cached(self) -> None:
         """Forget every block's content (the arrays were lost, or the weights changed). Nobody may hold any block."""
-        assert not any(self._refs), "blocks are still held"
+        assert len(self._free) + len(self._cached) == len(self._refs), "blocks are still held"
         for block in list(self._cached):
             self._forget(block)
-        self._refs, self._hash_of, self._free = [], [], []
+        self._hash_of, self._refs, self._free = [], [], []
         self._cached = OrderedDict()
 
-    def check(self) -> None:
-        """Assert every invariant; for tests and idle moments. O(blocks ever used)."""
-        free = sorted(self._free)
-        cached = sorted(self._cached)
-        held = [block for block, refs in enumerate(self._refs) if refs]
-        assert len(self._refs) == len(self._hash_of) <= self.num_blocks
-        assert sorted(free + cached + held) == list(range(len(self._refs))), "a block is lost or counted twice"
-        assert all(self._hash_of[block] is None for block in free)
-        assert all(self._hash_of[block] is not None for block in cached)
-        for value, block in self._by_hash.items():
-            assert self._hash_of[block] == value
-        assert sum(1 for value in self._hash_of if value is not None) == len(self._by_hash)
+    def check(self, holders: Mapping[int, int] | None = None) -> None:
+        """Assert every invariant; for tests and idle moments. O(blocks ever used). `holders`: of each held block, how
+        many hold it, where that is known."""
+        free, refs, cached = dict.fromkeys(self._free), self._refs, self._cached
+        assert len(refs) == len(self._hash_of) <= self.num_blocks
+        assert len(free) == len(self._free), "a block is free twice"
+        assert all(self._hash_of[block] is None and not refs[block] for block in free)
+        known = {block: value for block, value in enumerate(self._hash_of) if value is not None}
+        assert {block: value for value, block in self._by_hash.items()} == known
+        assert dict.fromkeys(cached) == {block: None for block in known if not refs[block]}
+        assert all(block in known or not count for block, count in enumerate(refs))
+        if holders is None:
+            return
+        assert len(free) + len(cached) + len(holders) == len(refs), "a block is lost or counted twice"
+        assert not any(block in free or block in cached for block in holders), "a held block is given away"
+        shared = {block: refs[block] for block in known if refs[block]}
+        assert all(shared.get(block, 1) == count for block, count in holders.items()), "a block leaked, or is shared"
 
     def _forget(self, block: int) -> None:
         value = self._hash_of[block]

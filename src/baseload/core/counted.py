@@ -9,16 +9,21 @@ gains one token a step, and blocks are taken at known steps. `quiet_steps` says 
 `fast_forward` performs them in one call with the same end as so many plans and commits (a property test holds it).
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from operator import itemgetter
 
-from baseload.core.batch import Finished, FinishedBy
+from msgspec import Struct
+
+from baseload.core.batch import Finished, FinishedBy, Plan
 from baseload.core.batcher import Batcher
 from baseload.core.sequence import Sequenced
 from baseload.policy.batching import admits
 
+ENDLESS = 1 << 62
+_first_of = itemgetter(0)
 
-@dataclass(frozen=True, slots=True)
-class Counts:
+
+class Counts(Struct, frozen=True, gc=False):
     """One engine step as sums. `rows` 0: nothing to do."""
 
     rows: int
@@ -30,8 +35,19 @@ class Counts:
     prompts: int = 0  # sequences that prefill
 
 
+class Outlook(Struct, frozen=True, gc=False):
+    """Known while all that run decode: the first ends after so many steps; the next step reads so many KV positions;
+    and whether any fills blocks that others may find by their content."""
+
+    steps: int
+    context: int
+    fills: bool
+
+
 class CountedBatcher(Batcher):
     """The production batcher, and a shorter way through its steps for sequences without token ids."""
+
+    _outlook: Outlook | None = None  # None: to be looked for
 
     def generated(self, seq_id: str) -> int:
         """New tokens of a sequence that has not ended."""
@@ -46,30 +62,42 @@ class CountedBatcher(Batcher):
         """Whether it was cancelled while its step runs."""
         return seq_id in self._doomed
 
+    def cancel(self, now_ns: int, seq_id: str) -> Finished | None:
+        """See `Batcher.cancel`."""
+        self._outlook = None
+        return super().cancel(now_ns, seq_id)
+
+    def plan(self, now_ns: int) -> Plan:
+        """See `Batcher.plan`."""
+        self._outlook = None
+        return super().plan(now_ns)
+
     def plan_counted(self, now_ns: int) -> Counts:
         """As `plan`, told in sums. Answer it with `commit_counted` or `abandon`."""
-        self._schedule(now_ns)
-        return self.counts()
+        outlook, self._outlook = self._outlook, None
+        rows = len(self._running)
+        preempted, pairs = self._schedule(now_ns)
+        if outlook is None or preempted:
+            return _sums(pairs)
+        return _sums(pairs[rows:], rows, outlook.context)  # those before decode, one token each
+
+    def plan_decodes(self, now_ns: int) -> Counts:
+        """The next step alone of a quiet stretch, in which nobody comes in: who was added since waits."""
+        self._outlook = None
+        self._grow_decodes(now_ns)
+        self._planned = [(seq, 1) for seq in self._running]
+        return _sums(self._planned)
 
     def counts(self) -> Counts:
         """The planned step, told in sums."""
-        pairs = self._planned
-        assert pairs is not None
-        rows, context = len(pairs), sum([seq.computed + count for seq, count in pairs])
-        prefills = [(seq, count) for seq, count in pairs if count > 1 or seq.total == seq.prompt]
-        tokens = seen = ends = 0
-        for seq, count in prefills:
-            start = seq.computed
-            tokens += count
-            ends += start + count
-            seen += start * count + count * count // 2
-        decodes = rows - len(prefills)
-        return Counts(rows, decodes, tokens, context, context - ends, seen, len(prefills))
+        assert self._planned is not None
+        return _sums(self._planned)
 
     def commit_counted(self, now_ns: int) -> tuple[list[str], list[Finished]]:
         """The planned step was computed. Returns who got a first token, and who ended."""
         planned = self._take_planned()
         doomed, generated, size = self._doomed, 0, self.pool.block_tokens
+        all_decode, context, left, fills = len(planned) == len(self._running), 0, ENDLESS, False
         firsts: list[str] = []
         ended: list[Sequenced] = []
         for seq, count in planned:
@@ -78,20 +106,29 @@ class CountedBatcher(Batcher):
                 self._drop(seq)
                 continue
             seq.computed = computed = seq.computed + count
-            if seq.parent is not None and computed // size != seq.published:
-                self._publish(seq)
+            if seq.parent is not None:
+                if computed // size != seq.published:
+                    self._publish(seq)
+                fills = fills or seq.published < len(seq.hashes)
             total = seq.total
             if computed < total:
+                all_decode = False
                 continue
             seq.total = total = total + 1
             generated += 1
             if seq.first_token_ns < 0:
                 seq.first_token_ns = now_ns
                 firsts.append(seq.seq_id)
-            if total >= seq.ends_at:
+            ends_in = seq.ends_at - total
+            if ends_in <= 0:
                 ended.append(seq)
+                continue
+            context += total
+            if ends_in < left:
+                left = ends_in
         self._totals[2] += generated
         self._doomed = {}
+        self._outlook = Outlook(left, context, fills) if all_decode else None
         return firsts, self._end_all(ended, now_ns)
 
     def quiet_steps(self) -> int:
@@ -103,21 +140,12 @@ class CountedBatcher(Batcher):
         preempted, and none ends before the last of these steps; 0: take one step with `plan_counted`. And the KV
         positions that the first of them reads: each further one reads one a row more."""
         running, pool = self._running, self.pool
-        if not running or self._planned is not None:
+        if not running or self._planned is not None or (self._waiting and self._first_may_come_in()):
             return 0, 0
-        steps, waits, context = 1 << 62, bool(self._waiting), 0
-        for seq in running:
-            total = seq.total
-            if waits and seq.published < len(seq.hashes):
-                return 0, 0  # a block it fills may be what somebody waits for
-            if total - seq.computed != 1 or total <= seq.prompt or seq.tokens is not None:
-                return 0, 0
-            context += total
-            left = seq.ends_at - total
-            if left < steps:
-                steps = left
-        if waits and self._first_may_come_in():
+        outlook = self._outlook = self._outlook or self._look()
+        if outlook is None or (outlook.fills and self._waiting):  # what it fills may be what somebody waits for
             return 0, 0
+        steps, context = outlook.steps, outlook.context
         size, available = pool.block_tokens, pool.available
         if len(running) * (steps // size + 1) <= available:
             return steps, context  # there is room whatever each needs
@@ -132,36 +160,55 @@ class CountedBatcher(Batcher):
             steps //= 2
         return max(0, steps), context
 
-    def fast_forward(self, now_ns: int, steps: int, *, grown: bool = False) -> list[Finished]:
-        """Perform `steps` quiet steps, the last of which ends now. Returns who ended with it.
+    def _look(self) -> Outlook | None:
+        """What `commit_counted` and `fast_forward` see on their way, seen anew."""
+        left, context, fills = ENDLESS, 0, False
+        for seq in self._running:
+            total = seq.total
+            if total - seq.computed != 1 or total <= seq.prompt or seq.tokens is not None:
+                return None
+            fills = fills or seq.published < len(seq.hashes)
+            context += total
+            left = min(left, seq.ends_at - total)
+        return Outlook(left, context, fills)
 
-        `grown`: the step after these has already begun, and holds the blocks it needs.
-        """
+    def fast_forward(self, now_ns: int, steps: int) -> list[Finished]:
+        """Perform `steps` quiet steps, the last of which ends now. Returns who ended with it."""
         running, size = self._running, self.pool.block_tokens
-        last, fills = steps + grown, False
-        firsts: list[int] = []  # by row: the step at whose plan it holds no place for its next token
+        context, left, fills = 0, ENDLESS, False
+        short: list[tuple[int, Sequenced]] = []  # and the step at whose plan it holds no place for its next token
         ended: list[Sequenced] = []
         for seq in running:
             total = seq.total
-            firsts.append(len(seq.blocks) * size - total + 2)
+            first = len(seq.blocks) * size - total + 2
+            if first <= steps:
+                short.append((first, seq))
+            seq.total = total = total + steps
+            seq.computed = total - 1
             if seq.parent is not None:
                 if seq.published < len(seq.hashes):
                     fills = True
                 else:
-                    seq.published = (seq.computed + steps) // size
-            seq.computed += steps
-            seq.total = total = total + steps
-            if total >= seq.ends_at:
+                    seq.published = (total - 1) // size
+            ends_in = seq.ends_at - total
+            if ends_in <= 0:
                 ended.append(seq)
-        if fills or max(firsts) - min(firsts) >= size:
-            self._take_and_publish(firsts, last, steps)
-        else:  # each row takes one block in `size` steps, so they go round in the order of their first ones
-            rows = len(running)
-            blocks = self.pool.allocate(sum([(last - first) // size + 1 for first in firsts if first <= last]))
-            for at, row in enumerate(sorted(range(rows), key=firsts.__getitem__) if blocks else ()):
-                running[row].blocks += blocks[at::rows]
+                continue
+            context += total
+            if ends_in < left:
+                left = ends_in
+        if short or fills:
+            short.sort(key=_first_of)
+            if fills or short[-1][0] - short[0][0] >= size:
+                self._take_and_publish(steps)
+            else:  # each takes one block in `size` steps, so they go round in the order of their first ones
+                blocks = self.pool.allocate(sum([(steps - first) // size + 1 for first, _ in short]))
+                rows = len(short)
+                for at, (_, seq) in enumerate(short):
+                    seq.blocks += blocks[at::rows]
         self._totals[2] += steps * len(running)
         self._totals[4] += steps
+        self._outlook = None if fills else Outlook(left, context, False)
         return self._end_all(ended, now_ns)
 
     def usage_after(self, steps: int) -> float:
@@ -173,14 +220,15 @@ class CountedBatcher(Batcher):
                 due += -(-left // size)
         return 1.0 - (self.pool.available - due) / self.pool.num_blocks
 
-    def _take_and_publish(self, firsts: list[int], last: int, steps: int) -> None:
+    def _take_and_publish(self, steps: int) -> None:
         """Block by block in order of time: what one row publishes, another of the same text does not."""
         running, size = self._running, self.pool.block_tokens
-        deeds = [(step, 0, at) for at, first in enumerate(firsts) for step in range(first, last + 1, size)]
+        deeds: list[tuple[int, int, int]] = []
         for at, seq in enumerate(running):
+            before = seq.computed - steps  # computed then; it had one token more
+            deeds += [(step, 0, at) for step in range(len(seq.blocks) * size - before + 1, steps + 1, size)]
             if seq.parent is not None and seq.published < len(seq.hashes):
                 full = min(seq.computed // size, len(seq.hashes))
-                before = seq.computed - steps
                 deeds += [((n + 1) * size - before, 1, at) for n in range(seq.published, full)]
         for _, is_filled, at in sorted(deeds):
             seq = running[at]
@@ -219,3 +267,19 @@ class CountedBatcher(Batcher):
             by = FinishedBy.STOP if seq.total >= seq.stop_at else FinishedBy.LENGTH
             finished.append(seq.finished(by, now_ns))
         return finished
+
+
+def _sums(pairs: Sequence[tuple[Sequenced, int]], decodes: int = 0, context: int = 0) -> Counts:
+    """These shares as sums, beside so many decodes that read so many positions."""
+    prompts = tokens = seen = ends = 0
+    for seq, count in pairs:
+        start = seq.computed
+        if count > 1 or seq.total == seq.prompt:
+            prompts += 1
+            tokens += count
+            ends += start + count
+            seen += start * count + count * count // 2
+        else:
+            decodes += 1
+            context += start + count
+    return Counts(decodes + prompts, decodes, tokens, context + ends, context, seen, prompts)

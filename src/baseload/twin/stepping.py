@@ -1,9 +1,9 @@
 """One replica's engine on the virtual clock: the production batcher, stepped by what the model says a step takes.
 
 Where nothing but decoding goes on, the coming steps stand in one `_Window`: they are performed together when they are
-over, or as far as they have come when something happens (a sequence comes or goes, somebody looks). The end is that
-of exact stepping to the last block and nanosecond; `exact=True` steps one by one through `plan` and `commit`, as the
-live engine does, and a property test compares the two.
+over, which is earlier where a sequence comes, or as far as they have come when something else happens. The end is
+that of exact stepping to the last block and nanosecond; `exact=True` steps one by one through `plan` and `commit`, as
+the live engine does, and a property test compares the two.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,13 +34,14 @@ class Clock(Protocol):
 class _Window:
     """Quiet steps that run: the first began at `start_ns`, and there are `steps` of them."""
 
-    __slots__ = ("handle", "line", "start_ns", "steps")
+    __slots__ = ("handle", "is_cut", "line", "start_ns", "steps")
 
     def __init__(self, start_ns: int, line: Line, steps: int, handle: int) -> None:
         self.start_ns = start_ns
         self.line = line
         self.steps = steps
         self.handle = handle
+        self.is_cut = False  # the step that runs is its last: somebody waits
 
     def so_far(self, now_ns: int) -> tuple[int, int]:
         """(steps that have ended, their time). The last step ends by its own event, not before."""
@@ -96,7 +97,7 @@ class Stepper:
 
     def add(self, spec: SeqSpec) -> None:
         """Queue a sequence (Refusal as `Batcher.add`); the engine goes on, or begins."""
-        self._interrupt()
+        self._cut()
         self.batcher.add(self._clock.now_ns, spec)
         if self._exact:
             self._stop_after[spec.seq_id] = spec.stop_after
@@ -211,6 +212,17 @@ class Stepper:
             self._on_step((), finished)
         self.go_on()
 
+    def _cut(self) -> None:
+        """Somebody is about to wait: the window ends with the step that runs, which began without them."""
+        window, clock = self._window, self._clock
+        if window is None or window.is_cut:
+            return
+        steps, took_ns = window.so_far(clock.now_ns)
+        clock.drop(window.handle)
+        window.steps, window.is_cut = steps + 1, True
+        end_ns = window.start_ns + took_ns + window.line.step_ns(steps)
+        window.handle = clock.at_step(end_ns, self._window_over)
+
     def _interrupt(self) -> None:
         """The batch is about to change: perform what has ended, and let the step that runs be a common one."""
         window = self._window
@@ -224,7 +236,7 @@ class Stepper:
         self._computed_ns += took_ns
         if steps:
             self.batcher.fast_forward(at_ns, steps)
-        self._begin(at_ns, self.batcher.plan_counted(at_ns))
+        self._begin(at_ns, self.batcher.plan_decodes(at_ns))
 
     # -- one by one, as the live engine -------------------------------------------------------------------------
 
