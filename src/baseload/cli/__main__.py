@@ -1,4 +1,4 @@
-"""The command `baseload`, also as `python -m baseload.cli`: Ctrl-C ends it quietly, while modules are imported too."""
+"""The command `baseload`, also `python -m baseload.cli`: Ctrl-C ends it quietly, while modules are imported too."""
 
 import os
 import signal
