@@ -7,7 +7,7 @@ import tomllib
 from difflib import get_close_matches
 from importlib.resources import files
 from math import inf
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -39,6 +39,7 @@ class Accelerator(Struct, frozen=True, forbid_unknown_fields=True):
     memory_gb_per_s: float | None = None
     scale_up_gb_per_s: float | None = None
     scale_up_domain: int | None = None  # accelerators joined by the fast links
+    scale_up_topology: Literal["switch", "mesh", "torus2", "torus3"] = "switch"  # how: limits/serving/links.py
     host_bus_gb_per_s: float | None = None  # of a card with bridges: to the other cards of its node
     scale_out_gbit_per_s: float | None = None
     tdp_w: float | None = None

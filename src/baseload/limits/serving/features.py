@@ -6,7 +6,6 @@ fraction of a peak is reached, and what a step costs besides, is in `step`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import log2
 
 import numpy as np
 from msgspec.structs import replace as with_fields
@@ -18,6 +17,7 @@ from baseload.limits.collectives import fabric_of
 from baseload.limits.context_parallel import gathered, merged
 from baseload.limits.quantization import Quantization, of_formats
 from baseload.limits.serving.hidden import likeliest
+from baseload.limits.serving.links import inside, lateness
 from baseload.limits.serving.points import Layout, Point
 from baseload.limits.serving.stand_in import StandIns
 from baseload.limits.shapes import ModelShape
@@ -27,7 +27,6 @@ MEMORY_USED = {"sglang": 0.85, "vllm": 0.92, "trtllm": 0.95}  # of the memory: u
 MEMORY_USED_ELSE = 0.90
 LEAST_ROOM = 0.03  # of it for the cache however tight the weights: who deploys so tunes for it
 MEMORY_MOST = 0.97  # what weights may fill before a deployment is held to be impossible
-FAST_GB_PER_S = 200.0  # a link of accelerators among themselves, one way; host buses are below
 LATENT = 3.4  # decoding MLA works in the latent space: over so many times the elements a pair
 BLOCKS = 0.4  # more kernels where 8-bit experts have a scale a block: activations are quantized apart, block by block
 LAUNCHES = {"attention": 0.55, "mlp": 0.45, "mla": 1.1, "linear": 1.1, "experts": 0.9, "shared": 0.2}
@@ -293,7 +292,7 @@ def counts_of(shape: ModelShape, q: Quantization, chip: Accelerator, layout: Lay
     weights = shape.weight_bytes(q) / gpus + shape.mixer_params * q.attention_bytes * (layout.dp - 1) / gpus
     return Counts(
         layers=launches(shape, q),
-        messages=2.0 * shape.layers * _latency(chip, gpus) if gpus > 1 else 0.0,
+        messages=2.0 * shape.layers * lateness(chip, gpus) if gpus > 1 else 0.0,
         outside=gpus > (chip.scale_up_domain or 1),
         dp=layout.dp,
         ep=layout.ep,
@@ -321,7 +320,7 @@ def _shared(one: Counts, shape: ModelShape, chip: Accelerator, layout: Layout) -
     return replace(
         one,
         attention=tuple(replace(a, read_s=a.read_s / cp, math_s=a.math_s / cp) for a in one.attention),
-        messages=one.messages + merge.messages * _latency(chip, cp),
+        messages=one.messages + merge.messages * lateness(chip, cp),
         outside=layout.gpus > (chip.scale_up_domain or 1),
         kv_cut=one.kv_cut * cp,
         cp=cp,
@@ -348,37 +347,19 @@ def _compute(form: str, chip: Accelerator) -> str:
     return "bf16" if form in ("int4", "mxfp4") else form
 
 
-def _latency(chip: Accelerator, gpus: int) -> float:
-    """Of a collective over so many, in those of two on fast links; slow links are host buses and late to begin."""
-    slow = max(1.0, FAST_GB_PER_S / chip.scale_up_gb_per_s) if chip.scale_up_gb_per_s else 1.0
-    return slow * (3.0 + log2(gpus)) / 4.0
-
-
 def _link_s(shape: ModelShape, chip: Accelerator, layout: Layout) -> float:
     """Seconds a token's activations are on the links. Across nodes each of them sends what its members summed first,
     or, where attention is replicated, a token once to each other node that has an expert of its."""
-    inside, rate = _inside(chip, layout.gpus)
-    nodes = layout.gpus / inside
+    group, rate = inside(chip, layout.gpus)
+    nodes = layout.gpus / group
     sent = 4.0 * shape.hidden * shape.layers  # in 16 bits, twice a layer
     copies = crossing = 1.0
     if layout.dp > 1:
         top_k = max((f.top_k for f in shape.feedforwards), default=1) or 1
         sent /= layout.gpus
         copies = max(1.0, min(top_k, layout.gpus))
-        crossing = (nodes - 1.0) * (1.0 - (1.0 - 1.0 / nodes) ** top_k) * inside
-    seconds = sent * copies * (inside - 1) / inside / rate if inside > 1 else 0.0
+        crossing = (nodes - 1.0) * (1.0 - (1.0 - 1.0 / nodes) ** top_k) * group
+    seconds = sent * copies * (group - 1) / group / rate if group > 1 else 0.0
     if nodes > 1:
-        seconds += sent * crossing / inside / (chip.need("scale_out_gbit_per_s") / 8.0 * 1e9)
+        seconds += sent * crossing / group / (chip.need("scale_out_gbit_per_s") / 8.0 * 1e9)
     return seconds
-
-
-def _inside(chip: Accelerator, gpus: int) -> tuple[int, float]:
-    """How many of the accelerators share fast links, and bytes per second out of one of them."""
-    if chip.scale_up_gb_per_s:
-        domain = max(1, chip.scale_up_domain or 1)
-        if gpus <= domain or chip.scale_out_gbit_per_s:
-            return min(gpus, domain), chip.scale_up_gb_per_s * 1e9
-        return gpus, chip.scale_up_gb_per_s * 1e9
-    if gpus > 1 and not chip.scale_out_gbit_per_s:
-        return gpus, chip.need("scale_up_gb_per_s") * 1e9
-    return 1, 0.0
