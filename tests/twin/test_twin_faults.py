@@ -11,6 +11,7 @@ from baseload.limits.step_time import StepTimeSpec
 from baseload.twin.cluster.report import ClusterReport
 from baseload.twin.cluster.run import simulate_cluster
 from baseload.twin.cluster.spec import Cluster, ClusterFaults, JobStream, Site
+from baseload.twin.page import report_html
 from baseload.twin.report import SimulateReport
 from baseload.twin.run import simulate
 from baseload.twin.spec import Faults, Physics, SimulateConfig, Source, Workload
@@ -115,11 +116,31 @@ def test_a_fault_of_the_requests_world_has_its_effect(kind: str) -> None:
     calm = served()
     assert calm.outcomes == {"ok": calm.requests}
     assert not calm.faults
+    assert not calm.faults_by_kind
     report = served(**faults)
+    assert report.faults_by_kind[TOLD.get(kind, kind)] > 0
+    assert report_html(report).count(TOLD.get(kind, kind)) > 0
     assert holds(report, report) is False or kind in ALONE, "what is told of the fault must not hold of any run"
     assert holds(report, calm), (kinds(report), report.outcomes, report.reasons, report.ttft, report.tpot)
 
 
+TOLD = {  # by what name the report counts it, where that is another
+    "published rates": "link flap",
+    "straggler steps": "straggling step",
+    "silent slowness": "slow",
+    "slow messages": "slow message",
+    "lost messages": "lost message",
+    "lost reports": "lost message",
+    "slow reports": "slow message",
+    "price spike": "price",
+    "kill of control": "control",
+    "start fails": "failed start",
+    "start hangs": "hanging start",
+    "slow starts": "slow start",
+    "worker errors": "worker error",
+    "disconnects": "client gone",
+    "crash after answer": "crash after an answer",
+}
 ALONE = ("published rates", "disk full", "kill of control", "disconnects")  # told of the run itself
 
 JOBS = JobStream(name="train", per_hour=5.0, sizes=((8, 1.0), (32, 1.0)), hours=1.0, checkpoint_min=10.0)
@@ -185,6 +206,11 @@ def test_a_fault_of_fleets_has_its_effect(kind: str) -> None:
     faults, holds = OF_FLEETS[kind]
     report, calm = worked(**faults), worked()
     assert not calm.faults_by_kind
+    told = {"published": "switch", "silent slowness": "slow node", "detection": "node"}.get(
+        kind, kind.removesuffix("s")
+    )
+    assert report.faults_by_kind[told] > 0
+    assert told in report_html(report)
     assert holds(report, calm), (report.faults_by_kind, lost(report), waits(report), waits(calm), report.goodput)
 
 

@@ -234,3 +234,30 @@ def test_tables_scroll_and_text_grows_on_narrow_screens() -> None:
     assert page.count('<div class="scroll') == page.count("<table>")
     assert "@media(max-width:640px)" in page
     assert "width=device-width" in page
+
+
+def test_two_runs_of_unlike_length_are_drawn_to_their_ends() -> None:
+    """Found by looking: the longer run's line ended with the shorter's, which had more rows."""
+    short, long = (
+        simulate(SimulateConfig(seed=2, workload=Workload(requests=count, rate_per_s=rate)))
+        for count, rate in ((200, 4.0), (60, 0.2))
+    )
+    assert long.virtual_s > 2 * short.virtual_s
+    html = compare_html(short, long, names=("short", "long"))
+    for figure in re.findall(r'<figure data-x="([^"]*)" data-end="[^"]*" data-y="([^"]*)"', html):
+        xs = [float(x) for x in figure[0].split(",")]
+        ends = {line.split("|")[0].split()[0]: line.split("|")[1].split(",") for line in figure[1].split(";")}
+        last = max(at for at, value in enumerate(ends["long"]) if value)
+        assert xs[last] > 0.8 * long.virtual_s
+    assert ("Answered", "requests") in [row[:2] for row in compare_rows(short, long)]
+
+
+def test_decisions_are_spread_over_the_run_and_say_when() -> None:
+    run = simulate(SimulateConfig(seed=2, workload=Workload(requests=5)))
+    first = msgspec.structs.replace(run.decisions[0], what="start")
+    made = [msgspec.structs.replace(first, at_ns=first.at_ns + at * 60 * 10**9, why=f"why {at}") for at in range(200)]
+    html = report_html(msgspec.structs.replace(run, decisions=tuple(made), decisions_total=200))
+    assert "why 0<" in html
+    assert "why 199<" in html
+    assert html.count("<td>why ") == 60
+    assert "3:19:00" in html

@@ -66,6 +66,7 @@ class FaultMaker:
         """This client may hang up at some moment."""
         if self._active and self._rng.unit() < self._world.faults.disconnects:
             patience_ns = exponential_ns(self._rng, 1.0)
+            self._world.tally.small_fault("client gone")
             self._world.agenda.after(patience_ns, client.hang_up)
 
     def key_id(self, number: int) -> str:
@@ -91,6 +92,7 @@ class FaultMaker:
         self._world.lose_power(down_ns=exponential_ns(self._rng, 120.0))
 
     def _stop_clock(self) -> None:
+        self._world.tally.small_fault("clock that stands")
         self._world.stop_clock(exponential_ns(self._rng, 0.5))
 
     # -- machines, links, power, prices --------------------------------------------------------------------------

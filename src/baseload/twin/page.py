@@ -6,7 +6,7 @@ from html import escape
 from msgspec import Struct
 
 from baseload.domain.work import Decision
-from baseload.twin.charts import Line, Mark, line_chart, number, strip, time_words, took_words, unit_of
+from baseload.twin.charts import Line, Mark, line_chart, number, strip, took_words, unit_of
 from baseload.twin.cluster.report import ClusterReport
 from baseload.twin.page_style import SCRIPT, STYLE
 from baseload.twin.report import SimulateReport
@@ -15,6 +15,11 @@ from baseload.twin.tally import FaultNote
 Report = SimulateReport | ClusterReport
 Card = tuple[str, str, str]  # name, figure, unit or remark
 ROWS = 60  # decisions shown
+_OF_BOTH = {  # units that hold of two runs alike, where those of one name its own numbers
+    "Answered": "requests",
+    "Jobs done": "jobs",
+    "Preempted or stopped": "times, by the scheduler",
+}
 WATTS = ((1.0, "W"), (1e3, "kW"), (1e6, "MW"), (1e9, "GW"))
 KWH = ((1e-3, "Wh"), (1.0, "kWh"), (1e3, "MWh"), (1e6, "GWh"))
 GRAMS = ((1.0, "g CO₂"), (1e3, "kg CO₂"), (1e6, "t CO₂"))
@@ -26,7 +31,7 @@ def report_html(run: Report) -> str:
     charts = _fleet_charts([run]) if isinstance(run, ClusterReport) else _request_charts([run])
     end_s = run.hours * 3600 if isinstance(run, ClusterReport) else run.virtual_s
     body = [_cards(_cards_of(run)), *(_section(title, figures) for title, figures in charts)]
-    body.append(_section("Faults and recoveries", [_fault_strip(run.faults, end_s), _fault_table(run.faults, end_s)]))
+    body.append(_section("Faults and recoveries", [_fault_strip(run.faults, end_s), _fault_table(run)]))
     if isinstance(run, ClusterReport):
         body.append(_section("Jobs and services", [_waits_table(run), _services_table(run)], wide=True))
     body.append(_section("Decisions, with their reasons", [_decision_table(run, end_s)], wide=True))
@@ -54,6 +59,7 @@ def compare_html(a: Report, b: Report, *, names: tuple[str, str] = ("", "")) -> 
         assert isinstance(b, SimulateReport)
         charts = _request_charts([a, b], called)
     body += [_section(title, figures) for title, figures in charts]
+    body.append(_section("Faults", [_fault_counts(a, b, called)], wide=True))
     return _page(f"{called[0]} against {called[1]}", f"{_foot(a)}<br>{_foot(b)}", body)
 
 
@@ -62,6 +68,7 @@ def compare_rows(a: Report, b: Report) -> list[tuple[str, str, str, str, str]]:
     rows = []
     others = {name: figure for name, figure, _ in _cards_of(b, like=a)}
     for name, figure, unit in _cards_of(a):
+        unit = _OF_BOTH.get(name, unit)
         other = others.get(name, "0")
         rows.append((name, unit, figure, other, _difference(figure, other)))
     return rows
@@ -245,8 +252,7 @@ def _chart(
     marks: Sequence[Mark] = (),
 ) -> str:
     """Columns of one run as lines; of two runs the first two columns of each, the second run's dashed."""
-    grid = max(tables, key=len)
-    at_s = [float(getattr(row, "at_s")) for row in grid]  # noqa: B009  # rows of two kinds have it
+    at_s = sorted({float(getattr(row, "at_s")) for table in tables for row in table})  # noqa: B009  # all rows have it
     lines = []
     shown = columns if len(tables) == 1 else columns[:2]
     for run, (table, name) in enumerate(zip(tables, names, strict=True)):
@@ -285,27 +291,42 @@ def _fault_strip(faults: Sequence[FaultNote], end_s: float) -> str:
     return strip("When, and for how long", rows, end_s=end_s)
 
 
-def _fault_table(faults: Sequence[FaultNote], end_s: float) -> str:
+def _fault_table(run: Report) -> str:
+    """Every kind with its count; how long mending took, where something was to mend."""
     rows = []
-    for kind in dict.fromkeys(fault.kind for fault in faults):
-        mine = [fault for fault in faults if fault.kind == kind]
+    shown = dict.fromkeys([*(fault.kind for fault in run.faults), *run.faults_by_kind])
+    for kind in shown:
+        mine = [fault for fault in run.faults if fault.kind == kind]
         took = sorted(fault.recovered_s - fault.at_s for fault in mine if fault.recovered_s)
         middle = took_words(took[len(took) // 2]) if took else ""
         worst = took_words(took[-1]) if took else ""
-        rows.append((kind, f"{len(mine):,}", f"{len(took):,}", middle, worst))
+        times = run.faults_by_kind.get(kind, len(mine))
+        rows.append((kind, f"{times:,}", f"{len(took):,}" if took else "–", middle or "–", worst or "–"))
     head = ("kind", "times", "mended", "median", "longest")
-    return _table(head, rows, right=(1, 2, 3, 4), title="Recoveries") if rows else ""
+    return _table(head, rows, right=(1, 2, 3, 4), title="Kinds and recoveries") if rows else ""
+
+
+def _fault_counts(a: Report, b: Report, called: tuple[str, str]) -> str:
+    kinds = dict.fromkeys([*a.faults_by_kind, *b.faults_by_kind])
+    rows = [(kind, f"{a.faults_by_kind.get(kind, 0):,}", f"{b.faults_by_kind.get(kind, 0):,}") for kind in kinds]
+    return _table(("kind", *called), rows, right=(1, 2), title="How often") if rows else ""
 
 
 def _decision_table(run: Report, end_s: float) -> str:
     start_ns = 0 if isinstance(run, ClusterReport) else (run.decisions[0].at_ns if run.decisions else 0)
     chosen = _varied(run.decisions, ROWS)
-    rows = [
-        (time_words(round((d.at_ns - start_ns) / 1e9, 1), 0.0), d.what.replace("_", " "), _short(d.subject), d.why)
-        for d in chosen
-    ]
+    rows = [(_after(d.at_ns - start_ns), d.what.replace("_", " "), _short(d.subject), d.why) for d in chosen]
     title = f"{len(rows)} of {run.decisions_total:,}, some of each kind"
     return _table(("after", "decision", "about", "because"), rows, right=(0,), title=title, kind="why")
+
+
+def _after(since_ns: int) -> str:
+    """Seconds and tenths; from two minutes on hours, minutes and seconds."""
+    since_s = since_ns / 1e9
+    if since_s < 120:
+        return f"{since_s:.1f} s"
+    minutes, whole_s = divmod(round(since_s), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{whole_s:02}"
 
 
 def _short(subject: str) -> str:
@@ -315,16 +336,16 @@ def _short(subject: str) -> str:
 
 
 def _varied(decisions: Sequence[Decision], most: int) -> list[Decision]:
-    """Some of each kind, in order of time."""
-    kinds = dict.fromkeys(decision.what for decision in decisions)
-    each = max(4, most // max(1, len(kinds)))
-    kept: dict[str, int] = {}
-    chosen = []
-    for decision in decisions:
-        kept[decision.what] = kept.get(decision.what, 0) + 1
-        if kept[decision.what] <= each:
-            chosen.append(decision)
-    return chosen[:most]
+    """Some of each kind, spread over the run, in order of time."""
+    places: dict[str, list[int]] = {}
+    for at, decision in enumerate(decisions):
+        places.setdefault(decision.what, []).append(at)
+    each = max(4, most // max(1, len(places)))
+    chosen: list[int] = []
+    for mine in places.values():
+        count = min(each, len(mine))
+        chosen += [mine[at * (len(mine) - 1) // max(1, count - 1)] for at in range(count)]
+    return [decisions[at] for at in sorted(chosen)][:most]
 
 
 def _waits_table(run: ClusterReport) -> str:

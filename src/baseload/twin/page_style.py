@@ -48,7 +48,9 @@ tbody tr:last-child td{border-bottom:0}
 footer{color:var(--dim);font-size:12.5px;padding-top:28px;padding-bottom:40px}
 #tip{position:fixed;pointer-events:none;background:var(--ink);color:var(--bg);border-radius:8px;padding:7px 10px;
 font-size:12.5px;line-height:1.5;font-variant-numeric:tabular-nums;z-index:9}
-@media print{button{display:none}html{background:#fff}}
+@media print{button{display:none}figure,.card,tr{break-inside:avoid}h2{break-after:avoid}.scroll{overflow:visible}
+:root,:root:not([data-theme=light]),:root[data-theme=dark]{color-scheme:light;--bg:#fff;--panel:#fff;--ink:#16202c;
+--dim:#5d6b7a;--line:#e3e7ec;--c1:#1f6fd6;--c2:#d9622b;--c3:#12927a;--c4:#c0392b;--c5:#8250c4}}
 """
 
 SCRIPT = """

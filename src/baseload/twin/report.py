@@ -113,6 +113,7 @@ class SimulateReport(Struct, frozen=True):
     accelerators: int = 0  # of one replica of each model, added; 0: not known
     series: tuple[Bin, ...] = ()
     faults: tuple[FaultNote, ...] = ()
+    faults_by_kind: dict[str, int] = {}  # those above, and those of single occasions: a message, a step, a start
     failure: Failure | None = None
     hunt: Hunt | None = None
 
@@ -204,6 +205,7 @@ def make_report(
         slo=slo,
         series=series(table, slo, end_ns=virtual_ns),
         faults=tuple(tally.faults),
+        faults_by_kind=_by_kind(tally),
         failure=failure,
     )
     return _judged(report, tally, table, energy)
@@ -287,6 +289,13 @@ def _mean_over(values: Sequence[float], hours: Sequence[int], weights: Sequence[
 def _gaps(table: Table) -> Ints:
     """Mean time between the tokens of each answer."""
     return (table.ended - table.first_byte) // np.maximum(1, table.completion - 1)
+
+
+def _by_kind(tally: Tally) -> dict[str, int]:
+    counts = dict(tally.small_faults)
+    for fault in tally.faults:
+        counts[fault.kind] = counts.get(fault.kind, 0) + 1
+    return dict(sorted(counts.items()))
 
 
 def _counted(names: Sequence[str], indices: Ints) -> dict[str, int]:

@@ -97,6 +97,7 @@ class Tally:
         self.bases: dict[str, None] = {}
         self.samples: list[FleetSample] = []
         self.faults: list[FaultNote] = []
+        self.small_faults: dict[str, int] = {}  # of single occasions, by kind
 
     def client(self, client: Client) -> None:
         """A client's request is over."""
@@ -136,6 +137,10 @@ class Tally:
                     if len(self.decisions) < self._most_decisions:
                         self.decisions.append(entry)
 
+    def small_fault(self, kind: str) -> None:
+        """A fault of a single occasion: one message, one step, one start."""
+        self.small_faults[kind] = self.small_faults.get(kind, 0) + 1
+
     def join(self, other: "Tally") -> None:
         """Add what another world left behind, over the same time."""
         for mine, theirs in zip(self._columns, other._columns, strict=True):
@@ -146,6 +151,8 @@ class Tally:
         self.decisions += other.decisions[: self._most_decisions - len(self.decisions)]
         self.cold_replicas |= {f"{len(self.cold_replicas)}/{name}": None for name in other.cold_replicas}
         self.bases |= other.bases
+        for kind, times in other.small_faults.items():
+            self.small_faults[kind] = self.small_faults.get(kind, 0) + times
         self.faults = sorted([*self.faults, *other.faults], key=lambda fault: fault.at_s)
         if not self.samples:
             self.samples = list(other.samples)

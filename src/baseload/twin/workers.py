@@ -55,7 +55,7 @@ class Host(Protocol):
     def unit_of(self, spec: ModelSpec) -> UnitCost | None:
         """What its steps take where prefill and decode are apart; None: they are not."""
 
-    def happens(self, share: float) -> bool:
+    def happens(self, share: float, kind: str) -> bool:
         """Whether a fault with this share of occasions happens now."""
 
     def network_ns(self) -> int:
@@ -154,7 +154,7 @@ class Worker:
     def report(self, event: Event, delay_ns: int) -> None:
         """Tell control after the delay, never out of order, unless that control process is gone by then."""
         host, epoch = self.host, self.host.epoch
-        if host.happens(host.faults.slow_reports):
+        if host.happens(host.faults.slow_reports, "slow message"):
             delay_ns += min(999 * delay_ns, SLOWEST_REPORT_NS)
         self._reported_ns = max(self._reported_ns + 1, host.agenda.now_ns + delay_ns)
 
@@ -170,7 +170,7 @@ class Worker:
             return
         host = self.host
         figures = self.engine.figures()
-        if not host.happens(host.faults.lost_reports):
+        if not host.happens(host.faults.lost_reports, "lost message"):
             self.report(WorkerSampled(self.replica_id, figures), self._wire_ns())
         host.agenda.after(host.physics.sample_ms * 1_000_000, self.sample)
 
@@ -198,7 +198,7 @@ class Worker:
         if self.life is not Life.READY or self.stopping:
             agenda.after(host.network_ns(), _later(client.failed, exchange, Reason.WORKER_LOST))
             return
-        if host.happens(host.faults.worker_errors):
+        if host.happens(host.faults.worker_errors, "worker error"):
             agenda.after(host.network_ns(), _later(client.failed, exchange, Reason.WORKER_ERROR))
             return
         self._taken += 1
@@ -296,7 +296,7 @@ class Worker:
     def _stretched(self, took_ns: int) -> int:
         """What a step takes where some stall, or all are slow."""
         host = self.host
-        stall = host.faults.slow_factor if host.happens(host.faults.stalls) else 1.0
+        stall = host.faults.slow_factor if host.happens(host.faults.stalls, "straggling step") else 1.0
         return round(took_ns * self.slow_by * stall)
 
     def _stepped(self, firsts: Sequence[str], finished: Sequence[Finished]) -> None:
@@ -312,7 +312,7 @@ class Worker:
             exchange.cached, exchange.phases = end.tokens.cached_in, end.phases
             answer_ns = self._wire_ns()
             host.agenda.after(answer_ns, _later(exchange.client.finished, exchange))
-            if host.happens(host.faults.crash_after_answer):
+            if host.happens(host.faults.crash_after_answer, "crash after an answer"):
                 host.agenda.after(2 * answer_ns, lambda: self.die(SIGSEGV))
         if not self.engine.busy:
             assert not self._exchanges, f"the batcher lost {list(self._exchanges)}"

@@ -151,9 +151,12 @@ class World:
         """The time of one message."""
         return self.drawn(self.physics.network_us * NS_PER_US)
 
-    def happens(self, share: float) -> bool:
+    def happens(self, share: float, kind: str) -> bool:
         """Whether a fault with this share of occasions happens now."""
-        return share > 0 and self._luck.unit() < share
+        if share <= 0 or self._luck.unit() >= share:
+            return False
+        self.tally.small_fault(kind)
+        return True
 
     def costs_of(self, spec: ModelSpec) -> Costs:
         """What steps of a replica of this model take."""
@@ -259,15 +262,16 @@ class World:
     def _start(self, replica_id: str, spec: ModelSpec) -> None:
         worker = self._new_worker(replica_id, spec, born_ready=False)
         ready_ns = self.drawn(self.physics.start_ms * NS_PER_MS)
-        if self.happens(self.faults.slow_starts):
+        if self.happens(self.faults.slow_starts, "slow start"):
             ready_ns = round(ready_ns * self.faults.slow_factor)
         if spec.name not in self._doomed_models:
-            self._doomed_models[spec.name] = self.happens(self.faults.start_loop)
-        fails = self.happens(self.faults.start_fails) or (
+            self._doomed_models[spec.name] = self.happens(self.faults.start_loop, "model that never starts")
+        fails = self.happens(self.faults.start_fails, "failed start") or (
             self.faults.start_loop > 0 and self._doomed_models[spec.name]
         )
         fails = fails or self.now_ns < self.disk_full_until_ns
-        worker.launch(ready_after_ns=None if self.happens(self.faults.start_hangs) else ready_ns, fails=fails)
+        hangs = self.happens(self.faults.start_hangs, "hanging start")
+        worker.launch(ready_after_ns=None if hangs else ready_ns, fails=fails)
         self._settle_in(worker)
         crash_every_s = self.faults.crash_every_s
         if self.faults.published > 0:
@@ -371,12 +375,12 @@ class World:
         """A dispatch travels to its worker, may be late or lost."""
         worker = self.workers.get(exchange.dispatch.replica_id)
         is_cut = worker is not None and self.now_ns < worker.cut_until_ns
-        if is_cut or self.happens(self.faults.lost_dispatches):
+        if is_cut or self.happens(self.faults.lost_dispatches, "lost message"):
             timeout_ns = self.drawn(self.physics.dispatch_timeout_ms * NS_PER_MS)
             self.agenda.after(timeout_ns, lambda: exchange.client.failed(exchange, Reason.WORKER_LOST))
             return
         delay_ns = self.network_ns()
-        if self.happens(self.faults.slow_dispatches):
+        if self.happens(self.faults.slow_dispatches, "slow message"):
             delay_ns *= 1000
         self.agenda.after(delay_ns, lambda: self._deliver(exchange))
 
@@ -413,13 +417,13 @@ class World:
         """The control process dies in its next step: what it decides is journaled and never performed."""
         self._dies_for_ns = down_ns
 
-    def kill_control(self, *, down_ns: int) -> None:
+    def kill_control(self, *, down_ns: int, kind: str = "control", why: str = "kill -9") -> None:
         """The control process dies at this instant; after `down_ns` it is started again."""
         if self.control is None or self.is_shut_down:
             return
         self._dies_for_ns = 0
         self._verify_replay()
-        self._down = self.note("control", "kill -9")
+        self._down = self.note(kind, why)
         self.control = None
         self.epoch += 1
         self.restarts += 1
@@ -435,7 +439,7 @@ class World:
 
     def lose_power(self, *, down_ns: int) -> None:
         """Control and every worker here end at this instant; after `down_ns` control is started again."""
-        self.kill_control(down_ns=down_ns)
+        self.kill_control(down_ns=down_ns, kind="power loss", why="control and all workers")
         for worker in self.workers.values():
             if not worker.spec.is_remote and self.control is None:
                 worker.die(SIGKILLED)

@@ -198,7 +198,7 @@ class ClusterSimulation:
         }
         rented = sum(s.nodes * cluster.per_node * s.usd_per_accelerator_hour for s in cluster.sites)
         job_held = sum(count for name, count in held.items() if name not in self._service_names)
-        kinds: dict[str, int] = {}
+        kinds = {kind: times for kind, times in world.small_faults.items() if times}
         for note in world.notes:
             kinds[note.kind] = kinds.get(note.kind, 0) + 1
         return ClusterReport(

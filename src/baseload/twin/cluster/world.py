@@ -79,6 +79,7 @@ class ClusterWorld:
         self.decisions_total = 0
         self.kinds: dict[str, int] = {}  # decisions by what
         self.notes: list[FaultNote] = []
+        self.small_faults: dict[str, int] = {"lost message": 0, "slow message": 0}
         self.on_start: Callable[[Run], None] = _nothing
         self.on_leave: Callable[[Run], None] = _nothing
         self.tail: deque[tuple[int, JobEvent]] = deque(maxlen=30)
@@ -109,8 +110,10 @@ class ClusterWorld:
             delay_ns = max(0, self.cut_until_ns[site] - self.now_ns)
             if self.faults.lost_messages > 0 and self._messages.unit() < self.faults.lost_messages:
                 delay_ns += RETOLD_NS
+                self.small_faults["lost message"] += 1
             if self.faults.slow_messages > 0 and self._messages.unit() < self.faults.slow_messages:
                 delay_ns += self._messages.below(60 * NS_PER_S)
+                self.small_faults["slow message"] += 1
         if delay_ns:
             self.agenda.after(delay_ns, lambda: self._step(event))
         else:
