@@ -235,20 +235,24 @@ class Batcher:
 
     # -- the parts of a step ----------------------------------------------------------------------------------
 
-    def _schedule(self, now_ns: int) -> tuple[list[str], list[tuple[Sequenced, int]]]:
-        """Choose the next step: who is preempted, and who computes how many tokens."""
+    def _schedule(self, now_ns: int, *, all_decode: bool = False) -> tuple[list[str], list[tuple[Sequenced, int]]]:
+        """Choose the next step: who is preempted, and who computes how many tokens. `all_decode`: it is known that
+        all who run owe one token each."""
         assert self._planned is None, "the last plan was neither committed nor abandoned"
         preempted = self._grow_decodes(now_ns)
         is_full = bool(preempted)
         if self._waiting and self._paced and not is_full:
             preempted += self._make_way(now_ns)
-        pending = [seq.total - seq.computed for seq in self._running]
-        budget = self._budget(now_ns, pending) if self._paced else self.max_step_tokens
-        if pending.count(1) == len(pending) <= budget:  # the common case: all decode
-            pairs, spent = [(seq, 1) for seq in self._running], len(pending)
+        running, budget = self._running, self.max_step_tokens
+        if not all_decode or self._paced:
+            pending = [seq.total - seq.computed for seq in running]
+            budget = self._budget(now_ns, pending) if self._paced else budget
+            all_decode = pending.count(1) == len(pending)
+        if all_decode and len(running) <= budget:
+            pairs, spent = [(seq, 1) for seq in running], len(running)
         else:
             shares = share_budget(pending, budget=budget)
-            pairs = [(seq, share) for seq, share in zip(self._running, shares, strict=True) if share]
+            pairs = [(seq, share) for seq, share in zip(running, shares, strict=True) if share]
             spent = sum(shares)
         assert spent <= budget
         if self._waiting and not is_full:
@@ -394,7 +398,7 @@ class Batcher:
             if seq.group and self._is_prefilled_by_sibling(seq):
                 held_back.append(seq)  # it will share the sibling's blocks in a moment; others may pass
                 continue
-            found = pool.match(self._hashes_to_match(seq))
+            found = pool.match(self._hashes_to_match(seq)) if seq.parent is not None else []
             needed = pool.blocks_for(seq.total)
             if not admits(
                 blocks_needed=needed - pool.count_held(found),

@@ -76,7 +76,7 @@ class CountedBatcher(Batcher):
         """As `plan`, told in sums. Answer it with `commit_counted` or `abandon`."""
         outlook, self._outlook = self._outlook, None
         rows = len(self._running)
-        preempted, pairs = self._schedule(now_ns)
+        preempted, pairs = self._schedule(now_ns, all_decode=outlook is not None)
         if outlook is None or preempted:
             return _sums(pairs)
         return _sums(pairs[rows:], rows, outlook.context)  # those before decode, one token each
@@ -175,40 +175,31 @@ class CountedBatcher(Batcher):
     def fast_forward(self, now_ns: int, steps: int) -> list[Finished]:
         """Perform `steps` quiet steps, the last of which ends now. Returns who ended with it."""
         running, size = self._running, self.pool.block_tokens
-        context, left, fills = 0, ENDLESS, False
+        outlook = self._outlook or self._look()
+        assert outlook is not None, "not all who run decode"
         short: list[tuple[int, Sequenced]] = []  # and the step at whose plan it holds no place for its next token
-        ended: list[Sequenced] = []
         for seq in running:
             total = seq.total
             first = len(seq.blocks) * size - total + 2
             if first <= steps:
                 short.append((first, seq))
-            seq.total = total = total + steps
-            seq.computed = total - 1
-            if seq.parent is not None:
-                if seq.published < len(seq.hashes):
-                    fills = True
-                else:
-                    seq.published = (total - 1) // size
-            ends_in = seq.ends_at - total
-            if ends_in <= 0:
-                ended.append(seq)
-                continue
-            context += total
-            if ends_in < left:
-                left = ends_in
-        if short or fills:
-            short.sort(key=_first_of)
-            if fills or short[-1][0] - short[0][0] >= size:
-                self._take_and_publish(steps)
-            else:  # each takes one block in `size` steps, so they go round in the order of their first ones
-                blocks = self.pool.allocate(sum([(steps - first) // size + 1 for first, _ in short]))
-                rows = len(short)
-                for at, (_, seq) in enumerate(short):
-                    seq.blocks += blocks[at::rows]
-        self._totals[2] += steps * len(running)
+            seq.computed = computed = total + steps - 1
+            seq.total = computed + 1
+            if seq.parent is not None and seq.published >= len(seq.hashes):
+                seq.published = computed // size
+        if outlook.fills:
+            self._take_and_publish(steps)
+        elif short:
+            self._take(short, steps)
+        rows, left, context = len(running), outlook.steps - steps, outlook.context + steps * len(running)
+        self._totals[2] += steps * rows
         self._totals[4] += steps
-        self._outlook = None if fills else Outlook(left, context, False)
+        ended: list[Sequenced] = []
+        if left <= 0:
+            ended = [seq for seq in running if seq.total >= seq.ends_at]
+            context -= sum([seq.total for seq in ended])
+            left = min([seq.ends_at - seq.total for seq in running if seq.total < seq.ends_at], default=ENDLESS)
+        self._outlook = None if outlook.fills else Outlook(left, context, False)
         return self._end_all(ended, now_ns)
 
     def usage_after(self, steps: int) -> float:
@@ -219,6 +210,22 @@ class CountedBatcher(Batcher):
             if left > 0:
                 due += -(-left // size)
         return 1.0 - (self.pool.available - due) / self.pool.num_blocks
+
+    def _take(self, short: list[tuple[int, Sequenced]], steps: int) -> None:
+        """Give each of these the blocks it needs, in the order in which step by step they would take them."""
+        size = self.pool.block_tokens
+        short.sort(key=_first_of)
+        if steps - short[0][0] < size:
+            for (_, seq), block in zip(short, self.pool.allocate(len(short)), strict=True):
+                seq.blocks.append(block)
+        elif short[-1][0] - short[0][0] < size:  # each takes one in `size` steps, so they go round in this order
+            rows, blocks = len(short), self.pool.allocate(sum([(steps - first) // size + 1 for first, _ in short]))
+            for at, (_, seq) in enumerate(short):
+                seq.blocks += blocks[at::rows]
+        else:
+            deeds = [(step, at) for at, (first, _) in enumerate(short) for step in range(first, steps + 1, size)]
+            for (_, at), block in zip(sorted(deeds), self.pool.allocate(len(deeds)), strict=True):
+                short[at][1].blocks.append(block)
 
     def _take_and_publish(self, steps: int) -> None:
         """Block by block in order of time: what one row publishes, another of the same text does not."""
@@ -249,7 +256,7 @@ class CountedBatcher(Batcher):
         budget = self.max_step_tokens - running
         if budget <= 0 or running >= self.max_seqs:
             return False
-        found = pool.match(self._hashes_to_match(seq))
+        found = pool.match(self._hashes_to_match(seq)) if seq.parent is not None else []
         needed = pool.blocks_for(seq.total) - pool.count_held(found)
         return admits(
             blocks_needed=needed,

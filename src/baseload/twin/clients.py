@@ -13,6 +13,8 @@ from baseload.domain.work import Endpoint, Outcome, PhaseTimes, Request, TokenCo
 from baseload.twin.prefixes import router_hashes
 from baseload.twin.workload import Arrival
 
+NO_TOKENS, NO_PHASES = TokenCounts(), PhaseTimes()
+
 
 class Exchange:
     """One attempt: a request as the worker holds it. The worker fills in what it did when it has ended."""
@@ -25,7 +27,7 @@ class Exchange:
         self.worker: Upstream | None = None  # set while a worker holds it
         self.emitted = 0  # tokens the worker had sent when it ended
         self.cached = 0  # prompt tokens it found in its prefix cache
-        self.phases = PhaseTimes()
+        self.phases = NO_PHASES
         self.closed = False  # one of the two sides has hung up
         self.seq_id = ""  # under which the worker's batcher knows it
 
@@ -90,7 +92,7 @@ class Client:
         self.ended_ns = 0
         self.outcome: Outcome | None = None
         self.reason: Reason | None = None
-        self.finished_tokens = TokenCounts()
+        self.finished_tokens = NO_TOKENS
 
     # -- what the control machine asks of it ------------------------------------------------------------------
 
@@ -107,7 +109,7 @@ class Client:
     def refuse(self, action: Refuse) -> None:
         """Answer with an error: over. Control may have given up a worker that is gone before this gateway noticed."""
         self._drop_exchange()
-        self._end(Outcome.REFUSED, action.reason, TokenCounts())
+        self._end(Outcome.REFUSED, action.reason, NO_TOKENS)
 
     # -- what the worker's side reports, after the network's delay ----------------------------------------------
 
@@ -127,7 +129,7 @@ class Client:
     def rejected(self, exchange: Exchange, reason: Reason) -> None:
         """The worker refused it with a proper error, which the client gets."""
         if exchange is self.exchange:
-            self._finish(Outcome.REJECTED, reason, TokenCounts(), PhaseTimes())
+            self._finish(Outcome.REJECTED, reason, NO_TOKENS, NO_PHASES)
 
     def failed(self, exchange: Exchange, reason: Reason) -> None:
         """The attempt came to nothing: unreachable, dead or overloaded. Another may try while no byte was sent."""
@@ -147,15 +149,15 @@ class Client:
         if self.outcome is not None:
             return
         exchange = self.exchange
-        tokens = exchange.tokens() if exchange else TokenCounts()
-        self._finish(Outcome.CANCELLED, Reason.CLIENT_GONE, tokens, exchange.phases if exchange else PhaseTimes())
+        tokens = exchange.tokens() if exchange else NO_TOKENS
+        self._finish(Outcome.CANCELLED, Reason.CLIENT_GONE, tokens, exchange.phases if exchange else NO_PHASES)
 
     def cut(self) -> None:
         """The control process died under it."""
         if self.outcome is not None:
             return
         self._drop_exchange()
-        self._end(Outcome.FAILED, Reason.CONTROL_RESTARTED, TokenCounts())
+        self._end(Outcome.FAILED, Reason.CONTROL_RESTARTED, NO_TOKENS)
 
     def _send_first_byte(self) -> None:
         if not self.first_byte_ns:

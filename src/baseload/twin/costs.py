@@ -6,9 +6,10 @@ measurements of real hardware (`limits.serving.replica.StepCost`). In both a ste
 so n steps take a sum of floors of an arithmetic progression, which `floor_sum` gives exactly in O(log) operations.
 """
 
-from dataclasses import dataclass
 from math import sqrt
 from typing import Protocol
+
+from msgspec import Struct
 
 from baseload.core.counted import Counts
 from baseload.limits.serving.replica import FS_PER_NS, StepCost
@@ -17,8 +18,7 @@ from baseload.limits.step_time import StepTimeTable
 ENDLESS = 1 << 62
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(Struct, frozen=True, gc=False):
     """Coming decode steps: step k (from 0) takes `max(1, (first + rise * k) // unit)` ns, for k below `steps`."""
 
     first: int
@@ -38,8 +38,8 @@ class Line:
 
     def steps_within(self, time_ns: int) -> tuple[int, int]:
         """(steps, their time): as many as have ended `time_ns` after the first began."""
-        start = self.first / self.unit
-        bend = self.rise / self.unit
+        first, rise, unit = self.first, self.rise, self.unit
+        start, bend = first / unit, rise / unit
         if bend * time_ns > 1e-9 * start * start:
             guess = int((sqrt(start * start + 2 * bend * time_ns) - start) / bend)
         else:
@@ -48,9 +48,9 @@ class Line:
         took_ns = self.total_ns(steps)
         while took_ns > time_ns:
             steps -= 1
-            took_ns -= self.step_ns(steps)
-        while took_ns + self.step_ns(steps) <= time_ns:
-            took_ns += self.step_ns(steps)
+            took_ns -= max(1, (first + rise * steps) // unit)
+        while (next_ns := took_ns + max(1, (first + rise * steps) // unit)) <= time_ns:
+            took_ns = next_ns
             steps += 1
         return steps, took_ns
 

@@ -3,6 +3,7 @@
 import gc
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ from baseload.domain.units import NS_PER_DAY, NS_PER_S
 from baseload.domain.work import Outcome
 from baseload.limits.serving.replica import StepCost
 from baseload.twin.baselines import machine_for
+from baseload.twin.chance import NEVER_NS
 from baseload.twin.clients import Client
 from baseload.twin.faults import FaultMaker, make_keys
 from baseload.twin.hosting import Fleet
@@ -198,17 +200,17 @@ class Simulation:
     def _until(self, holds: Callable[[], bool], what: str, *, within_ns: int = LIVENESS_NS) -> None:
         """Let things happen until it holds. 0: however long it takes."""
         agenda = self.world.agenda
-        limit_ns = agenda.now_ns + within_ns
-        while not holds():
-            if not agenda.step():
-                raise AssertionError(f"nothing is left to happen, but not: {what}")
-            if within_ns and agenda.now_ns > limit_ns:
-                raise AssertionError(f"after {within_ns / NS_PER_S:.0f} virtual seconds still not: {what}")
+        limit_ns = agenda.now_ns + within_ns if within_ns else NEVER_NS
+        if agenda.run(holds, limit_ns=limit_ns):
+            return
+        if agenda.now_ns > limit_ns:
+            raise AssertionError(f"after {within_ns / NS_PER_S:.0f} virtual seconds still not: {what}")
+        raise AssertionError(f"nothing is left to happen, but not: {what}")
 
     def _schedule_next(self) -> None:
         if self._asked < len(self.arrivals):
             arrival = self.arrivals[self._asked]
-            self.world.agenda.at(self.world.start_ns + arrival.at_ns, lambda: self._arrive(arrival))
+            self.world.agenda.at(self.world.start_ns + arrival.at_ns, partial(self._arrive, arrival))
 
     @property
     def _has_turns(self) -> bool:

@@ -114,28 +114,32 @@ class Tally:
     def entries(self, entries: Iterable[Entry]) -> None:
         """What was written to the ledger."""
         for entry in entries:
-            match entry:
-                case RequestEntry(tokens=tokens):
-                    self.prompt_tokens += tokens.prompt
-                    self.cached_tokens += tokens.cached_in
-                    self.completion_tokens += tokens.completion
-                    self.useful_ns += entry.useful_ns
-                    self.nusd += entry.cost_nusd
-                    self.uj += entry.energy_uj
-                    if entry.dispatched_ns:
-                        self.queue_ns.append(entry.dispatched_ns - entry.arrived_ns)
-                case ReplicaEntry():
-                    self.idle_ns += entry.idle_ns
-                    self.cold_ns += entry.cold_ns
-                    self.nusd += entry.idle_cost_nusd + entry.cold_cost_nusd
-                    self.uj += entry.idle_energy_uj + entry.cold_energy_uj
-                    self.bases[entry.energy_basis] = None
-                    if entry.cold_ns:
-                        self.cold_replicas[entry.replica_id] = None
-                case Decision():
-                    self.decisions_total += 1
-                    if len(self.decisions) < self._most_decisions:
-                        self.decisions.append(entry)
+            self.entry(entry)
+
+    def entry(self, entry: Entry) -> None:
+        """One line of the ledger."""
+        match entry:
+            case RequestEntry(tokens=tokens):
+                self.prompt_tokens += tokens.prompt
+                self.cached_tokens += tokens.cached_in
+                self.completion_tokens += tokens.completion
+                self.useful_ns += entry.useful_ns
+                self.nusd += entry.cost_nusd
+                self.uj += entry.energy_uj
+                if entry.dispatched_ns:
+                    self.queue_ns.append(entry.dispatched_ns - entry.arrived_ns)
+            case ReplicaEntry():
+                self.idle_ns += entry.idle_ns
+                self.cold_ns += entry.cold_ns
+                self.nusd += entry.idle_cost_nusd + entry.cold_cost_nusd
+                self.uj += entry.idle_energy_uj + entry.cold_energy_uj
+                self.bases[entry.energy_basis] = None
+                if entry.cold_ns:
+                    self.cold_replicas[entry.replica_id] = None
+            case Decision():
+                self.decisions_total += 1
+                if len(self.decisions) < self._most_decisions:
+                    self.decisions.append(entry)
 
     def small_fault(self, kind: str) -> None:
         """A fault of a single occasion: one message, one step, one start."""

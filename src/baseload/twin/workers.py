@@ -5,6 +5,7 @@ It is forked, starts, gets ready, computes, drains and dies, and reports through
 
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import partial
 from typing import Protocol
 
 from baseload.core.batch import Finished, SeqSpec
@@ -12,7 +13,7 @@ from baseload.core.batcher import Batcher
 from baseload.domain.errors import Reason, Refusal
 from baseload.domain.events import EnergyMeasured, Event, WorkerExited, WorkerReady, WorkerSampled, WorkerStarted
 from baseload.domain.model import ModelSpec
-from baseload.twin.agenda import Agenda, Happening
+from baseload.twin.agenda import Agenda
 from baseload.twin.clients import Exchange
 from baseload.twin.costs import Costs
 from baseload.twin.pools import Pools, UnitCost
@@ -134,7 +135,7 @@ class Worker:
             exchange.worker = None
         self._exchanges.clear()
         for exchange in unfinished:
-            host.agenda.after(host.network_ns(), _later(exchange.client.failed, exchange, Reason.WORKER_LOST))
+            host.agenda.after(host.network_ns(), partial(exchange.client.failed, exchange, Reason.WORKER_LOST))
         host.worker_gone(self, unfinished)
         detail = "" if exit_code == 0 else f"simulated end with code {exit_code}"
         self.report(WorkerExited(self.replica_id, exit_code, detail), host.drawn(host.physics.detect_ms * 1_000_000))
@@ -196,10 +197,10 @@ class Worker:
         if exchange.closed:
             return
         if self.life is not Life.READY or self.stopping:
-            agenda.after(host.network_ns(), _later(client.failed, exchange, Reason.WORKER_LOST))
+            agenda.after(host.network_ns(), partial(client.failed, exchange, Reason.WORKER_LOST))
             return
         if host.happens(host.faults.worker_errors, "worker error"):
-            agenda.after(host.network_ns(), _later(client.failed, exchange, Reason.WORKER_ERROR))
+            agenda.after(host.network_ns(), partial(client.failed, exchange, Reason.WORKER_ERROR))
             return
         self._taken += 1
         seq_id = f"{client.request.request_id}.{self._taken}"
@@ -207,7 +208,7 @@ class Worker:
             self.engine.add(self._sequence(seq_id, exchange))
         except Refusal as refusal:
             answer = client.rejected if refusal.reason is Reason.CONTEXT_TOO_LONG else client.failed
-            agenda.after(host.network_ns(), _later(answer, exchange, refusal.reason))
+            agenda.after(host.network_ns(), partial(answer, exchange, refusal.reason))
             return
         exchange.worker = self
         exchange.seq_id = seq_id
@@ -304,14 +305,14 @@ class Worker:
         host = self.host
         for seq_id in firsts:
             exchange = self._exchanges[seq_id]
-            host.agenda.after(self._wire_ns(), _later(exchange.client.first_byte, exchange))
+            host.agenda.after(self._wire_ns(), partial(exchange.client.first_byte, exchange))
         for end in finished:
             exchange = self._exchanges.pop(end.seq_id)
             exchange.worker = None
             exchange.emitted = end.tokens.completion
             exchange.cached, exchange.phases = end.tokens.cached_in, end.phases
             answer_ns = self._wire_ns()
-            host.agenda.after(answer_ns, _later(exchange.client.finished, exchange))
+            host.agenda.after(answer_ns, partial(exchange.client.finished, exchange))
             if host.happens(host.faults.crash_after_answer, "crash after an answer"):
                 host.agenda.after(2 * answer_ns, lambda: self.die(SIGSEGV))
         if not self.engine.busy:
@@ -328,7 +329,3 @@ class Worker:
             self.engine.cancel(exchange.seq_id)
             del self._exchanges[exchange.seq_id]
             self._end_if_drained()
-
-
-def _later(call: object, *args: object) -> Happening:
-    return lambda: call(*args)  # type: ignore[operator]

@@ -7,6 +7,7 @@ checkers look after each event.
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import assert_never
 
 import msgspec
@@ -38,7 +39,7 @@ from baseload.domain.rng import Rng
 from baseload.domain.units import NS_PER_MS, NS_PER_S, NS_PER_US
 from baseload.domain.work import Entry
 from baseload.twin.agenda import Agenda
-from baseload.twin.chance import exponential_ns
+from baseload.twin.chance import bits, exponential_ns
 from baseload.twin.checkers import Checkers
 from baseload.twin.clients import Client, Exchange, request_of
 from baseload.twin.costs import Costs
@@ -52,6 +53,7 @@ from baseload.twin.workload import Arrival
 
 START_NS = 1_767_225_600 * NS_PER_S  # 2026-01-01 00:00 UTC: any wall time would do
 POLICY_VERSION = "twin"
+DIGESTED_AT_ONCE = 1 << 16  # bytes
 
 
 class JournalItem(msgspec.Struct, frozen=True):
@@ -115,7 +117,10 @@ class World:
         self._snapshot_at = 0  # journal items it includes
         self._settled = 0  # journal items that survive kill -9
         self._digest = hashlib.sha256()
-        self._network = Rng(seed, "twin.network")
+        self._encoder = msgspec.msgpack.Encoder()
+        self._undigested = bytearray()  # where lean: actions in their bytes, digested many at a time
+        self._network = bits(Rng(seed, "twin.network")).__next__
+        self._message_ns = physics.network_us * NS_PER_US
         self._luck = Rng(seed, "twin.luck")
         self._timers: dict[str, int] = {}
         self._stands_at_ns = 0
@@ -145,11 +150,11 @@ class World:
 
     def drawn(self, nominal_ns: int) -> int:
         """A duration drawn uniformly from ±50 % around `nominal_ns`; at least 1."""
-        return 1 + nominal_ns // 2 + self._network.below(max(1, nominal_ns))
+        return 1 + nominal_ns // 2 + (self._network() * max(1, nominal_ns) >> 64)
 
     def network_ns(self) -> int:
         """The time of one message."""
-        return self.drawn(self.physics.network_us * NS_PER_US)
+        return self.drawn(self._message_ns)
 
     def happens(self, share: float, kind: str) -> bool:
         """Whether a fault with this share of occasions happens now."""
@@ -178,7 +183,9 @@ class World:
             return
         assert not self._stepping, "performing an action must not step the machine at once"
         self._stepping = True
-        at_ns = self.stamp_ns()
+        at_ns = self.agenda.now_ns
+        if at_ns < self._stands_until_ns:
+            at_ns = self._stands_at_ns
         self.events += 1
         self.tail.append((at_ns, event))
         actions = self.control.step(at_ns, event)
@@ -191,7 +198,8 @@ class World:
             self.kill_control(down_ns=self._dies_for_ns)
             return
         for action in actions:
-            self._perform(action)
+            if type(action) is not Record:  # journaled with its event
+                self._perform(action)
         if self.checkers:
             self.checkers.check(at_ns, self.control)
         self._stepping = False
@@ -202,16 +210,25 @@ class World:
 
     def digest(self) -> str:
         """SHA-256 over all actions so far and their times."""
+        self._digest.update(self._undigested)
+        self._undigested.clear()
         return self._digest.hexdigest()
 
     def _journal(self, at_ns: int, event: Event, actions: Sequence[Action]) -> None:
-        encoded = msgspec.msgpack.encode((at_ns, actions))
-        self._digest.update(encoded)
         if isinstance(event, WorkerReady):
             self._recovered(event.replica_id)
         if self.lean:
-            self.tally.entries([action.entry for action in actions if isinstance(action, Record)])
+            undigested = self._undigested
+            self._encoder.encode_into((at_ns, actions), undigested, -1)
+            if len(undigested) > DIGESTED_AT_ONCE:
+                self._digest.update(undigested)
+                undigested.clear()
+            for action in actions:
+                if type(action) is Record:
+                    self.tally.entry(action.entry)
             return
+        encoded = self._encoder.encode((at_ns, actions))
+        self._digest.update(encoded)
         self.journal.append(JournalItem(at_ns, event, actions, encoded))
         if isinstance(event, RequestFinished):
             self.settle()  # the gateway settles before the last byte of an answer leaves
@@ -235,7 +252,7 @@ class World:
                 self._stop(replica_id, grace_ns)
             case SetTimer(timer=timer, at_ns=at_ns):
                 self._cancel(timer)
-                self._timers[timer] = self.agenda.at(at_ns, lambda: self._fire(timer, at_ns))
+                self._timers[timer] = self.agenda.at(at_ns, partial(self._fire, timer, at_ns))
             case CancelTimer(timer=timer):
                 self._cancel(timer)
             case Record():
@@ -382,7 +399,7 @@ class World:
         delay_ns = self.network_ns()
         if self.happens(self.faults.slow_dispatches, "slow message"):
             delay_ns *= 1000
-        self.agenda.after(delay_ns, lambda: self._deliver(exchange))
+        self.agenda.after(delay_ns, partial(self._deliver, exchange))
 
     def _deliver(self, exchange: Exchange) -> None:
         if exchange.closed:
