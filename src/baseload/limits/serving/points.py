@@ -14,6 +14,7 @@ from msgspec import Struct
 from baseload.domain.errors import DataError
 from baseload.limits.catalogue.models import family_of
 from baseload.limits.quantization import format_of
+from baseload.limits.serving.engines import engine_of
 
 T = TypeVar("T")
 
@@ -90,7 +91,7 @@ def parse_point(row: Mapping[str, str | None], *, line: int, name: str) -> Point
     return Point(
         line=line,
         id=id_,
-        engine=cells.text("backend", "") or cells.taken("backend", "", "no engine stated: a usual one"),
+        engine=engine_of(cells.text("backend", "")) or cells.taken("backend", "", "no engine stated: a usual one"),
         version=cells.text("backend_version", ""),
         model=cells.text("model_path"),
         system=cells.text("system"),
