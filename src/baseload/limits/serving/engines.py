@@ -8,6 +8,8 @@ _BEGINS = (
     ("trtllm", "trtllm"),
     ("tensorrt", "trtllm"),
     ("vllm", "vllm"),
+    ("sglangjax", "sglang-jax"),
+    ("sgljax", "sglang-jax"),
     ("sglang", "sglang"),
     ("sgl", "sglang"),
     ("llamacpp", "llama.cpp"),
