@@ -481,19 +481,10 @@ class Batcher:
                 for i in range(full):
                     seq.hashes.append(block_hash(seq.hashes[-1] if i else seq.parent, (i,)))
 
-    def _extend_hashes(self, seq: Sequenced, blocks: int) -> None:
-        """Know the hashes of the first `blocks` blocks, where the tokens are known."""
-        if seq.parent is None or seq.tokens is None:
-            return
-        size = self.pool.block_tokens
-        for i in range(len(seq.hashes), blocks):
-            parent = seq.hashes[-1] if i else seq.parent
-            seq.hashes.append(block_hash(parent, seq.tokens[i * size : (i + 1) * size]))
-
     def _hashes_to_match(self, seq: Sequenced) -> list[int]:
         """Hashes of the full blocks before the last token, which must be computed to know what follows it."""
         usable = (seq.total - 1) // self.pool.block_tokens
-        self._extend_hashes(seq, usable)
+        seq.know_hashes(usable, self.pool.block_tokens)
         return seq.hashes[:usable]
 
     def _publish(self, seq: Sequenced) -> None:
@@ -501,7 +492,7 @@ class Batcher:
         full = seq.computed // self.pool.block_tokens
         if full == seq.published or seq.parent is None:
             return
-        self._extend_hashes(seq, full)
+        seq.know_hashes(full, self.pool.block_tokens)
         for i in range(seq.published, min(full, len(seq.hashes))):
             self.pool.publish(seq.blocks[i], seq.hashes[i])
         seq.published = full

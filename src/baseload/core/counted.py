@@ -106,10 +106,8 @@ class CountedBatcher(Batcher):
                 self._drop(seq)
                 continue
             seq.computed = computed = seq.computed + count
-            if seq.parent is not None:
-                if computed // size != seq.published:
-                    self._publish(seq)
-                fills = fills or seq.published < len(seq.hashes)
+            if seq.parent is not None and computed // size != seq.published:
+                self._publish(seq)
             total = seq.total
             if computed < total:
                 all_decode = False
@@ -126,6 +124,8 @@ class CountedBatcher(Batcher):
             context += total
             if ends_in < left:
                 left = ends_in
+            if seq.published < len(seq.hashes):
+                fills = True
         self._totals[2] += generated
         self._doomed = {}
         self._outlook = Outlook(left, context, fills) if all_decode else None

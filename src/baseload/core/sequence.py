@@ -1,6 +1,7 @@
 """One sequence in the batcher: what it has, what it holds, and where it stands among the others."""
 
 from baseload.core.batch import Finished, FinishedBy, SeqSpec
+from baseload.core.blocks import block_hash
 from baseload.domain.work import PhaseTimes, TokenCounts
 from baseload.policy.pacing import standing
 
@@ -54,6 +55,14 @@ class Sequenced:
     def promise(self) -> tuple[int, int, int]:
         """When its first token came, how many it has since, and what each may take: what its pace is kept by."""
         return self.first_token_ns, self.total - self.prompt, self.pace.tpot_ns
+
+    def know_hashes(self, blocks: int, block_tokens: int) -> None:
+        """Know the hashes of the first `blocks` blocks, where the tokens are known."""
+        if self.parent is None or self.tokens is None:
+            return
+        for i in range(len(self.hashes), blocks):
+            parent = self.hashes[-1] if i else self.parent
+            self.hashes.append(block_hash(parent, self.tokens[i * block_tokens : (i + 1) * block_tokens]))
 
     def finished(self, by: FinishedBy, now_ns: int) -> Finished:
         """What it used, now that it ends."""

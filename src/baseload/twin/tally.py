@@ -86,7 +86,7 @@ class Tally:
     def __init__(self, *, start_ns: int, most_decisions: int) -> None:
         self._start_ns = start_ns
         self._most_decisions = most_decisions
-        self._columns = [array("q") for _ in range(7)]
+        self._rows = array("q")  # seven a request
         self.decisions: list[Decision] = []
         self.decisions_total = 0
         self.queue_ns = array("q")
@@ -101,15 +101,17 @@ class Tally:
 
     def client(self, client: Client) -> None:
         """A client's request is over."""
-        arrived, first, ended, outcome, reason, completion, stream = self._columns
-        start_ns = self._start_ns
-        arrived.append(client.arrived_ns - start_ns)
-        first.append(client.first_byte_ns - start_ns if client.first_byte_ns else 0)
-        ended.append(client.ended_ns - start_ns)
-        outcome.append(_OUTCOME_AT[client.outcome] if client.outcome is not None else -1)
-        reason.append(_REASON_AT[client.reason] if client.reason is not None else -1)
-        completion.append(client.finished_tokens.completion)
-        stream.append(client.arrival.stream)
+        start_ns, first_ns = self._start_ns, client.first_byte_ns
+        row = (
+            client.arrived_ns - start_ns,
+            first_ns - start_ns if first_ns else 0,
+            client.ended_ns - start_ns,
+            _OUTCOME_AT[client.outcome] if client.outcome is not None else -1,
+            _REASON_AT[client.reason] if client.reason is not None else -1,
+            client.finished_tokens.completion,
+            client.arrival.stream,
+        )
+        self._rows.extend(row)
 
     def entries(self, entries: Iterable[Entry]) -> None:
         """What was written to the ledger."""
@@ -147,8 +149,7 @@ class Tally:
 
     def join(self, other: "Tally") -> None:
         """Add what another world left behind, over the same time."""
-        for mine, theirs in zip(self._columns, other._columns, strict=True):
-            mine.extend(theirs)
+        self._rows.extend(other._rows)
         self.queue_ns.extend(other.queue_ns)
         for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -168,6 +169,4 @@ class Tally:
 
     def table(self) -> Table:
         """The requests so far."""
-        return Table(
-            *(np.frombuffer(column, np.int64) if column else np.empty(0, np.int64) for column in self._columns)
-        )
+        return Table(*np.array(self._rows, np.int64).reshape(-1, len(Table.__struct_fields__)).T)

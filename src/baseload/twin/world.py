@@ -4,9 +4,8 @@ It takes from a heap, stamps, journals, steps the machine, performs its actions 
 checkers look after each event.
 """
 
-import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import assert_never
 
@@ -37,13 +36,13 @@ from baseload.domain.events import (
 from baseload.domain.model import ModelSpec
 from baseload.domain.rng import Rng
 from baseload.domain.units import NS_PER_MS, NS_PER_S, NS_PER_US
-from baseload.domain.work import Entry
 from baseload.twin.agenda import Agenda
 from baseload.twin.chance import bits, exponential_ns
 from baseload.twin.checkers import Checkers
 from baseload.twin.clients import Client, Exchange, request_of
 from baseload.twin.costs import Costs
 from baseload.twin.hosting import Fleet
+from baseload.twin.journal import Digest, JournalItem
 from baseload.twin.pools import UnitCost
 from baseload.twin.published import accelerator_mttf_s
 from baseload.twin.spec import Faults, Physics
@@ -53,20 +52,6 @@ from baseload.twin.workload import Arrival
 
 START_NS = 1_767_225_600 * NS_PER_S  # 2026-01-01 00:00 UTC: any wall time would do
 POLICY_VERSION = "twin"
-DIGESTED_AT_ONCE = 1 << 16  # bytes
-
-
-class JournalItem(msgspec.Struct, frozen=True):
-    """One event as journaled, with what the machine answered."""
-
-    at_ns: int
-    event: Event
-    actions: Sequence[Action]
-    encoded: bytes  # the actions and their time
-
-    def entries(self) -> Iterator[Entry]:
-        """What it wrote to the ledger."""
-        return (action.entry for action in self.actions if isinstance(action, Record))
 
 
 class World:
@@ -116,9 +101,7 @@ class World:
         self._snapshot = self.control.snapshot()
         self._snapshot_at = 0  # journal items it includes
         self._settled = 0  # journal items that survive kill -9
-        self._digest = hashlib.sha256()
-        self._encoder = msgspec.msgpack.Encoder()
-        self._undigested = bytearray()  # where lean: actions in their bytes, digested many at a time
+        self._digest = Digest()
         self._network = bits(Rng(seed, "twin.network")).__next__
         self._message_ns = physics.network_us * NS_PER_US
         self._luck = Rng(seed, "twin.luck")
@@ -189,7 +172,12 @@ class World:
         self.events += 1
         self.tail.append((at_ns, event))
         actions = self.control.step(at_ns, event)
-        self._journal(at_ns, event, actions)
+        if isinstance(event, WorkerReady):
+            self._recovered(event.replica_id)
+        if self.lean:
+            self._digest.add(at_ns, actions)
+        else:
+            self._journal(at_ns, event, actions)
         if self.checkers:
             self.checkers.stepped(at_ns, event, actions)
         if self._dies_for_ns:
@@ -198,8 +186,10 @@ class World:
             self.kill_control(down_ns=self._dies_for_ns)
             return
         for action in actions:
-            if type(action) is not Record:  # journaled with its event
+            if type(action) is not Record:
                 self._perform(action)
+            elif self.lean:  # else it was journaled with its event
+                self.tally.entry(action.entry)
         if self.checkers:
             self.checkers.check(at_ns, self.control)
         self._stepping = False
@@ -210,25 +200,10 @@ class World:
 
     def digest(self) -> str:
         """SHA-256 over all actions so far and their times."""
-        self._digest.update(self._undigested)
-        self._undigested.clear()
-        return self._digest.hexdigest()
+        return self._digest.hex()
 
     def _journal(self, at_ns: int, event: Event, actions: Sequence[Action]) -> None:
-        if isinstance(event, WorkerReady):
-            self._recovered(event.replica_id)
-        if self.lean:
-            undigested = self._undigested
-            self._encoder.encode_into((at_ns, actions), undigested, -1)
-            if len(undigested) > DIGESTED_AT_ONCE:
-                self._digest.update(undigested)
-                undigested.clear()
-            for action in actions:
-                if type(action) is Record:
-                    self.tally.entry(action.entry)
-            return
-        encoded = self._encoder.encode((at_ns, actions))
-        self._digest.update(encoded)
+        encoded = self._digest.added(at_ns, actions)
         self.journal.append(JournalItem(at_ns, event, actions, encoded))
         if isinstance(event, RequestFinished):
             self.settle()  # the gateway settles before the last byte of an answer leaves
