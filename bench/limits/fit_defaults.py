@@ -1,10 +1,11 @@
-"""Fit the serving values shipped in limits/catalogue/serving.toml, on the development half of the measured groups.
+"""Fit the serving values shipped in limits/catalogue/serving.toml, on all measured groups.
 
     python bench/limits/fit_defaults.py DATA_DIR [--kernels]
 
-DATA_DIR holds serving_measured/serving_measured.csv. Groups (accelerator, engine, model family) are dealt into halves
-by a seed; only the first half is read here. `--kernels` also chooses the residual kernels anew (a minute): by the
-evidence of errors out of fold, two folds of groups within that half.
+DATA_DIR holds serving_measured/serving_measured.csv. The form was made on one half of the groups (accelerator,
+engine, model family), and `baseload validate` scores the other by values that it fits on the first alone; what is
+shipped is fitted on both. `--kernels` also chooses the residual kernels anew (a minute): by the evidence of errors
+out of fold, two folds of groups within the first half.
 """
 
 import argparse
@@ -41,17 +42,16 @@ def main() -> None:
     path = options.data / "serving_measured" / "serving_measured.csv"
     points = distinct(read_points(path.read_bytes(), name=str(path)))
     develop = [points[i] for i in halves(points)[0]]
-    fitted = fit_to(develop, rounds=30)
+    fitted = fit_to(points, rounds=30)
     tpot, ttft = kernels(develop) if options.kernels else (None, None)
     if tpot is None or ttft is None:
         before = shipped.read_defaults()
         tpot, ttft = before.tpot, before.ttft
     fitted = with_runs(fitted, options.data / "vllm_replay", tpot, ttft)
-    groups = len({(p.system, p.engine, p.family) for p in develop})
+    groups = len({(p.system, p.engine, p.family) for p in points})
     basis = (
-        f"{len(develop)} distinct points of {groups} (accelerator, engine, model family) groups: "
-        "the development half, "
-        "seed 1, of serving_measured.csv (ai-dynamo/aiconfigurator@095f58a, Apache-2.0); "
+        f"{len(points)} distinct points of {groups} (accelerator, engine, model family) groups: "
+        "serving_measured.csv (ai-dynamo/aiconfigurator@095f58a, Apache-2.0); "
         "priors: see limits/serving/fit.py; rtx_pro_6000 with vllm: two recorded runs "
         "(casys-kaist/LLMServingSim@5daddb2, MIT)"
     )

@@ -29,6 +29,11 @@ Often = tuple[tuple[float, float], ...]
 NARROW: Often = ((4.0, 0.5), (3.0, 0.2), (5.0, 0.2), (1.0, 0.1))  # groups side by side, and how often
 CROWD: Often = ((1.0, 0.5), (2.0, 0.3), (3.0, 0.2))
 WIDE: Often = ((1.0, 0.7), (2.0, 0.2), (3.0, 0.1))
+WIDE_GROUPS = (64, 48, 32, 16, 8)  # accelerators of a decoder that replicates attention
+AT_PROMPTS = 0.15  # of the peak that prefill workers reach
+BALANCED = 1.1  # of what they can do that is asked of them at most
+SLOWER_ROWS = 1.6  # times as much as a prompt's token takes a decoding row, at the share of the peak it reaches
+LAYER_S = 60e-6  # to launch a layer, its collectives with it; twice that in a wide group
 MOST = 256.0  # users an accelerator that a group of unknown width is made for
 SPECULATES = 0.65  # of rows that hide worker counts, where a model has layers for it
 USUAL = 2.0  # points that what is usual counts as
@@ -52,15 +57,24 @@ def hides(point: Point) -> bool:
 
 def guesses(point: Point, chip: Accelerator, shape: ModelShape, q: Quantization) -> tuple[Guess, ...]:
     """What the row may have been, the likeliest layout first; the row alone where it hides nothing."""
+    point = _apart(point, chip, shape, q) if point.decode.total else point
     point = _possible(point, chip, shape, q)
-    if not hides(point):
-        return (Guess(point, 1.0),)
-    layouts = _layouts(point, chip, shape, q)
-    said = [Guess(msgspec.structs.replace(point, decode=layout, guessed=True), weight) for layout, weight in layouts]
-    if not shape.draft_layers:
+    if hides(point):
+        layouts = _layouts(point, chip, shape, q)
+        said = [
+            Guess(msgspec.structs.replace(point, decode=layout, guessed=True), weight) for layout, weight in layouts
+        ]
+    else:
+        said = [Guess(point, 1.0)]
+    if not may_speculate(point, shape):
         return tuple(said)
     plain = [msgspec.structs.replace(g, weight=g.weight * (1.0 - SPECULATES)) for g in said]
     return (*plain, *(Guess(g.point, g.weight * SPECULATES, speculates=True) for g in said))
+
+
+def may_speculate(point: Point, shape: ModelShape) -> bool:
+    """Whether the row is one of a table that mixes rows that speculate with rows that do not, for such a model."""
+    return shape.draft_layers > 0 and hides(point)
 
 
 def likeliest(point: Point, chip: Accelerator, shape: ModelShape, q: Quantization) -> Point:
@@ -100,9 +114,46 @@ def _layouts(point: Point, chip: Accelerator, shape: ModelShape, q: Quantization
 
 def measured_s(points: Sequence[Point], models: Models) -> tuple[Floats, Floats]:
     """Measured TPOT and TTFT to fit parameters to, in seconds; a TPOT that may be one of two modes counts as none."""
-    may = [hides(p) and models.find(p.model)[0].draft_layers > 0 for p in points]
+    may = [may_speculate(p, models.find(p.model)[0]) for p in points]
     tpot = np.array([0.0 if two else p.tpot_ms for p, two in zip(points, may, strict=True)])
     return tpot / 1e3, np.array([p.ttft_ms for p in points]) / 1e3
+
+
+def _apart(point: Point, chip: Accelerator, shape: ModelShape, q: Quantization) -> Point:
+    """A total of accelerators taken apart: as many decode as leave enough for the prompts, in workers of half a node.
+
+    Decoders are groups of a node each or, where users crowd, one wide group that replicates attention.
+    """
+    total = point.decode.total
+    peak = chip.tflops("bf16" if q.experts in ("int4", "mxfp4") else q.experts) * 1e12
+    prompt_tokens_per_s = AT_PROMPTS * peak / (2.0 * shape.active_params)  # of an accelerator
+    for decode in range(total - total % SPAN, 0, -SPAN):
+        wide = point.concurrency > CROWDED * decode
+        if total - decode < SPAN // 2 or (wide and decode not in WIDE_GROUPS):
+            continue
+        group = decode if wide else SPAN
+        step = _rough_s(point, chip, shape, q, group=group, rows=point.concurrency * group / decode, wide=wide)
+        step += SLOWER_ROWS * point.concurrency / decode / prompt_tokens_per_s
+        wanted = point.concurrency * point.isl / (point.osl * step)
+        if wanted <= BALANCED * prompt_tokens_per_s * (total - decode):
+            stated = msgspec.structs.replace(point.decode, gpus=group, dp=group if wide else 1, ep=group)
+            return msgspec.structs.replace(
+                point,
+                decode=msgspec.structs.replace(stated, workers=1 if wide else decode // SPAN),
+                prefill=Layout(gpus=SPAN // 2, workers=(total - decode) // (SPAN // 2), usual=True),
+            )
+    return point
+
+
+def _rough_s(
+    point: Point, chip: Accelerator, shape: ModelShape, q: Quantization, *, group: int, rows: float, wide: bool
+) -> float:
+    """A decode step's reads and launches, roughly: enough to tell how fast answers use up prompts."""
+    chosen = max((f.top_k / f.experts for f in shape.feedforwards if f.experts), default=1.0)
+    met = 1.0 - (1.0 - min(chosen, 0.999)) ** rows
+    read = met * shape.weight_bytes(q) + rows * shape.kv_bytes(point.isl + point.osl // 2, 1.0)
+    seconds = read / group / (0.6 * chip.need("memory_gb_per_s") * 1e9)
+    return float(seconds + shape.layers * LAYER_S * (2.0 if wide else 1.0))
 
 
 def _possible(point: Point, chip: Accelerator, shape: ModelShape, q: Quantization) -> Point:

@@ -37,6 +37,7 @@ class Layout(Struct, frozen=True):
     workers: int = 1
     workers_known: bool = True
     usual: bool = False  # taken apart from a total: its size is what is usual beside such decoders
+    total: int = 0  # accelerators of the deployment, where a row tells only those
 
 
 class Point(Struct, frozen=True):
@@ -136,8 +137,8 @@ def _several(cells: "_Cells", prefix: str, gpus: int) -> Layout:
     decode = max(SPAN, gpus - SPAN // 2)
     if cells.number("concurrency", default=0.0) > CROWDED * decode:
         width = 1 << (decode.bit_length() - 1)
-        return Layout(gpus=width, dp=width, ep=width)
-    return Layout(gpus=SPAN, ep=SPAN, workers=decode // SPAN)
+        return Layout(gpus=width, dp=width, ep=width, total=gpus)
+    return Layout(gpus=SPAN, ep=SPAN, workers=decode // SPAN, total=gpus)
 
 
 class _Cells:

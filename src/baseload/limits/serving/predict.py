@@ -24,9 +24,9 @@ from baseload.limits.serving.hidden import (
     Beliefs,
     Guess,
     guesses,
-    hides,
     least_error,
     likeliest,
+    may_speculate,
     measured_s,
     responsibilities,
 )
@@ -125,7 +125,7 @@ class Predictor:
         """Logarithms of PARAMETERS per point, for the first token: where rows may speculate, at a usual pace, as how
         long an answer takes is how many prompts wait."""
         theta = self.fitted.theta(self._traits(points))
-        may = [hides(p) and self.models.find(p.model)[0].draft_layers > 0 for p in points]
+        may = [may_speculate(p, self.models.find(p.model)[0]) for p in points]
         theta[:, INDEX["pace"]] += np.where(may, SPECULATES * np.log(PACE), 0.0)
         return theta
 

@@ -84,9 +84,6 @@ def traits_of(point: Point, shape: ModelShape) -> tuple[tuple[str, tuple[str, ..
     generation = generation_of(point.system)
     kind = "moe" if shape.moe_layers else "dense"
     unpacked = q.experts == "int4" or q.dense == "int4" or (q.experts == "mxfp4" and generation != "blackwell")
-    sliced = (
-        shape.moe_layers > 0 and point.decode.ep == 1 and point.decode.gpus > 2
-    )  # each rank a part of every expert
     return (
         (f"engine={point.engine}", _ENGINE),
         (f"generation={generation}", _SILICON),
@@ -97,7 +94,6 @@ def traits_of(point: Point, shape: ModelShape) -> tuple[tuple[str, tuple[str, ..
         (f"experts={q.experts}", _EXPERT),
         (f"dense={q.dense},generation={generation}", _DENSE),
         (f"experts={q.experts},generation={generation}", _EXPERT),
-        *(((f"experts={q.experts},slices", _EXPERT),) if sliced else ()),
         (f"engine={point.engine},kind={kind}", _KIND),
         (f"engine={point.engine},mode={point.mode}", ("host_s", "launch_s", "first_s", "pool", "aligned")),
         (f"version={point.engine}/{point.version},family={point.family}", ("pace", "first_s", "aligned")),
