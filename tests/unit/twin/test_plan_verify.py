@@ -182,7 +182,7 @@ def test_a_way_that_carries_less_gets_more_replicas_and_says_so(ask: Ask) -> Non
     (candidate,) = found.solved.chosen["chat"]
     (answer,) = found.report.answers
     assert answer.checks[0].raised > 0
-    assert 0.6 < answer.chosen[0].share_of_formula <= 0.7
+    assert 0.6 < answer.chosen[0].share_of_formula <= 0.72  # whole replicas: each is then given less
     assert found.solved.usd_per_hour > 1.2 * formula.solved.usd_per_hour
     assert any(rate_of(candidate) == pytest.approx(rate_of(one), rel=1e-3) for one in seen)  # run as it stands
     assert found.report.totals is not None

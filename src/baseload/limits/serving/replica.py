@@ -1,8 +1,8 @@
 """What a step of one replica costs, for whoever steps or plans replicas: `step_cost(...)` answers a `StepCost`.
 
-The form and its parameters are those of `features` and `step`: fitted efficiencies on the sheet's peaks. A decode
-step is affine in the KV positions it reads for a fixed number of rows, exactly and in integers, so that many steps
-can be summed in closed form:
+The form and its parameters are those of `step`, in `mixed`: fitted efficiencies on the sheet's peaks. A decode step
+is affine in the KV positions it reads for a fixed number of rows, exactly and in integers, so that many steps can be
+summed in closed form:
 
     fixed, slope = cost.decode_line(rows)          # femtoseconds, femtoseconds per KV position
     cost.decode_ns(rows, context) == (fixed + slope * context) // FS_PER_NS
@@ -12,7 +12,7 @@ Context is the number of KV positions a step reads, summed over its rows (`Plan.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import cbrt, exp, log, sqrt
+from math import exp
 
 from baseload.domain.errors import DataError
 from baseload.limits.catalogue.accelerators import Accelerator
@@ -21,19 +21,17 @@ from baseload.limits.serving.features import (
     MEMORY_MOST,
     MEMORY_USED,
     MEMORY_USED_ELSE,
-    Counts,
     counts_of,
     weights_of,
 )
+from baseload.limits.serving.mixed import USUAL_OUTPUT, Load, Parts
 from baseload.limits.serving.points import Layout, Point
 from baseload.limits.serving.power import Watts, watts_of
 from baseload.limits.serving.predict import Predictor
-from baseload.limits.serving.step import CROWD, PARAMETERS
+from baseload.limits.serving.step import PARAMETERS
 from baseload.limits.shapes import ModelShape
 
 FS_PER_NS = 1_000_000  # femtoseconds in a nanosecond
-_FS = 1e15
-FEW, MANY = 256.0, 2048.0  # tokens of a step between which matrix units go from decoding's efficiency to prefill's
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,7 @@ class StepCost:
     typical_tokens: int
     power: Watts  # of the whole replica, by what it does
     lines: tuple[tuple[int, int], ...]  # decode (fixed, slope) in fs by rows, from 0
-    parts: "Parts"
+    parts: Parts
 
     @property
     def idle_w(self) -> float:
@@ -82,13 +80,9 @@ class StepCost:
             return self.decode_ns(rows, context_tokens)
         return max(1, round(self.parts.mixed_s(tokens, pairs, rows, context_tokens, prompts) * 1e9))
 
-    def together_ns(self, loads: Sequence["Load"]) -> int:
+    def together_ns(self, loads: Sequence[Load]) -> int:
         """A step of replicas of attention (one load each) that meet at the experts: as slow as the fullest."""
-        routed = sum(load.tokens + load.rows for load in loads)
-        times = [
-            self.parts.mixed_s(*load.times(len(loads)), routed=routed) for load in loads if load.tokens + load.rows
-        ]
-        return max(1, round(max(times, default=0.0) * 1e9))
+        return max(1, round(self.parts.together_s(loads) * 1e9))
 
     def decode_w(self, rows: int) -> float:
         """Watts of the whole replica while it decodes `rows` sequences of the typical length."""
@@ -97,92 +91,6 @@ class StepCost:
         context = rows * self.typical_tokens
         took_s = self.decode_ns(rows, context) / 1e9
         return self.power.decoding(*(busy_s / took_s for busy_s in self.parts.at_peak_s(rows, context)))
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What one replica of attention does in a step, as in `StepCost.mixed_ns`."""
-
-    tokens: int
-    pairs: int
-    rows: int
-    context_tokens: int
-    prompts: int
-
-    def times(self, ranks: int) -> tuple[int, int, int, int, int]:
-        """The same on so many ranks."""
-        all_of = (self.tokens, self.pairs, self.rows, self.context_tokens, self.prompts)
-        tokens, pairs, rows, context, prompts = (ranks * n for n in all_of)
-        return tokens, pairs, rows, context, prompts
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What was counted, and the efficiencies reached."""
-
-    counts: Counts
-    p: dict[str, float]
-
-    def line(self, rows: int) -> tuple[int, int]:
-        """See `StepCost.decode_line`."""
-        if rows <= 0:
-            return round(self._fixed() * _FS), 0
-        fixed = self._fixed() + self._linear(rows, rows) + rows * self._per_row()
-        return round(fixed / self.p["pace"] * _FS), round(self._per_position() / self.p["pace"] * _FS)
-
-    def mixed_s(
-        self, tokens: float, pairs: float, rows: float, context: float, prompts: float, routed: float = 0.0
-    ) -> float:
-        """Seconds of a step with prompt tokens in it; `routed` tokens reach the experts (0: all of them)."""
-        attend = context * self._per_position() + rows * self._per_row()
-        seen = tokens * self.counts.state_math_s
-        for a in self.counts.attention:
-            seen += a.pair_s * (min(pairs, tokens * a.window) if a.window else pairs)
-        linear = self._linear(tokens + rows, rows + prompts, routed)
-        return self._fixed() + linear + attend + seen / self.p["prefill_pairs"]
-
-    def at_peak_s(self, rows: int, context: int) -> tuple[float, float]:
-        """Seconds a decode step would read, and multiply, at the sheet's peaks."""
-        c = self.counts
-        read = c.dense_read_s + (c.experts.read_s * c.experts.covered(rows) if c.experts else 0.0)
-        read += rows * c.state_read_s + sum(
-            a.read_s * (min(context, rows * a.window) if a.window else context) for a in c.attention
-        )
-        return read, rows * (c.dense_math_s + (c.experts.math_s if c.experts else 0.0))
-
-    def _fixed(self) -> float:
-        far = self.p["outside"] if self.counts.outside else 1.0
-        p, c = self.p, self.counts
-        return c.layers * p["launch_s"] + p["host_s"] + c.messages * p["message_s"] * far
-
-    def _per_position(self) -> float:
-        p, whole = self.p, [a for a in self.counts.attention if not a.window]
-        return _max(sum(a.read_s for a in whole) / p["kv_read"], sum(a.math_s for a in whole) / p["kv_math"])
-
-    def _per_row(self) -> float:
-        """A decoding row's own: host work, windows (held to be full), linear-attention states."""
-        p, c = self.p, self.counts
-        read = c.state_read_s + sum(a.read_s * a.window for a in c.attention)
-        math = c.state_math_s + sum(a.math_s * a.window for a in c.attention)
-        return p["row_s"] / c.dp + _max(read / p["kv_read"], math / p["kv_math"])
-
-    def _linear(self, tokens: float, head_rows: float, routed: float = 0.0) -> float:
-        """Matrix products and the links, for so many tokens."""
-        p, c = self.p, self.counts
-        many = min(1.0, max(0.0, log(tokens / FEW) / log(MANY / FEW)))
-        dense_math = tokens * c.dense_math_s + head_rows * c.head_math_s
-        dense = _between(p["dense_math"], p["prefill_dense"], many)
-        total = _max(c.dense_read_s / p["dense_read"], dense_math / dense) + tokens * c.link_s / p["link"]
-        e = c.experts
-        if e:
-            tokens = routed or tokens
-            covered = e.covered(tokens ** p["alike"])
-            uneven = 2.0 * log(c.ep) * c.ep
-            met = min(e.experts, covered + sqrt(uneven * covered * (1.0 - covered / e.experts)))
-            math = e.math_s * tokens * (1.0 + CROWD * sqrt(uneven / (tokens * e.top_k)))
-            expert = _between(p["expert_math"], p["prefill_expert"], many)
-            total += _max(e.read_s * met / p["expert_read"], math / expert)
-        return total
 
 
 def step_cost(
@@ -195,26 +103,29 @@ def step_cost(
     dp: int = 1,
     ep: int = 1,
     pp: int = 1,
+    cp: int = 1,
     weights: str = "",
     expert_weights: str = "",
     memory_share: float = 0.0,
     typical_tokens: int = 2048,
+    output_tokens: float = USUAL_OUTPUT,
     max_rows: int = 512,
     predictor: Predictor | None = None,
 ) -> StepCost:
-    """Cost of the steps of a replica of `tp` × `dp` × `pp` accelerators.
+    """Cost of the steps of a replica of `tp` × `dp` × `pp` × `cp` accelerators.
 
-    `dp` are attention replicas inside it, `ep` the expert-parallel width; `weights` a format ("" is the model's own).
-    `memory_share` of the memory is used (0: the engine's usual setting). `predictor` carries a catalogue, models and
-    calibration; without one the shipped values are read. DataError where a figure is missing.
+    `dp` are attention replicas inside it, `ep` the expert-parallel width, `cp` whole groups that share each context;
+    `weights` a format ("" is the model's own). `memory_share` of the memory is used (0: the engine's usual setting).
+    Answers of `output_tokens` decide how alike their tokens choose experts. `predictor` carries a catalogue, models
+    and calibration; without one the shipped values are read. DataError where a figure is missing.
     """
     predictor = predictor or Predictor()
     shape, origin = (model, "config") if isinstance(model, ModelShape) else predictor.models.find(model)
     name = accelerator if isinstance(accelerator, str) else accelerator.name
     chip = predictor.catalogue.find(accelerator) if isinstance(accelerator, str) else accelerator
-    if min(tp, dp, ep, pp, typical_tokens) < 1:
-        raise DataError("A replica needs tp, dp, ep and pp of at least 1.", hint="Leave out what is not used.")
-    layout = Layout(gpus=tp * dp * pp, dp=dp, ep=max(ep, 1), pp=pp)
+    if min(tp, dp, ep, pp, cp, typical_tokens, output_tokens) < 1:
+        raise DataError("A replica needs tp, dp, ep, pp and cp of at least 1.", hint="Leave out what is not used.")
+    layout = Layout(gpus=tp * dp * pp * cp, dp=dp, ep=ep, pp=pp, cp=cp)
     point = Point(
         line=0, id="", engine=engine, version=version, model=shape.name, system=name, dense_format=weights,
         expert_format=expert_weights or weights, isl=typical_tokens, osl=1, concurrency=1.0, decode=layout,
@@ -222,7 +133,7 @@ def step_cost(
     quantization = weights_of(point, shape)
     counts = counts_of(shape, quantization, chip, layout)
     theta = predictor.theta_of(point, shape)
-    parts = Parts(counts, {n: exp(float(v)) for n, v in zip(PARAMETERS, theta, strict=True)})
+    parts = Parts(counts, {n: exp(float(v)) for n, v in zip(PARAMETERS, theta, strict=True)}, output_tokens)
     memory = chip.need("memory_gb") * 1e9
     used = memory_share or MEMORY_USED.get(engine, MEMORY_USED_ELSE)
     room = max(memory * used - counts.weight_bytes, memory * LEAST_ROOM)
@@ -243,14 +154,3 @@ def step_cost(
         lines=tuple(parts.line(rows) for rows in range(max_rows + 1)),
         parts=parts,
     )
-
-
-def _max(a: float, b: float) -> float:
-    """The smooth maximum of `step`."""
-    high, low = (a, b) if a >= b else (b, a)
-    return high * cbrt(1.0 + (low / high) ** 3) if high > 0 else 0.0
-
-
-def _between(low: float, high: float, share: float) -> float:
-    mixed: float = low * (high / low) ** share
-    return mixed

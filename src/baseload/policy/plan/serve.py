@@ -2,9 +2,12 @@
 
 Aggregated, with b sequences decoding on average, L prompt tokens and T output tokens a request:
 
-    tpot = decode(b) + extra · b / T        each request's prompt takes `extra` of the replica's time from the others
-    rate = b / (T · tpot)                   Little's law
-    ttft = half a step + wait + extra + chunks · decode(b)
+    tpot = decode(b + 1) + extra · b / T    each request's prompt takes `extra` of the replica's time from the others
+    rate = b / (T · tpot)                   Little's law; who arrives meets b others, and is one more
+    ttft = half a step + wait + extra + chunks · decode(b + 1)
+
+`extra` is less where prompts meet in a step (`prompts`), and no part of it is lost: what one prompt takes, all others
+wait for.
 
 `wait` is that of an M/G/1 queue (Pollaczek and Khinchine) whose server is the prompt budget of the steps; its
 quantiles fall off exponentially. The active sequences are taken as Poisson, prompt lengths as log-normal.
@@ -21,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baseload.limits.serving.replica import StepCost
+from baseload.policy.plan.prompts import prompt_cost
 from baseload.policy.plan.spec import Levels, Statistic, Traffic
 
 Floats = NDArray[np.float64]
@@ -28,8 +32,8 @@ Z: dict[Statistic, float] = {"mean": 0.0, "p90": 1.2816, "p95": 1.6449, "p99": 2
 MOST_BUSY = 0.92  # a prompt queue fuller than this has waits that no formula tells
 MOST_ROWS = 1024
 SPARE_SLOTS = 3.0  # deviations above the mean for which batch slots are kept
-_ROWS = sorted({max(1, round(1.13**i)) for i in range(58)} | {MOST_ROWS})
-_PROBES = (1, 24, 192, MOST_ROWS)  # rows beside which a prompt's cost is computed; straight between
+_ROWS = (0.1, 0.4, *sorted({max(1, round(1.13**i)) for i in range(58)} | {MOST_ROWS}))
+MEETINGS = 4  # rounds in which how many prompts meet in a step, and how long it then takes, settle
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,24 +69,36 @@ def aggregated(cost: StepCost, traffic: Traffic, levels: Levels, *, step_tokens:
     rows, ends = _rows(cost, traffic)
     if rows is None:
         return None
-    long, out = traffic.prompt_tokens, traffic.output_tokens
-    decode = _decode_s(cost, rows, long + out / 2)
-    fresh = long - cached_tokens(traffic)
-    chunks = math.ceil(fresh / step_tokens)
-    extra = _extra_s(cost, rows, traffic, step_tokens)
+    out, context = traffic.output_tokens, context_of(traffic)
+    cached = cached_tokens(traffic)
+    prompts = prompt_cost(
+        cost, cached=cached, fresh=traffic.prompt_tokens - cached, cv=traffic.prompt_cv, context=context,
+        step_tokens=step_tokens, most_rows=float(rows[-1]),
+    )  # fmt: skip
+    decode = _decode_s(cost, rows + 1.0, context)  # an arriving sequence meets the mean, and is one more
+    ones = np.ones_like(rows)
+    alone, chunks = prompts.at(rows, ones)
+    extra, together = alone, ones
+    for _ in range(MEETINGS):
+        tpot = decode + extra * rows / out
+        rate = rows / (out * tpot)
+        meet = rate * (decode + together * extra)
+        together = np.clip(meet / -np.expm1(-np.maximum(meet, 1e-9)), 1.0, prompts.together[-1])
+        extra, _ = prompts.at(rows, together)
     tpot = decode + extra * rows / out
     rate = rows / (out * tpot)
-    served = extra + fresh / step_tokens * decode  # of the prompt channel, by one prompt
+    full, least = prompts.at(rows, ones * prompts.together[-1])
+    served = full + least * decode  # of the prompt channel, by one prompt
     wait, wait_high = _wait(rate, served, traffic.prompt_cv, levels.ttft_of)
-    own = extra + chunks * decode
+    own = alone + chunks * decode
     long_own = own * _stretch(traffic.prompt_cv, levels.ttft_of)
-    ttft = decode / 2 + own + wait + np.hypot(wait_high - wait, np.maximum(0.0, long_own - own))
+    ttft = tpot / 2 + own + wait + np.hypot(wait_high - wait, np.maximum(0.0, long_own - own))
     crowd = rows + Z[levels.tpot_of] * np.sqrt(rows)
-    tpot_high = _decode_s(cost, crowd, long + out / 2) + extra * crowd / out
+    tpot_high = _decode_s(cost, crowd + 1.0, context) + extra * crowd / out
     busy: Floats = np.minimum(1.0, rate * extra)
-    decoding: Floats = np.array([cost.decode_w(int(r)) for r in rows])
-    watts = busy * cost.busy_w + (1.0 - busy) * decoding
-    return _curve(rate * served < MOST_BUSY, rows, rate, ttft, tpot_high, watts, step_tokens, ends, cost.idle_w)
+    watts = busy * cost.busy_w + (1.0 - busy) * _decode_w(cost, rows)
+    ok = (rate * served < MOST_BUSY) & (rows < MOST_BUSY * step_tokens)
+    return _curve(ok, rows, rate, ttft, tpot_high, watts, step_tokens, ends, cost.idle_w)
 
 
 def decode_pool(cost: StepCost, traffic: Traffic, levels: Levels) -> Curve | None:
@@ -90,12 +106,12 @@ def decode_pool(cost: StepCost, traffic: Traffic, levels: Levels) -> Curve | Non
     rows, ends = _rows(cost, traffic)
     if rows is None:
         return None
-    context = traffic.prompt_tokens + traffic.output_tokens / 2
-    decode = _decode_s(cost, rows, context)
+    context = context_of(traffic)
+    decode = _decode_s(cost, rows + 1.0, context)
     crowd = rows + Z[levels.tpot_of] * np.sqrt(rows)
-    watts = np.array([cost.decode_w(int(r)) for r in rows])
+    watts = _decode_w(cost, rows)
     rate = rows / (traffic.output_tokens * decode)
-    return _curve(rows > 0, rows, rate, decode, _decode_s(cost, crowd, context), watts, 0, ends, cost.idle_w)
+    return _curve(rows > 0, rows, rate, decode, _decode_s(cost, crowd + 1.0, context), watts, 0, ends, cost.idle_w)
 
 
 def prefill_pool(cost: StepCost, traffic: Traffic, levels: Levels, *, transfer_s: float) -> Curve | None:
@@ -176,11 +192,11 @@ def _rows(cost: StepCost, traffic: Traffic) -> tuple[Floats | None, str]:
     """Loads for which the cache has room, with deviations to spare."""
     if not cost.fits:
         return None, "memory"
-    room = cost.kv_tokens / (traffic.prompt_tokens + traffic.output_tokens / 2)
+    room = cost.kv_tokens / context_of(traffic)
     long = cost.kv_tokens / (traffic.prompt_tokens * _stretch(traffic.prompt_cv, "p99") + traffic.output_tokens)
-    kept = [r for r in _ROWS if r + SPARE_SLOTS * math.sqrt(r) <= room or (r == 1 and long >= 1)]
-    if not kept:
+    if long < 1:
         return None, "memory"
+    kept = [r for r in _ROWS if r + SPARE_SLOTS * math.sqrt(r) <= room or r <= 1]
     return np.array(kept, dtype=np.float64), "rows" if kept[-1] == MOST_ROWS else "memory"
 
 
@@ -197,23 +213,14 @@ def _decode_s(cost: StepCost, rows: Floats, context: float) -> Floats:
     return np.array(found)
 
 
-def _extra_s(cost: StepCost, rows: Floats, traffic: Traffic, step_tokens: int) -> Floats:
-    """Seconds that one prompt adds to the steps it shares with `rows` decoding sequences."""
-    context = traffic.prompt_tokens + traffic.output_tokens / 2
-    probes = [p for p in _PROBES if p <= rows[-1]] or [1]
-    found = []
-    for beside in probes:
-        positions = int(beside * context)
-        alone, total, done = cost.decode_ns(beside, positions), 0, cached_tokens(traffic)
-        while done < traffic.prompt_tokens:
-            chunk = min(step_tokens, traffic.prompt_tokens - done)
-            pairs = chunk * done + chunk * chunk // 2
-            both = cost.mixed_ns(tokens=chunk, pairs=pairs, rows=beside, context_tokens=positions)
-            total += max(0, both - alone)
-            done += chunk
-        found.append(total / 1e9)
-    result: Floats = np.interp(rows, probes, found)
-    return result
+def _decode_w(cost: StepCost, rows: Floats) -> Floats:
+    """Watts while so many sequences decode, on average; below one it is idle in between."""
+    return np.array([cost.idle_w + min(1.0, r) * (cost.decode_w(max(1, int(r))) - cost.idle_w) for r in rows])
+
+
+def context_of(traffic: Traffic) -> float:
+    """KV positions of a sequence that decodes, at a moment: long answers are met more often than short ones."""
+    return traffic.prompt_tokens + traffic.output_tokens / 2.0 * (1.0 + traffic.output_cv**2)
 
 
 def cached_tokens(traffic: Traffic) -> int:

@@ -72,7 +72,7 @@ def test_every_request_is_served_once_and_moving_never_costs_more(ask: Ask) -> N
     batch = [sum(load for _, load in row.places) for row in day.hours if row.model == "batch"]
     assert sum(batch) == pytest.approx(12.0 * HOURS)
     assert max(batch) > 1.2 * min(batch)  # it goes where hours are cheap
-    assert day.usd_per_day < 0.98 * day.usd_per_day_unshifted
+    assert day.usd_per_day < 0.95 * day.usd_per_day_unshifted
     assert any(move.startswith("batch") for move in day.moves)
 
 
@@ -104,7 +104,7 @@ def test_hours_fill_mean_and_peak_and_must_be_a_day() -> None:
 
 def test_prefix_hits_save_and_the_twin_agrees(ask: Ask, question: Question) -> None:
     def carried(share: float, mode: str) -> float:
-        traffic = Traffic(requests_per_s=30, prompt_tokens=2000, output_tokens=100, shared_prefix=share)
+        traffic = Traffic(requests_per_s=40, prompt_tokens=2000, output_tokens=100, shared_prefix=share)
         found = ask(question(traffic=traffic, modes=(mode,)))
         choice = found.report.answers[0].chosen[0]
         assert found.solved is not None

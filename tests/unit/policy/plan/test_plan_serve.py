@@ -44,7 +44,7 @@ def test_the_best_load_is_the_most_within_the_levels(cost: StepCost) -> None:
     assert curve is not None
     best = best_point(curve, ttft_ms=1000, tpot_ms=40)
     assert best is not None
-    assert best.ttft_ms <= 1000
+    assert best.ttft_ms <= 1000 * (1 + 1e-9)
     assert best.tpot_ms <= 40 * 1.0001
     over = point_at(curve, min(1.05 * best.rate, float(curve.rate[-1])))
     assert over.ttft_ms > 1000 or over.tpot_ms > 40 or best.binds in ("memory", "rows", "prompts")
