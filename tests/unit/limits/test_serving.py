@@ -315,7 +315,7 @@ def test_a_total_of_several_workers_is_taken_apart() -> None:
 
 def test_defaults_survive_their_file() -> None:
     shipped = read_defaults()
-    assert "development half" in shipped.basis
+    assert "distinct points" in shipped.basis
     again = read_defaults(
         to_toml(shipped.fitted(), basis=shipped.basis, tpot=shipped.tpot, ttft=shipped.ttft).encode()
     )

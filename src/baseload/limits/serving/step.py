@@ -40,7 +40,7 @@ PARAMETERS = (
     "prefill_pairs",
     "interference",
     "aligned",
-    "first_s",
+    "first_s",  # till the first token besides its prompt's steps, where several users are served: steps of theirs
     "pace",  # tokens a step yields in a build of an engine: above 1 where it speculates (tables seldom say so)
     "pool",  # disaggregated: aligned arrivals at the prefill pool
 )
@@ -49,6 +49,7 @@ READ_BY_BOTH = 0.7  # of the weights a prompt needs: those that the step it is c
 ALIKE_BY_LENGTH = 0.04  # less of `alike` for each doubling of the output over 1024 tokens: long texts come to repeat
 TOGETHER = 16384.0  # tokens of prompts that a prefill worker computes in one step where many wait
 CROWD = 0.5  # of the imbalance that routing at random has: engines place and copy experts against it
+FIRST_ALONE_S, FEW = 0.01, 3.0  # of a lone user's first token instead; beside so many others it is `first_s` in full
 ROUNDS = 4  # towards the share of users that decode: TPOT is then within 2e-5 (1 % at worst) of where it settles
 INDEX = {name: i for i, name in enumerate(PARAMETERS)}
 
@@ -69,7 +70,8 @@ def times_of(f: Features, theta: Floats, *, rounds: int = ROUNDS) -> Times:
     round every user decodes."""
     step = _Steps(f, np.exp(np.broadcast_to(theta, (f.table.shape[0], len(PARAMETERS)))))
     prefill, users, apart = step.prefill_s(np.ones(1)), 1.0 + f["waiting"], f["disagg"] > 0
-    first = step.at("first_s") + prefill + step.once_s()
+    busy = np.minimum(1.0, (f["concurrency"] - 1.0) / FEW)
+    first = (1.0 - busy) * FIRST_ALONE_S + busy * step.at("first_s") + prefill + step.once_s()
     share = np.ones(f.table.shape[0])
     for left in range(rounds, 0, -1):
         others = share * np.maximum(0.0, f["batch"] - 1.0)

@@ -83,7 +83,9 @@ def traits_of(point: Point, shape: ModelShape) -> tuple[tuple[str, tuple[str, ..
     q = weights_of(point, shape)
     generation = generation_of(point.system)
     kind = "moe" if shape.moe_layers else "dense"
-    unpacked = q.experts == "int4" or q.dense == "int4" or (q.experts == "mxfp4" and generation != "blackwell")
+    unpacked = (
+        q.experts == "int4" or q.dense == "int4" or (q.experts == "mxfp4" and not generation.startswith("blackwell"))
+    )
     return (
         (f"engine={point.engine}", _ENGINE),
         (f"generation={generation}", _SILICON),
