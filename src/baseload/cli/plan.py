@@ -16,6 +16,8 @@ from baseload.cli.screen import check_writable, err, print_json, print_table, sa
 from baseload.domain.errors import DataError, ModelError, SettingsError
 
 if TYPE_CHECKING:
+    from baseload.limits.carbon import Zone
+    from baseload.limits.catalogue.book import Book
     from baseload.policy.plan.answer import Check, Choice, ModelAnswer, PlanReport
     from baseload.policy.plan.spec import PlanSpec, Traffic
 
@@ -86,12 +88,12 @@ def answer(
 ) -> "PlanReport":
     """The report for a specification in a file."""
     # SciPy, NumPy and the twin take a second to import; no other command should wait for them.
-    from baseload.limits.catalogue.accelerators import read_catalogue, read_prices  # noqa: PLC0415
     from baseload.limits.catalogue.models import Models  # noqa: PLC0415
     from baseload.limits.serving.predict import Predictor  # noqa: PLC0415
     from baseload.policy.plan.ranges import check_stocks  # noqa: PLC0415
     from baseload.policy.plan.search import search  # noqa: PLC0415
     from baseload.policy.plan.spec import OBJECTIVES, check_spec, with_hours  # noqa: PLC0415
+    from baseload.policy.plan.surroundings import leaving, with_zones  # noqa: PLC0415
     from baseload.twin.plan_verify import confirming  # noqa: PLC0415
 
     spec = read_spec(path)
@@ -100,14 +102,12 @@ def answer(
             raise SettingsError(f"--objective: unknown {objective!r}.", hint=f"Known: {', '.join(OBJECTIVES)}.")
         spec = msgspec.structs.replace(spec, objective=objective)
     spec, lengths = with_traces(spec, path.parent)
+    book = _book(spec, path.parent)
+    spec, filled = with_zones(spec, _zones(spec, path.parent) | book.zones, book.transfer, name=str(path))
     check_spec(spec := with_hours(spec), name=str(path))
     spec, configs = with_configs(spec, path.parent)
-    catalogue = read_catalogue()
-    if spec.accelerators_file:
-        own = path.parent / spec.accelerators_file
-        catalogue = read_catalogue(_read(own), name=str(own))
+    catalogue, prices = book.accelerators, book.prices
     check_stocks(spec, catalogue, name=str(path))
-    prices = read_prices()
     providers = sorted({price.provider for price in prices})
     for site in spec.sites:
         if site.provider and site.provider not in providers:
@@ -125,9 +125,28 @@ def answer(
         progress("timing training")
         extras = {job.name: ways(job, shapes[job.name], spec, catalogue, prices) for job in spec.training}
     confirm = confirming(lengths=lengths, progress=progress) if check else None
-    return search(
+    report = search(
         spec, predictor=predictor, prices=prices, shapes=shapes, extras=extras, confirm=confirm, progress=progress
     ).report
+    return msgspec.structs.replace(
+        report, filled=filled, leaving=leaving(spec, report.answers, book.transfer) if report.feasible else ()
+    )
+
+
+def _book(spec: "PlanSpec", base: Path) -> "Book":
+    """The catalogue, with the user's own entries where the specification names a file of them."""
+    from baseload.limits.catalogue.book import read_book  # noqa: PLC0415  # as above
+
+    if not spec.accelerators_file:
+        return read_book()
+    own = base / spec.accelerators_file
+    return read_book(_read(own), name=str(own))
+
+
+def _zones(spec: "PlanSpec", base: Path) -> dict[str, "Zone"]:
+    from baseload.limits.carbon import parse_hourly  # noqa: PLC0415  # as above
+
+    return parse_hourly(_read(base / spec.zones_file), name=spec.zones_file) if spec.zones_file else {}
 
 
 def read_spec(path: Path) -> "PlanSpec":
@@ -228,7 +247,7 @@ def _read(path: Path) -> bytes:
 
 def show(result: "PlanReport", *, every: bool = False) -> None:
     """The report in the terminal; `every` tells of each accelerator that was left out."""
-    from baseload.cli.plan_words import day_lines, doubt, no_plan, summary  # noqa: PLC0415  # as above
+    from baseload.cli.plan_words import day_lines, doubt, job_needs, leaving_lines, no_plan, summary  # noqa: PLC0415  # as above
 
     if result.conflict is not None:
         say(no_plan(result.conflict), style="bold red")
@@ -256,6 +275,7 @@ def show(result: "PlanReport", *, every: bool = False) -> None:
             style="bold",
         )
         say(f"  Step {job.step_s:.2f} s, {job.mfu:.0%} of peak. {job.binds}")
+        say(f"  {job_needs(job)}")
         say(f"  Basis: {job.basis}. {job.note}", style="dim")
         _show_jobs(job.ranked)
     if result.day is not None:
@@ -269,6 +289,8 @@ def show(result: "PlanReport", *, every: bool = False) -> None:
         say(f"  {line.what}: {share}{'; then ' + line.changes if line.changes else ', same choice'}")
     for gain in result.tight:
         say(f"  {gain.what} {gain.by}: {gain.effect}")
+    for said in (*leaving_lines(result.leaving), *result.filled):
+        say(f"  {said}", style="dim")
     _show_left_out(result, every=every)
     say(f"{result.seconds:.1f} s.", style="dim")
 
@@ -307,6 +329,8 @@ def _show_answer(one: "ModelAnswer") -> None:
     if len(one.by_tier) > 1:
         tiers = ", ".join(f"{c.tier} ${c.usd_per_mtok:.3f} ({c.accelerator}, {c.site})" for c in one.by_tier)
         say(f"  By total cost per million tokens: {tiers}")
+    if one.pays_back:
+        say(f"  {one.pays_back}.")
     for line in text_plot(one):
         say(line, style="dim")
 

@@ -4,7 +4,19 @@ from collections.abc import Sequence
 from html import escape
 
 from baseload.cli.plan_plot import bars_svg, pareto_svg
-from baseload.cli.plan_words import by_reason, choice_line, day_lines, day_rows, doubt, many, no_plan, power, summary
+from baseload.cli.plan_words import (
+    by_reason,
+    choice_line,
+    day_lines,
+    day_rows,
+    doubt,
+    job_needs,
+    leaving_lines,
+    many,
+    no_plan,
+    power,
+    summary,
+)
 from baseload.policy.plan.answer import Check, Choice, ModelAnswer, PlanReport
 
 STYLE = """
@@ -56,6 +68,8 @@ def page(result: PlanReport) -> str:
         columns, hours = day_rows(result.day)
         body += ["<h2>By the hour (UTC)</h2>", _list(day_lines(result.day)), "<p>Requests per second:</p>"]
         body.append(table(columns, hours, left=2))
+    beside = [*leaving_lines(result.leaving), *result.filled]
+    body += ["<h2>Beside</h2>", _list(beside)] if beside else []
     body += [_sensitivity(result)] if result.sensitivity else []
     if result.not_judged:
         rows = [(n.accelerator, n.model or "all", n.site, n.why) for n in result.not_judged]
@@ -103,6 +117,8 @@ def _answer(one: ModelAnswer) -> str:
     if len(one.by_tier) > 1:
         bars = [(f"{c.tier}: {c.accelerator} at {c.site}", c.usd_per_mtok) for c in one.by_tier]
         parts += ["<h3>By tier: total cost, $ per million tokens</h3>", f'<div class="plot">{bars_svg(bars)}</div>']
+    if one.pays_back:
+        parts.append(f"<p>{escape(one.pays_back)}.</p>")
     return "".join(parts)
 
 
@@ -185,7 +201,7 @@ def _training(result: PlanReport) -> str:
              f"{j.goodput:.1%}", f"{j.mfu:.0%}", f"{j.checkpoint_interval_s / 60:.1f}")
             for j in (job, *job.ranked)
         ]  # fmt: skip
-        note = f"{escape(job.binds)} Basis: {escape(job.basis)}. {escape(job.note)}"
+        note = f"{escape(job.binds)} {escape(job_needs(job))} Basis: {escape(job.basis)}. {escape(job.note)}"
         parts += [f"<h3>{escape(job.job)}</h3><p>{note}</p>", table(columns, rows, left=4)]
     return "".join(parts)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from baseload.policy.plan.answer import Choice, Conflict, Day, NotJudged, PlanReport, Totals
+from baseload.policy.plan.answer import Choice, Conflict, Day, Leaving, NotJudged, PlanReport, Totals, TrainingAnswer
 
 
 def many(count: int, what: str) -> str:
@@ -79,9 +79,24 @@ def _some(names: Sequence[str], shown: int = 4) -> str:
     return ", ".join(names[:shown]) + more
 
 
+def job_needs(job: TrainingAnswer) -> str:
+    """What a training job wants beside its accelerators."""
+    carbon = "" if job.kg_co2 is None else f", {job.kg_co2:,.0f} kg CO2"
+    return f"{many(job.spares, 'spare')} for what is being mended, {job.mean_kw:,.1f} kW{carbon}."
+
+
+def leaving_lines(leaving: Sequence[Leaving]) -> list[str]:
+    """What it costs that answers leave."""
+    return [
+        f"answers that leave {one.site}: {one.gb_per_month:,.0f} GB a month, ${one.usd_per_month:,.0f} beside the "
+        f"dollars above ({one.basis})"
+        for one in leaving
+    ]
+
+
 def day_lines(day: Day) -> list[str]:
     """What moving work between sites and hours brings."""
-    saved = day.usd_per_day_unshifted - day.usd_per_day
+    saved = round(day.usd_per_day_unshifted - day.usd_per_day, 6) + 0.0  # no minus before nothing
     share = f" ({saved / day.usd_per_day_unshifted:.1%})" if day.usd_per_day_unshifted else ""
     lines = [
         f"moved for {day.by}: requests cost ${day.usd_per_day:,.2f} of electricity and hourly rent a day instead of "

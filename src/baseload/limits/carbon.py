@@ -1,14 +1,16 @@
-"""Carbon by hour and zone, and the best hours for work that can wait.
+"""Carbon and price of electricity by zone and hour of the day.
 
-A `Zone` carries published statistics of a year: mean intensity by hour of the day (UTC) and the mean price. A
-`Hourly` series (the year, from a user's CSV) is exact where there is one. Intensities are direct (operational)
-grams of CO2 per kWh.
+A `Zone` carries statistics of a year: mean intensity and wholesale price, and both by hour of the day (UTC);
+published ones, or those of a user's own hourly CSV (`parse_hourly`). Intensities are direct (operational) grams of
+CO2 per kWh.
 """
 
 import csv
 import io
 from collections import defaultdict
 from collections.abc import Sequence
+from math import isfinite, nan
+from statistics import fmean
 
 from msgspec import Struct
 
@@ -41,69 +43,16 @@ class Zone(Struct, frozen=True, forbid_unknown_fields=True):
             return self.gco2_per_kwh_by_hour[hour % 24]
         return self.need("gco2_per_kwh")
 
-    def price_at(self, hour: int) -> float:
-        """Dollars per kWh, wholesale, at an hour counted from midnight UTC."""
-        if len(self.usd_per_mwh_by_hour) == 24:
-            return self.usd_per_mwh_by_hour[hour % 24] / 1e3
-        return self.need("usd_per_mwh") / 1e3
+
+def grams(zone: Zone, kwh_by_hour: Sequence[float], *, start_hour: int = 0) -> float:
+    """Grams of CO2 of energy used hour by hour from `start_hour` (UTC)."""
+    return sum(energy * zone.carbon_at(start_hour + i) for i, energy in enumerate(kwh_by_hour) if energy)
 
 
-class Hourly(Struct, frozen=True):
-    """A zone's series, hour by hour from its first. Blank cells are None."""
+def parse_hourly(data: bytes, *, name: str) -> dict[str, Zone]:
+    """Zones from a CSV: `zone`, `hour_utc` (2025-06-01 13:00), `carbon_gco2_per_kwh_direct`, `price_usd_per_mwh`.
 
-    zone: str
-    start: str  # as written in the file
-    gco2_per_kwh: tuple[float | None, ...]
-    usd_per_mwh: tuple[float | None, ...]
-
-    def carbon_at(self, hour: int) -> float:
-        """Grams per kWh `hour` hours after the start; a year of data repeats."""
-        return self._cell(self.gco2_per_kwh, hour, "carbon")
-
-    def price_at(self, hour: int) -> float:
-        """Dollars per kWh `hour` hours after the start."""
-        return self._cell(self.usd_per_mwh, hour, "price") / 1e3
-
-    def _cell(self, series: tuple[float | None, ...], hour: int, what: str) -> float:
-        value = series[hour % len(series)] if series else None
-        if value is None:
-            raise MissingFigure(f"{what} of hour {hour}", f"zone {self.zone}", hint="Fill the hourly CSV.")
-        return value
-
-
-def grams(source: Zone | Hourly, kwh_by_hour: Sequence[float], *, start_hour: int = 0) -> float:
-    """CO2 of energy used hour by hour from `start_hour`."""
-    return sum(energy * source.carbon_at(start_hour + i) for i, energy in enumerate(kwh_by_hour) if energy)
-
-
-def energy_usd(source: Zone | Hourly, kwh_by_hour: Sequence[float], *, start_hour: int = 0) -> float:
-    """Wholesale cost of energy used hour by hour from `start_hour`."""
-    return sum(energy * source.price_at(start_hour + i) for i, energy in enumerate(kwh_by_hour) if energy)
-
-
-def cleanest_start(source: Zone | Hourly, hours: int, *, within: int, start_hour: int = 0) -> int:
-    """When to start steady work of `hours` hours so that it emits least, at most `within` hours from now."""
-    if hours < 1 or within < 0:
-        raise DataError("Work lasts at least an hour, and waits no less than none.", hint="Give whole hours.")
-    series = [source.carbon_at(start_hour + i) for i in range(within + hours)]
-    running = sum(series[:hours])
-    best, best_sum = 0, running
-    for first in range(1, within + 1):
-        running += series[first + hours - 1] - series[first - 1]
-        if running < best_sum - 1e-9:
-            best, best_sum = first, running
-    return start_hour + best
-
-
-def grams_per_token(joules: float, gco2_per_kwh: float) -> float:
-    """CO2 of a token that took so many joules at the meter."""
-    return joules / 3.6e6 * gco2_per_kwh
-
-
-def parse_hourly(data: bytes, *, name: str) -> dict[str, Hourly]:
-    """Series by zone from a CSV: `zone`, `hour_utc`, `carbon_gco2_per_kwh_direct`, `price_usd_per_mwh`.
-
-    Several rows in one hour are averaged. DataError names file and line.
+    Each zone gets the means of all rows, and of those of each hour of the day. DataError names file and line.
     """
     try:
         reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
@@ -113,28 +62,52 @@ def parse_hourly(data: bytes, *, name: str) -> dict[str, Hourly]:
     missing = [column for column in needed if column not in (reader.fieldnames or ())]
     if missing:
         raise DataError(f"{name}: no column `{missing[0]}`.", hint=f"It needs {', '.join(needed)}.")
-    cells: dict[str, dict[str, tuple[list[float], list[float]]]] = defaultdict(dict)
+    cells: dict[str, tuple[_Day, _Day]] = {}
     for row in reader:
-        hour = (row["hour_utc"] or "")[:13]
-        carbon, price = cells[row["zone"] or ""].setdefault(hour, ([], []))
-        for text, values in ((row["carbon_gco2_per_kwh_direct"], carbon), (row.get("price_usd_per_mwh"), price)):
-            if text and text.strip():
-                try:
-                    values.append(float(text))
-                except ValueError:
-                    raise DataError(
-                        f"{name}, line {reader.line_num}: {text!r} is not a number.",
-                        hint="Leave blank what is blank.",
-                    ) from None
-    return {zone: _series(zone, of) for zone, of in cells.items()}
+        where = f"{name}, line {reader.line_num}"
+        hour = _hour_of(row["hour_utc"] or "", where)
+        days = cells.setdefault(row["zone"] or "", (defaultdict(list), defaultdict(list)))
+        for column, day in zip(("carbon_gco2_per_kwh_direct", "price_usd_per_mwh"), days, strict=True):
+            text = (row.get(column) or "").strip()
+            if text:
+                day[hour].append(_number(text, where))
+    return {zone: _zone(zone, name, *days) for zone, days in cells.items()}
 
 
-def _series(zone: str, of: dict[str, tuple[list[float], list[float]]]) -> Hourly:
-    hours = sorted(of)
-    carbon = tuple(_mean(of[hour][0]) for hour in hours)
-    price = tuple(_mean(of[hour][1]) for hour in hours)
-    return Hourly(zone=zone, start=hours[0] if hours else "", gco2_per_kwh=carbon, usd_per_mwh=price)
+_Day = dict[int, list[float]]  # what was said of each hour of the day
+
+
+def _hour_of(text: str, where: str) -> int:
+    hour = text[11:13]
+    if not hour.isdecimal() or int(hour) > 23:
+        raise DataError(f"{where}: {text!r} is not an hour.", hint="Write hour_utc as 2025-06-01 13:00.")
+    return int(hour)
+
+
+def _number(text: str, where: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = nan
+    if not isfinite(value):
+        raise DataError(f"{where}: {text!r} is not a number.", hint="Leave blank what is blank.")
+    return value
+
+
+def _zone(zone: str, file: str, carbon: _Day, price: _Day) -> Zone:
+    return Zone(
+        name=zone,
+        source=f"means of {file}",
+        gco2_per_kwh=_mean([value for values in carbon.values() for value in values]),
+        gco2_per_kwh_by_hour=_by_hour(carbon),
+        usd_per_mwh=_mean([value for values in price.values() for value in values]),
+        usd_per_mwh_by_hour=_by_hour(price),
+    )
+
+
+def _by_hour(day: _Day) -> tuple[float, ...]:
+    return tuple(fmean(day[hour]) for hour in range(24)) if all(day[hour] for hour in range(24)) else ()
 
 
 def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+    return fmean(values) if values else None

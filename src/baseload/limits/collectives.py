@@ -105,11 +105,6 @@ def all_gather(fabric: Fabric, group: Group, gathered_bytes: float) -> float:
     return seconds
 
 
-def reduce_scatter(fabric: Fabric, group: Group, reduced_bytes: float) -> float:
-    """Members hold `reduced_bytes` each and end with an equal part of the sum."""
-    return all_gather(fabric, group, reduced_bytes)
-
-
 def all_reduce(fabric: Fabric, group: Group, reduced_bytes: float) -> float:
     """Every member ends with the sum of `reduced_bytes`: the faster of rings and trees."""
     if group.size <= 1:
@@ -132,15 +127,6 @@ def all_to_all(fabric: Fabric, group: Group, sent_bytes: float) -> float:
             latency = max(latency, level.latency_s * (1.0 + log2(n)))
         reached *= n
     return seconds + latency
-
-
-def broadcast(fabric: Fabric, group: Group, sent_bytes: float) -> float:
-    """One member's bytes to all, in pipelined trees."""
-    seconds = 0.0
-    for level, n in zip(fabric.levels, group.counts, strict=True):
-        if n > 1:
-            seconds += sent_bytes / level.bytes_per_s + ceil(log2(n)) * level.latency_s
-    return seconds
 
 
 def send(fabric: Fabric, sent_bytes: float, *, level: int) -> float:

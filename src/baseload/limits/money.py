@@ -153,19 +153,6 @@ def annuity(capital: float, years: float, interest: float, residual_share: float
     return (capital - left / growth) * interest * growth / (growth - 1.0)
 
 
-def usd_per_million_tokens(usd_per_hour: float, tokens_per_s: float, *, utilisation: float = 1.0) -> float:
-    """Dollars per million tokens of machines at a price that, while busy, make so many tokens a second."""
-    made = tokens_per_s * utilisation
-    if made <= 0:
-        raise DataError("A price per token needs a rate above 0.", hint="Give tokens per second and utilisation.")
-    return usd_per_hour / (made * 3600.0) * 1e6
-
-
-def power_usd(energy_kwh: float, usd_per_kwh: float) -> float:
-    """Cost of energy."""
-    return energy_kwh * usd_per_kwh
-
-
 class TransferPrice(Struct, frozen=True, forbid_unknown_fields=True):
     """What leaving a place costs: steps of (gigabytes a month up to, dollars per gigabyte); the last has no end."""
 

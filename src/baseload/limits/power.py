@@ -14,11 +14,10 @@ from bisect import bisect_right
 
 from msgspec import Struct
 
-from baseload.domain.errors import DataError, MissingFigure
+from baseload.domain.errors import DataError
 
 KELVIN = 273.15
 IDLE_SHARE = 0.12  # of the sheet's power, at rest; assumed where no measurement says better
-JOULES_PER_KWH = 3_600_000.0
 
 
 class PueCurve(Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,31 +88,6 @@ def accelerator_w(
     return idle + (limit - idle) * min(1.0, max(0.0, utilisation))
 
 
-def host_w(*, node_max_w: float | None, accelerators: int, sheet_w: float | None, node: str) -> float:
-    """What the rest of a node draws at full load: its rating less its accelerators'. MissingFigure where blank."""
-    if node_max_w is None:
-        raise MissingFigure("max_w", node)
-    if sheet_w is None:
-        raise MissingFigure("tdp_w", f"the accelerators of {node}")
-    return max(0.0, node_max_w - accelerators * sheet_w)
-
-
-def node_w(
-    *,
-    sheet_w: float,
-    accelerators: int,
-    node_host_w: float,
-    utilisation: float,
-    idle_w: float | None = None,
-    cap_w: float | None = None,
-    host_idle_share: float = 0.5,
-) -> float:
-    """IT power of a node: its accelerators, and a host that goes from `host_idle_share` of its power to all of it."""
-    busy = min(1.0, max(0.0, utilisation))
-    host = node_host_w * (host_idle_share + (1.0 - host_idle_share) * busy)
-    return accelerators * accelerator_w(sheet_w, utilisation=busy, idle_w=idle_w, cap_w=cap_w) + host
-
-
 class FacilityPower(Struct, frozen=True):
     """Watts of a site at one instant."""
 
@@ -126,11 +100,6 @@ class FacilityPower(Struct, frozen=True):
     def it_w(self) -> float:
         """Everything that computes or carries bits."""
         return self.accelerators_w + self.hosts_w + self.network_w
-
-    @property
-    def overhead_w(self) -> float:
-        """Cooling and electrical losses."""
-        return self.it_w * (self.pue - 1.0)
 
     @property
     def total_w(self) -> float:
@@ -160,30 +129,3 @@ def facility_power(
         network_w=accelerators * network_w_per_accelerator,
         pue=plant.at(outside_c),
     )
-
-
-def accelerators_within(
-    megawatts: float,
-    *,
-    sheet_w: float,
-    host_w_per_accelerator: float,
-    plant: Cooling | PueCurve,
-    hottest_c: float,
-    network_w_per_accelerator: float = 0.0,
-    cap_w: float | None = None,
-) -> int:
-    """How many accelerators at full load a power connection carries on the hottest day."""
-    each = accelerator_w(sheet_w, utilisation=1.0, cap_w=cap_w) + host_w_per_accelerator + network_w_per_accelerator
-    return int(megawatts * 1e6 / (each * plant.at(hottest_c)))
-
-
-def joules_per_token(power_w: float, tokens_per_s: float) -> float:
-    """Energy of a token at a power and a rate."""
-    if tokens_per_s <= 0:
-        raise DataError("Energy per token needs a rate above 0.", hint="Give tokens per second.")
-    return power_w / tokens_per_s
-
-
-def kwh(power_w: float, seconds: float) -> float:
-    """Energy of a constant power, in kilowatt-hours."""
-    return power_w * seconds / JOULES_PER_KWH

@@ -26,7 +26,6 @@ Key = tuple[str, str, str]
 NUDGE = 1e-4
 ENOUGH = 5e-4  # relative gain of a round below which the fit is done
 SHIPPED_SHARE = 0.6  # of a correction's width that is left where a shipped value takes the place of zero
-MOVED = 0.005  # relative change of a counted time from which values fitted to it are out of date
 MEAN_OF_NORMAL = 0.8  # mean of a normal variable's size, in standard deviations
 
 
@@ -172,7 +171,7 @@ def to_toml(
 
     Three decimals are kept: a thousandth is far below the noise of one measured time and above that of arithmetic, so
     that the same points give the same bytes on any machine. `uncorrected_s` are seconds before any correction, by
-    (accelerator, work), which `stale` holds against the figures of the day.
+    (accelerator, work), which a test holds against the figures of the day.
     """
     lines = [
         "# Written by bench/limits/fit_fleet.py; see docs/limits-training.md. Corrections are natural logarithms.",
@@ -204,21 +203,6 @@ def form_mark(form: Form) -> str:
     """Eight digits that change with a form's rates, priors, widths, noise or tail."""
     widths = {kind: dict(rates) for kind, rates in form.widths.items()}
     return f"{crc32(repr((dict(form.priors), widths, form.noise, form.tail)).encode()):08x}"
-
-
-def stale(data: bytes, form: Form, uncorrected_s: Callable[[str, str], float | None]) -> list[str]:
-    """What a file of `to_toml` rests on that has moved since it was fitted: empty where it would be fitted alike.
-
-    `uncorrected_s(accelerator, work)` counts anew; half a percent is let pass.
-    """
-    tables = tomllib.loads(data.decode())
-    moved = [] if tables["form"] == form_mark(form) else ["the form's priors or widths"]
-    for accelerator, works in tables["uncorrected_s"].items():
-        for work, before in works.items():
-            now = uncorrected_s(accelerator, work)
-            if now is None or abs(now / before - 1.0) > MOVED:
-                moved.append(f"{work} on {accelerator}: {before} s when fitted, {now} s now")
-    return moved
 
 
 def _quoted(text: str) -> str:

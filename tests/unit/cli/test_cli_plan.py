@@ -109,6 +109,43 @@ accelerators = ["h100_sxm", "a100_sxm"]
     assert late.conflict.limits[0].startswith("deadline of tune")
 
 
+def test_a_place_is_told_by_its_zone_and_a_job_by_its_hour(tmp_path: Path) -> None:
+    spec, page = tmp_path / "plan.toml", tmp_path / "plan.html"
+    rows = ["zone,hour_utc,carbon_gco2_per_kwh_direct,price_usd_per_mwh"]
+    rows += [f"home,2025-06-01 {hour:02d}:00,{100 if 9 <= hour < 13 else 400},50" for hour in range(24)]
+    (tmp_path / "hours.csv").write_text("\n".join(rows))
+    tune = """
+[[training]]
+name = "tune"
+model = "meta-llama/Meta-Llama-3.1-8B"
+tokens = 3e8
+batch_tokens = 1_048_576
+method = "lora"
+"""
+    where = 'zone = "home"\nplant = "liquid"\ntransfer = "aws_internet"\n'
+    spec.write_text('zones_file = "hours.csv"\n' + PLAN.replace("[[sites]]", tune + "[[sites]]") + where)
+    shown = cli.invoke(app, ["plan", str(spec), "--no-check", "--report", str(page)])
+    assert shown.exit_code == 0, shown.output
+    said = " ".join(shown.output.split())
+    for text in (said, page.read_text()):
+        for words in (
+            "answers that leave cloud:",
+            "means of hours.csv",
+            "g CO2 a kWh",
+            "begun at 0",
+            "spare",
+        ):
+            assert words in text
+    result = json.loads(cli.invoke(app, ["plan", str(spec), "--no-check", "--json"]).stdout)
+    assert result["leaving"][0]["usd_per_month"] > 0
+    assert result["training"][0]["kg_co2"] > 0
+    spec.write_text(spec.read_text().replace('zone = "home"', 'zone = "nowhere"'))
+    wrong = cli.invoke(app, ["plan", str(spec)])
+    assert wrong.exit_code != 0
+    assert isinstance(wrong.exception, SettingsError)
+    assert "unknown zone 'nowhere'" in str(wrong.exception)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

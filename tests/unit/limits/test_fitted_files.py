@@ -1,5 +1,7 @@
 """Files of fitted values: the same points give the same bytes, and a figure they rest on that moved is named."""
 
+import tomllib
+from collections.abc import Callable
 from importlib.resources import files
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from baseload.limits.catalogue.accelerators import Catalogue, read_catalogue
-from baseload.limits.ridge import form_mark, read_shipped, stale, to_toml, unfitted
+from baseload.limits.ridge import Form, form_mark, read_shipped, to_toml, unfitted
 from baseload.limits.throughput.model import FORM
 from baseload.limits.throughput.points import Row
 from baseload.limits.throughput.predict import Predictor
@@ -15,6 +17,22 @@ from baseload.limits.training.fit import FORM as STEP_FORM
 from baseload.limits.training.predict import Predictor as StepPredictor
 
 SHIPPED = files("baseload.limits.catalogue")
+MOVED = 0.005  # relative change of a counted time from which values fitted to it are out of date
+
+
+def stale(data: bytes, form: Form, uncorrected_s: Callable[[str, str], float | None]) -> list[str]:
+    """What a file of `to_toml` rests on that has moved since it was fitted: empty where it would be fitted alike.
+
+    `uncorrected_s(accelerator, work)` counts anew; half a percent is let pass.
+    """
+    tables = tomllib.loads(data.decode())
+    moved = [] if tables["form"] == form_mark(form) else ["the form's priors or widths"]
+    for accelerator, works in tables["uncorrected_s"].items():
+        for work, before in works.items():
+            now = uncorrected_s(accelerator, work)
+            if now is None or abs(now / before - 1.0) > MOVED:
+                moved.append(f"{work} on {accelerator}: {before} s when fitted, {now} s now")
+    return moved
 
 
 def _results() -> list[Row]:

@@ -15,7 +15,6 @@ from baseload.limits.money import (
     offers,
     own,
     transfer_usd,
-    usd_per_million_tokens,
 )
 
 BOX = Ownership(capex_usd=30_000, it_w=1_000, pue=1.2, usd_per_kwh=0.1, interest=0.0, upkeep_share=0.0, years=5)
@@ -90,10 +89,6 @@ def test_transfer_by_steps() -> None:
         transfer_usd(TransferPrice(provider="x", source="y"), 1)
 
 
-def test_tokens_and_break_even() -> None:
-    assert usd_per_million_tokens(3.6, 1000) == pytest.approx(1.0)
-    assert usd_per_million_tokens(3.6, 1000, utilisation=0.5) == pytest.approx(2.0)
-    with pytest.raises(DataError):
-        usd_per_million_tokens(1, 0)
+def test_break_even() -> None:
     assert break_even_hours(1000, 1, 3) == 500
     assert break_even_hours(1000, 3, 3) is None

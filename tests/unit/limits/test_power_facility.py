@@ -3,7 +3,7 @@
 import pytest
 
 from baseload.domain.errors import DataError, MissingFigure
-from baseload.limits.carbon import Hourly, Zone, cleanest_start, energy_usd, grams, grams_per_token, parse_hourly
+from baseload.limits.carbon import Zone, grams, parse_hourly
 from baseload.limits.power import (
     AIR,
     LEGACY,
@@ -11,12 +11,7 @@ from baseload.limits.power import (
     PLANTS,
     PueCurve,
     accelerator_w,
-    accelerators_within,
     facility_power,
-    host_w,
-    joules_per_token,
-    kwh,
-    node_w,
 )
 
 
@@ -46,17 +41,6 @@ def test_an_accelerator_between_idle_and_its_cap() -> None:
     assert accelerator_w(700, utilisation=1, cap_w=900) == 700
 
 
-def test_a_node_s_host_is_what_its_rating_leaves() -> None:
-    assert host_w(node_max_w=10_200, accelerators=8, sheet_w=700, node="DGX H100") == 4_600
-    with pytest.raises(MissingFigure, match="max_w for mine"):
-        host_w(node_max_w=None, accelerators=8, sheet_w=700, node="mine")
-    with pytest.raises(MissingFigure, match="tdp_w"):
-        host_w(node_max_w=1, accelerators=8, sheet_w=None, node="mine")
-    full = node_w(sheet_w=700, accelerators=8, node_host_w=4_600, utilisation=1)
-    assert full == 10_200
-    assert node_w(sheet_w=700, accelerators=8, node_host_w=4_600, utilisation=0) < full / 2
-
-
 def test_the_facility_adds_up() -> None:
     power = facility_power(
         accelerators=1000, sheet_w=1000, host_w_per_accelerator=400, network_w_per_accelerator=100, utilisation=1,
@@ -64,24 +48,6 @@ def test_the_facility_adds_up() -> None:
     )  # fmt: skip
     assert power.it_w == pytest.approx(1.5e6)
     assert power.total_w == pytest.approx(1.875e6)
-    assert power.overhead_w == pytest.approx(power.total_w - power.it_w)
-
-
-def test_a_connection_carries_what_it_can_on_the_hottest_day() -> None:
-    curve = PueCurve(points=((20, 1.2), (40, 1.5)), basis="stated")
-    cool = accelerators_within(10, sheet_w=1000, host_w_per_accelerator=500, plant=curve, hottest_c=20)
-    hot = accelerators_within(10, sheet_w=1000, host_w_per_accelerator=500, plant=curve, hottest_c=40)
-    assert (cool, hot) == (5555, 4444)
-    assert (
-        accelerators_within(10, sheet_w=1000, host_w_per_accelerator=500, plant=curve, hottest_c=40, cap_w=500) > cool
-    )
-
-
-def test_energy_of_a_token() -> None:
-    assert joules_per_token(10_000, 50_000) == pytest.approx(0.2)
-    assert kwh(1000, 3600) == pytest.approx(1.0)
-    with pytest.raises(DataError):
-        joules_per_token(1, 0)
 
 
 SUNNY = Zone(
@@ -90,31 +56,37 @@ SUNNY = Zone(
 
 
 def test_work_that_waits_finds_the_sun() -> None:
-    assert cleanest_start(SUNNY, 4, within=24, start_hour=0) == 10
-    assert cleanest_start(SUNNY, 1, within=0, start_hour=7) == 7
     assert grams(SUNNY, [1.0, 0.0, 2.0], start_hour=9) == pytest.approx(400 + 200)
-    assert grams_per_token(3.6, 500) == pytest.approx(0.0005)
-    with pytest.raises(DataError):
-        cleanest_start(SUNNY, 0, within=3)
 
 
 def test_blank_figures_of_a_zone_are_named() -> None:
     with pytest.raises(MissingFigure, match="gco2_per_kwh for zone N"):
         Zone(name="N", source="").carbon_at(3)
-    with pytest.raises(MissingFigure, match="usd_per_mwh for zone N"):
-        energy_usd(Zone(name="N", source=""), [1.0])
 
 
-def test_hourly_series_from_a_csv() -> None:
-    text = b"zone,hour_utc,carbon_gco2_per_kwh_direct,price_usd_per_mwh\nA,2023-01-01 00:00:00,100,20\n"
-    text += b"A,2023-01-01 00:30:00,200,40\nA,2023-01-01 01:00:00,50,\nB,2023-01-01 00:00:00,7,8\n"
-    series = parse_hourly(text, name="h.csv")
-    assert series["A"] == Hourly("A", "2023-01-01 00", (150.0, 50.0), (30.0, None))
-    assert series["A"].price_at(0) == pytest.approx(0.03)
-    assert series["A"].carbon_at(3) == 50.0
-    with pytest.raises(MissingFigure, match="price of hour 1"):
-        series["A"].price_at(1)
-    with pytest.raises(DataError, match=r"h\.csv, line 2: 'x'"):
-        parse_hourly(b"zone,hour_utc,carbon_gco2_per_kwh_direct\nA,2023-01-01 00,x\n", name="h.csv")
-    with pytest.raises(DataError, match="no column `zone`"):
-        parse_hourly(b"a,b\n1,2\n", name="h.csv")
+def test_a_zone_from_an_hourly_csv() -> None:
+    rows = ["zone,hour_utc,carbon_gco2_per_kwh_direct,price_usd_per_mwh"]
+    rows += [f"A,2025-06-{day:02d} {hour:02d}:00,{100 * day + hour},{hour}" for day in (1, 2) for hour in range(24)]
+    rows += ["B,2025-06-01T05:00:00Z,7,", "B,2025-06-01T05:30:00Z,9,"]
+    zones = parse_hourly("\n".join(rows).encode(), name="h.csv")
+    a, b = zones["A"], zones["B"]
+    assert a.gco2_per_kwh_by_hour == tuple(150.0 + hour for hour in range(24))
+    assert (a.gco2_per_kwh, a.usd_per_mwh) == (pytest.approx(161.5), pytest.approx(11.5))
+    assert a.usd_per_mwh_by_hour == tuple(float(hour) for hour in range(24))
+    assert (b.gco2_per_kwh, b.gco2_per_kwh_by_hour, b.usd_per_mwh) == (8.0, (), None)  # no whole day, and no prices
+    assert b.carbon_at(3) == 8.0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"zone,hour_utc,carbon_gco2_per_kwh_direct\nA,2023-01-01 00,x\n", r"h\.csv, line 2: 'x'"),
+        (b"zone,hour_utc,carbon_gco2_per_kwh_direct\nA,2023-01-01 00,nan\n", r"h\.csv, line 2: 'nan'"),
+        (b"zone,hour_utc,carbon_gco2_per_kwh_direct\nA,yesterday,3\n", "'yesterday' is not an hour"),
+        (b"a,b\n1,2\n", "no column `zone`"),
+        (b"\xff\xfe", "not UTF-8"),
+    ],
+)
+def test_an_hourly_csv_at_fault_is_named(text: bytes, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        parse_hourly(text, name="h.csv")

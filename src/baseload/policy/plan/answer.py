@@ -89,6 +89,15 @@ class Check(Struct, frozen=True, kw_only=True):
     note: str = ""
 
 
+class Leaving(Struct, frozen=True):
+    """What the answers that leave a site cost in a month, beside the dollars of the plan."""
+
+    site: str
+    gb_per_month: float
+    usd_per_month: float
+    basis: str
+
+
 class ModelAnswer(Struct, frozen=True, kw_only=True):
     """What to do for one model."""
 
@@ -102,6 +111,7 @@ class ModelAnswer(Struct, frozen=True, kw_only=True):
     cloud: tuple[tuple[float, float, str], ...]  # ($ per Mtok, answer ms, accelerator) of all that were judged
     explained: Explanation
     checks: tuple[Check, ...] = ()  # of `chosen`, in order
+    pays_back: str = ""  # after how long owned accelerators have paid for themselves, where both ways were asked
 
 
 class NotJudged(Struct, frozen=True):
@@ -133,6 +143,8 @@ class TrainingAnswer(Struct, frozen=True, kw_only=True):
     basis: str
     note: str
     binds: str
+    spares: int = 0  # accelerators beside, for those that are being mended
+    kg_co2: float | None = None  # of all of it, where the site's carbon is known
     ranked: tuple["TrainingAnswer", ...] = ()
 
 
@@ -200,5 +212,7 @@ class PlanReport(Struct, frozen=True, kw_only=True):
     not_judged: tuple[NotJudged, ...]
     day: Day | None = None  # where hours differ, or work is flexible
     tight: tuple[Gain, ...] = ()  # limits of the plan that are nearly used up
+    leaving: tuple[Leaving, ...] = ()  # of sites that say by what price answers leave
+    filled: tuple[str, ...] = ()  # what sites' zones gave, in words
     seconds: float = 0.0
     checked: bool = False  # by twin runs: what is recommended, they confirmed

@@ -149,7 +149,7 @@ def candidate_for(
         usd_per_hour=place.usd_per_hour * gpus,
         chip_w=calm[3] * mean_count * place.pue if known else 0.0,
         mean_w=facility_w(place, calm[3] * mean_count, gpus) if known else 0.0,
-        peak_w=facility_w(place, busy[3] * count, unit.gpus * count) if known else 0.0,
+        peak_w=facility_w(place, busy[3] * count, unit.gpus * count, at_worst=True) if known else 0.0,
         tokens_per_s=tokens,
     )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from baseload.domain.errors import MissingFigure, SettingsError
 from baseload.limits.catalogue.accelerators import Accelerator, Catalogue, InstancePrice
 from baseload.limits.money import Offer, Ownership, Tier, cheapest, offers, own
-from baseload.limits.power import AIR
+from baseload.limits.power import AIR, PLANTS
 from baseload.policy.plan.spec import Site, Stock
 
 OUTSIDE_C = 15.0  # where a site says nothing of its cooling: air-cooled, at this temperature
@@ -60,10 +60,24 @@ def places_of(
 
 
 def pue_of(site: Site) -> tuple[float, str]:
-    """PUE and its basis."""
+    """PUE on average and its basis."""
     if site.pue is not None:
         return site.pue, "stated"
-    return AIR.at(OUTSIDE_C), f"modelled: air-cooled at {OUTSIDE_C:.0f} °C outside"
+    plant = PLANTS[site.plant or AIR.name]
+    outside_c = OUTSIDE_C if site.outside_c is None else site.outside_c
+    return plant.at(outside_c), f"modelled: {plant.name}-cooled at {outside_c:.0f} °C outside"
+
+
+def worst_pue_of(site: Site) -> float:
+    """PUE on the hottest day."""
+    if site.pue is not None or site.hottest_c is None:
+        return pue_of(site)[0]
+    return max(pue_of(site)[0], PLANTS[site.plant or AIR.name].at(site.hottest_c))
+
+
+def says_cooling(site: Site) -> bool:
+    """Whether the specification says anything of it."""
+    return site.pue is not None or bool(site.plant) or site.outside_c is not None or site.hottest_c is not None
 
 
 def host_w(chip: Accelerator) -> float:
@@ -71,17 +85,21 @@ def host_w(chip: Accelerator) -> float:
     return max(0.0, chip.all_in_w - chip.tdp_w) if chip.all_in_w and chip.tdp_w else 0.0
 
 
-def facility_w(place: Place, accelerator_w: float, accelerators: float) -> float:
-    """Watts at the meter: accelerators as used, with the all-in overhead of each, or else with the site's PUE."""
+def facility_w(place: Place, accelerator_w: float, accelerators: float, *, at_worst: bool = False) -> float:
+    """Watts at the meter: accelerators as used, with the all-in overhead of each, or else with the site's PUE.
+
+    `at_worst`: on the hottest day.
+    """
     extra = host_w(place.chip)
-    if extra and place.site.pue is None:
+    if extra and not says_cooling(place.site):
         return accelerator_w + extra * accelerators
-    return (accelerator_w + extra * accelerators / AIR.at(OUTSIDE_C)) * place.pue
+    pue = worst_pue_of(place.site) if at_worst else place.pue
+    return (accelerator_w + extra * accelerators / AIR.at(OUTSIDE_C)) * pue
 
 
 def power_basis(place: Place) -> str:
     """What `facility_w` rests on."""
-    if host_w(place.chip) and place.site.pue is None:
+    if host_w(place.chip) and not says_cooling(place.site):
         return (
             "accelerators modelled by load; host, network and cooling from the all-in figure of the catalogue; "
             "tokens per joule count accelerators and cooling"

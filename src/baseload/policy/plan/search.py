@@ -32,6 +32,7 @@ from baseload.policy.plan.explain import explain
 from baseload.policy.plan.offers import NO_LIMIT, power_basis
 from baseload.policy.plan.problem import Extra, Problem, Solved, allowed, has_power_limit, scaled_traffic
 from baseload.policy.plan.spec import Levels, PlanSpec, ServedModel
+from baseload.policy.plan.worth import pays_back
 
 Progress = Callable[[str], None]
 NEARLY = 0.9  # a limit used so far is tight
@@ -208,6 +209,7 @@ def _answer(
         ranked=tuple(choice_of(c, predictor) for c in ranked[: spec.alternatives]),
         pareto=tuple(choice_of(c, predictor) for c in pareto(everyone)[:12]),
         by_tier=tuple(choice_of(c, predictor) for c in sorted(tiers.values(), key=lambda c: c.usd_per_mtok)),
+        pays_back=pays_back(whole),
         cloud=tuple((c.usd_per_mtok, c.answer_ms, c.place.accelerator) for c in ranked),
         explained=explain(chosen[0], shape, predictor, spec.objective),
         checks=tuple(checks),

@@ -25,6 +25,7 @@ class Traffic(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     prompt_cv: float = 1.0
     output_cv: float = 0.8
     shared_prefix: float = 0.0  # share of a prompt's tokens that the prefix cache has, on average
+    bytes_per_token: float = 240.0  # of answers, as they leave: an event of a stream; some 5 where they leave whole
     hours: tuple[float, ...] = ()  # requests per second in each of 24 hours (UTC); instead of mean, peak and wave
     trace: str = ""  # a CSV of arrivals and lengths, as `baseload simulate` reads
 
@@ -96,7 +97,12 @@ class Site(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     gco2_per_kwh: float | None = None
     usd_per_kwh_by_hour: tuple[float, ...] = ()  # in each of 24 hours (UTC); fills `usd_per_kwh` with its mean
     gco2_per_kwh_by_hour: tuple[float, ...] = ()
-    pue: float | None = None  # blank: modelled
+    zone: str = ""  # an electricity zone: fills what is blank of price, carbon and outside temperature
+    plant: Literal["", "air", "liquid", "legacy"] = ""  # how machines are cooled; "": air
+    outside_c: float | None = None  # mean temperature; blank: 15 °C
+    hottest_c: float | None = None  # on the day that power must last for; blank: as on average
+    pue: float | None = None  # blank: modelled, of the three above
+    transfer: str = ""  # by which price answers leave (`baseload catalogue transfer`); "": for nothing
     network_ms: float = 0.0  # from clients, added to TTFT
     years: float = 5.0  # over which capital is paid back
     interest: float = 0.08
@@ -124,7 +130,8 @@ class PlanSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     sites: tuple[Site, ...]
     limits: PlanLimits = PlanLimits()
     alternatives: int = 10  # ranked answers per model
-    accelerators_file: str = ""  # your own accelerators TOML
+    accelerators_file: str = ""  # your own accelerators TOML; zones and transfer prices may stand in it too
+    zones_file: str = ""  # your own zones: a CSV by the hour, see limits/carbon.py
     check_requests: int = 400  # of a twin run that checks an answer
 
 
