@@ -61,11 +61,6 @@ class Goodput(Struct, frozen=True, kw_only=True):
     lost: float  # work done twice
     restart: float  # noticing, replacing, loading
 
-    @property
-    def failures_per_day(self) -> float:
-        """Interruptions a day."""
-        return 86_400.0 / self.mean_time_between_failures_s
-
 
 def best_interval_s(mean_time_between_s: float, checkpoint_s: float) -> float:
     """Daly's interval of work between checkpoints; at most the time between failures where checkpoints are dear."""

@@ -22,7 +22,7 @@ def test_shares_sum_to_one_and_llama_s_job_reaches_what_was_reported() -> None:
     good = goodput(LLAMA3.mean_time_between_s(16_384), checkpoint_s=2, restart_s=600)
     assert good.work + good.checkpoint + good.lost + good.restart == pytest.approx(1)
     assert good.work > 0.9  # "more than 90 %"
-    assert good.failures_per_day == pytest.approx(419 / 54)
+    assert good.mean_time_between_failures_s == pytest.approx(86_400 / (419 / 54))
 
 
 @given(between=st.floats(600, 1e7), cost=st.floats(0.1, 120), restart=st.floats(0, 900))
