@@ -26,8 +26,10 @@ class Rng:
     def below(self, bound: int) -> int:
         """An integer in [0, bound); bound must be positive and well below 2**64."""
         assert bound > 0
-        self.state = state = (self.state + _GOLDEN) & _MASK
-        return (_mix(state) * bound) >> 64
+        self.state = z = (self.state + _GOLDEN) & _MASK
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK  # as `_mix`, which is a call
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+        return ((z ^ (z >> 31)) * bound) >> 64
 
     def unit(self) -> float:
         """A float in [0, 1) with 53 random bits."""

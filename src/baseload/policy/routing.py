@@ -8,10 +8,11 @@ of many, a few drawn at random: two choices already keep the longest queue near 
 prefix has its KV blocks cached; it is preferred while that saves more work than it has more of than the least busy.
 """
 
+from bisect import insort
 from collections.abc import Sequence
+from typing import Protocol
 
 from baseload.domain.fleet import ReplicaView
-from baseload.domain.rng import Rng
 
 FULL_KV = 0.95  # above this, a cached prefix is likely to be evicted anyway
 LOOKED_AT = 8  # so many replicas are all looked at
@@ -22,16 +23,27 @@ NEARBY = 2  # sequences more that are no difference
 TO_COMPUTE = 10  # work of a prompt token that is still to be computed, beside its being cached
 
 
-def draw(count: int, rng: Rng) -> list[int]:
+class Dice(Protocol):
+    """A stream of random choices, such as `domain.rng.Rng`."""
+
+    def below(self, bound: int) -> int:
+        """An integer in [0, bound)."""
+
+
+def draw(count: int, rng: Dice) -> list[int]:
     """Different indices below `count` to look at: all of a few, else DRAWN of them, each set equally likely."""
     if count <= LOOKED_AT:
         return list(range(count))
     drawn: list[int] = []
+    ranked: list[int] = []
     for left in range(count, count - DRAWN, -1):
         index = rng.below(left)
-        for before in sorted(drawn):
-            index += index >= before
+        for before in ranked:
+            if index < before:
+                break
+            index += 1
         drawn.append(index)
+        insort(ranked, index)
     return drawn
 
 

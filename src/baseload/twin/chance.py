@@ -25,6 +25,19 @@ def bits(rng: Rng) -> Iterator[int]:
         count = min(2 * count, _MOST)
 
 
+class Draws:
+    """What `rng` would give from here on, sooner."""
+
+    __slots__ = ("_u64",)
+
+    def __init__(self, rng: Rng) -> None:
+        self._u64 = bits(rng).__next__
+
+    def below(self, bound: int) -> int:
+        """An integer in [0, bound); see `Rng.below`."""
+        return self._u64() * bound >> 64
+
+
 def exponential_ns(rng: Rng, mean_s: float) -> int:
     """A time between two independent occasions, at least a microsecond and at most `NEVER_NS`."""
     return max(NS_PER_US, round(min(-math.log(1.0 - rng.unit()) * mean_s * NS_PER_S, NEVER_NS)))

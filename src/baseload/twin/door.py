@@ -10,7 +10,7 @@ where they began.
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from pathlib import Path
 
 from baseload.core.counted import Counts
@@ -18,7 +18,9 @@ from baseload.core.router import PREFIXES_KEPT
 from baseload.domain.fleet import ReplicaView
 from baseload.domain.model import ModelSpec
 from baseload.domain.rng import Rng
+from baseload.domain.units import NS_PER_S
 from baseload.policy.routing import SEQUENCE, choose_replica, draw
+from baseload.twin.chance import Draws
 from baseload.twin.costs import Costs
 from baseload.twin.hosting import Fleet
 from baseload.twin.prefixes import router_hashes
@@ -27,6 +29,8 @@ from baseload.twin.spec import DEFAULT_MODEL, SimulateConfig
 from baseload.twin.workload import Arrival
 
 BEGIN, FIRST, END = range(3)
+SPAN_NS = NS_PER_S
+_Due = tuple[int, int, int, int, Arrival]  # when, order, what, cell, of whom
 
 
 def part(count: int, cell: int, cells: int) -> int:
@@ -40,7 +44,7 @@ def dealt(config: SimulateConfig) -> list[list[Arrival]]:
     models = config.models or (DEFAULT_MODEL,)
     arrivals = all_arrivals(config.workload, models=[spec.name for spec in models], seed=config.seed, base=base)
     fleet = Fleet(config.physics, config.hardware, base=base)
-    rng = Rng(config.seed, "twin.door")
+    rng = Draws(Rng(config.seed, "twin.door"))
     doors = {spec.name: _Lane(spec, fleet.costs_of(spec), config.cells, rng) for spec in models}
     places: list[list[Arrival]] = [[] for _ in range(config.cells)]
     for arrival in arrivals:
@@ -72,14 +76,16 @@ class _Cell:
 class _Lane:
     """The door for one model."""
 
-    def __init__(self, spec: ModelSpec, costs: Costs, cells: int, rng: Rng) -> None:
+    def __init__(self, spec: ModelSpec, costs: Costs, cells: int, rng: Draws) -> None:
         most = [max(1, part(spec.scaling.max_replicas, cell, cells)) for cell in range(cells)]
         places = spec.admission.max_concurrency_per_replica
         self._cells = [_Cell(str(at), replicas, places) for at, replicas in enumerate(most)]
         self._seqs = spec.engine.max_seqs
         self._costs = costs
         self._rng = rng
-        self._due: list[tuple[int, int, int, int, Arrival]] = []  # (when, order, what, cell, of whom)
+        self._due: list[_Due] = []  # a heap of what is expected in this span of time
+        self._later: dict[int, list[_Due]] = {}  # by span: a heap of all would be slow
+        self._span = 0
         self._order = 0
         self._prefixes: OrderedDict[int, int] = OrderedDict()  # hash of a prompt's beginning → the cell that saw it
         self._paces: dict[tuple[int, int], int] = {}
@@ -101,12 +107,12 @@ class _Lane:
     def _choose(self, hashes: Sequence[int]) -> int:
         cells = self._cells
         drawn = draw(len(cells), self._rng)
-        knower, hits = -1, 0
-        for count in range(len(hashes), 0, -1):
-            knower = self._prefixes.get(hashes[count - 1], -1)
+        knower, hits = -1, len(hashes)
+        while hits:
+            knower = self._prefixes.get(hashes[hits - 1], -1)
             if knower >= 0:
-                hits = count
                 break
+            hits -= 1
         if knower >= 0 and knower not in drawn:
             drawn.append(knower)
         views = [cells[at].view(hits if at == knower else 0) for at in drawn]
@@ -114,6 +120,15 @@ class _Lane:
 
     def _advance(self, now_ns: int) -> None:
         """What was expected until now has happened."""
+        until = now_ns // SPAN_NS
+        while self._span < until:
+            self._happen(now_ns)
+            self._span += 1
+            self._due = self._later.pop(self._span, [])
+            heapify(self._due)
+        self._happen(now_ns)
+
+    def _happen(self, now_ns: int) -> None:
         due = self._due
         while due and due[0][0] <= now_ns:
             at_ns, _, what, at, arrival = heappop(due)
@@ -143,7 +158,11 @@ class _Lane:
 
     def _expect(self, at_ns: int, what: int, at: int, arrival: Arrival) -> None:
         self._order += 1
-        heappush(self._due, (at_ns, self._order, what, at, arrival))
+        one, span = (at_ns, self._order, what, at, arrival), at_ns // SPAN_NS
+        if span <= self._span:
+            heappush(self._due, one)
+        else:
+            self._later.setdefault(span, []).append(one)
 
     def _pace_ns(self, rows: int, context: int) -> int:
         """A decode step of so many rows, each of about so many positions."""

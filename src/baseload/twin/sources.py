@@ -75,6 +75,12 @@ def _of_source(
     def model() -> str:
         return source.model or choose(models, weights, float(random.random()))
 
+    def named(count: int) -> list[str]:
+        if source.model:
+            return [source.model] * count
+        units = random.random(count).tolist()
+        return [models[0]] * count if len(models) == 1 else [choose(models, weights, unit) for unit in units]
+
     if source.kind == "trace":
         path = base / source.trace if base is not None else Path(source.trace)
         for row in trace_rows(path, speed=source.trace_speed, most=source.requests, columns=source.columns):
@@ -91,13 +97,13 @@ def _of_source(
         for thread, at_s in enumerate(times):
             yield _session(source, random, at_s, number * MOST + thread, model(), max(1, workload.keys))
         return
-    yield from _singles(source, random, times, model, max(1, workload.keys))
+    yield from _singles(source, random, times, named, max(1, workload.keys))
 
 
 def _singles(
-    source: Source, random: Generator, times: Times, model: Callable[[], str], keys: int
+    source: Source, random: Generator, times: Times, named: Callable[[int], list[str]], keys: int
 ) -> Iterator[Arrival]:
-    """Requests that have nothing to do with each other, but for common prefixes."""
+    """Requests that have nothing to do with each other, but for common prefixes; `named` draws so many models."""
     count = len(times)
     prompts = _lengths(source.prompt_tokens, source.spread, random, count)
     outputs = _lengths(source.output_tokens, source.spread, random, count)
@@ -105,13 +111,11 @@ def _singles(
     shares = random.random(count) < source.shared_prefix if source.prefixes > 0 else np.zeros(count, np.bool_)
     prefixes = np.where(shares, random.integers(0, max(1, source.prefixes), count), -1)
     streams, chosen_keys = random.random(count) < source.stream, random.integers(0, keys, count)
-    for i in range(count):
-        prefix, prompt = int(prefixes[i]), int(prompts[i])
+    columns = (times, chosen_keys, prompts, outputs, room, prefixes, streams)
+    rows = zip(named(count), *(column.tolist() for column in columns), strict=True)
+    for model, at_s, key, prompt, output, most, prefix, stream in rows:
         common = 0 if prefix < 0 else max(1, min(prompt - 1, source.prompt_tokens // 2))
-        yield Arrival(
-            round(times[i] * NS_PER_S), model(), int(chosen_keys[i]), prompt, int(outputs[i]), int(room[i]), prefix,
-            common, bool(streams[i]),
-        )  # fmt: skip
+        yield Arrival(round(at_s * NS_PER_S), model, key, prompt, output, most, prefix, common, stream)
 
 
 def _session(source: Source, random: Generator, at_s: float, thread: int, model: str, keys: int) -> Arrival:

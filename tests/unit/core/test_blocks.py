@@ -1,6 +1,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from baseload.core.blocks import BlockPool, block_hash, root_hash
 
 
@@ -87,3 +89,27 @@ def test_the_first_of_two_equal_blocks_keeps_the_hash() -> None:
     assert pool.match([5]) == [first]
     pool.release([first, second])
     pool.check()
+
+
+def test_a_block_released_more_often_than_held_is_noticed() -> None:
+    unknown, known = BlockPool(4, block_tokens=2), BlockPool(4, block_tokens=2)
+    blocks = unknown.allocate(2)
+    unknown.release(blocks)
+    with pytest.raises(AssertionError, match="more often"):
+        unknown.release(blocks)
+    blocks = known.allocate(1)
+    known.publish(blocks[0], 5)
+    known.release(blocks)
+    with pytest.raises(AssertionError, match="more often"):
+        known.release(blocks)
+
+
+def test_holders_that_differ_from_what_is_known_are_noticed() -> None:
+    pool = BlockPool(4, block_tokens=2)
+    first, second = pool.allocate(2)
+    pool.publish(first, 5)
+    pool.take([first])
+    pool.check({first: 2, second: 1})
+    for wrong in ({first: 1, second: 1}, {first: 2}, {first: 2, second: 2}, {first: 2, second: 1, 3: 1}):
+        with pytest.raises(AssertionError):
+            pool.check(wrong)

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from baseload.domain.errors import SettingsError
+from baseload.domain.rng import Rng
 from baseload.twin.agenda import Agenda
+from baseload.twin.chance import Draws, bits
 from baseload.twin.reading import load
 from baseload.twin.report import TimelinePoint, percentiles, thin
 
@@ -87,3 +89,26 @@ def test_a_long_timeline_is_thinned_and_keeps_its_end() -> None:
     assert len(kept) <= 101
     assert (kept[0].at_s, kept[-1].at_s) == (0.0, 1000.0)
     assert thin([], most=5) == ()
+
+
+@pytest.mark.parametrize("seed", [0, 7, (1 << 64) - 1])
+def test_bits_made_many_at_a_time_are_those_of_the_generator(seed: int) -> None:
+    one, many, below = (Rng(seed, "a stream") for _ in range(3))
+    draws = Draws(below)
+    for made, _ in zip(bits(many), range(9_000), strict=False):  # over several refills
+        state = one.state
+        assert made == one.u64()
+        one.state = state
+        assert draws.below(1_000_003) == one.below(1_000_003)
+
+
+def test_an_agenda_runs_until_something_holds_or_time_or_work_is_over() -> None:
+    agenda, seen = Agenda(1, start_ns=0), list[int]()
+    for at_ns in (5, 10, 20):
+        agenda.at(at_ns, lambda at_ns=at_ns: seen.append(at_ns))
+    agenda.drop(agenda.at(7, lambda: seen.append(7)))
+    assert agenda.run(lambda: len(seen) == 2, limit_ns=100)
+    assert (seen, agenda.now_ns) == ([5, 10], 10)
+    assert not agenda.run(lambda: len(seen) == 9, limit_ns=15)
+    assert (seen, agenda.now_ns) == ([5, 10, 20], 20), "what is past the limit still happens, then it ends"
+    assert not agenda.run(lambda: False, limit_ns=100)
