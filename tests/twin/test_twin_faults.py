@@ -6,6 +6,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
+from baseload.domain.errors import SettingsError
 from baseload.domain.model import Admission, EngineSpec, ModelSpec, Price, Scaling
 from baseload.limits.step_time import StepTimeSpec
 from baseload.twin.cluster.report import ClusterReport
@@ -13,8 +14,8 @@ from baseload.twin.cluster.run import simulate_cluster
 from baseload.twin.cluster.spec import Cluster, ClusterFaults, JobStream, Site
 from baseload.twin.page import report_html
 from baseload.twin.report import SimulateReport
-from baseload.twin.run import simulate
-from baseload.twin.spec import Faults, Physics, SimulateConfig, Source, Workload
+from baseload.twin.run import describe_failures, simulate
+from baseload.twin.spec import Faults, Hardware, Physics, SimulateConfig, Source, Workload
 
 FAST = StepTimeSpec(basis="stated", fixed_ms=20.0, prefill=((512, 40.0),), decode=((32, 6.0),))
 CONFIG = SimulateConfig(
@@ -230,3 +231,32 @@ def test_a_failing_seed_is_one_command_that_fails_again() -> None:
     assert failure is not None
     assert failure.command == "baseload simulate spec.toml --rate 4 --seed 77"
     assert "broken on purpose" in failure.message
+
+
+def test_a_worker_cut_off_for_longer_than_control_waits_is_ended_and_nothing_is_broken() -> None:
+    """Found by a run with every kind of fault: a partition of half a minute was held against the machine."""
+    faults = Faults(partition_every_s=30.0, partition_s=90.0)
+    report = simulate(msgspec.structs.replace(CONFIG, faults=faults, decisions=5000))
+    assert report.failure is None, report.failure
+    assert any("no sign of life" in decision.why for decision in report.decisions)
+
+
+def test_a_command_that_reproduces_is_one_command_whatever_its_file_is_called() -> None:
+    def broken(*_: object, **__: object) -> int:
+        raise AssertionError("broken on purpose")
+
+    config = msgspec.structs.replace(CONFIG, spec_path="my runs/spec.toml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("baseload.twin.world.World.network_ns", broken)
+        failure = simulate(config).failure
+    assert failure is not None
+    assert failure.command == "baseload simulate 'my runs/spec.toml' --seed 1"
+    told = describe_failures([failure])
+    assert told[-1] == f"reproduce: {failure.command}"
+    assert max(map(len, told[1:])) < 220
+
+
+def test_a_model_that_does_not_fit_its_hardware_is_refused_with_what_would_do() -> None:
+    config = msgspec.structs.replace(CONFIG, hardware={"m": Hardware(model="llama-3.1-70b", accelerator="l4")})
+    with pytest.raises(SettingsError, match=r"llama-3\.1-70b does not fit: 141 GB of weights on each of 1 l4"):
+        simulate(config)

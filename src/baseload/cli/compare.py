@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from baseload.cli.flags import AsJson
 from baseload.cli.plan import as_usage
 from baseload.cli.screen import check_writable, err, print_json, print_table, say, write_file
+from baseload.domain.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +48,10 @@ def compare(
     with bar, as_usage():
         task = bar.add_task("runs", total=2 * seeds)
         result = run(a, b, names=names, seeds=seeds, warmup_s=warmup, progress=lambda: bar.advance(task))
+    if not result.requests:
+        raise SettingsError(
+            f"No request is left after the first {warmup:g} s.", hint="Lower --warmup, or compare over more requests."
+        )
     result = msgspec.structs.replace(result, notes=(*notes, *result.notes))
     if report is not None:
         write_file(report, page(result).encode())

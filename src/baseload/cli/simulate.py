@@ -1,5 +1,7 @@
 """`baseload simulate run` and `diff`: a fleet on a virtual clock, its report, and two of them side by side."""
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,11 +63,11 @@ def simulate(
     if as_json:
         print_json(run)
     else:
-        for line in describe_failures(failures):
-            say(line, style="red")
-        _print(run)
+        _print(run, config)
         if report is not None:
             say(f"The page: {report}")
+        for line in describe_failures(failures):
+            say(line, style="red")
     if failures:
         raise typer.Exit(FAILURE)
 
@@ -143,7 +145,7 @@ def _changed(
     workload, flags = config.workload, ""
     if trace:
         workload = msgspec.structs.replace(workload, trace=str(Path(trace).absolute()))
-        flags += f" --trace {trace}"
+        flags += f" --trace {shlex.quote(trace)}"
     if requests is not None:
         workload = msgspec.structs.replace(workload, requests=requests)
         flags += f" --requests {requests}"
@@ -161,20 +163,21 @@ def _changed(
     )
 
 
-def _print(run: "Report") -> None:
+def _print(run: "Report", config: "SimulateConfig") -> None:
     from baseload.twin.cluster.report import ClusterReport  # noqa: PLC0415  # as above
 
     if isinstance(run, ClusterReport):
         _print_fleet(run)
     elif run.hunt is not None:
         hunt = run.hunt
-        say(f"{hunt.passed} of {hunt.seeds} seeds pass: {hunt.requests:,} requests, {hunt.events:,} events.")
+        asked = "requests" if config.cluster is None else "jobs"
+        say(f"{hunt.passed} of {hunt.seeds} seeds pass: {hunt.requests:,} {asked}, {hunt.events:,} events.")
     else:
         _print_report(run)
 
 
 def _print_report(report: "SimulateReport") -> None:
-    ended = ", ".join(f"{count:,} {outcome}" for outcome, count in report.outcomes.items())
+    ended = ", ".join(f"{count:,} {outcome}" for outcome, count in report.outcomes.items()) or "none ended"
     say(f"{report.requests:,} requests in {report.virtual_s:,.0f} virtual seconds: {ended}.")
     rows = [
         ("to the first token", *_times(report.ttft)),
@@ -200,6 +203,7 @@ def _print_report(report: "SimulateReport") -> None:
         f"{report.well_served:,} within the service level ({100 * report.attainment:.2f} %), "
         f"${report.usd_per_1000_well_served:,.4f} per thousand of them."
     )
+    _print_faults(report.faults_by_kind)
     for decision in report.decisions[:DECISIONS_SHOWN]:
         say(f"  {decision.what.replace('_', ' ')}: {decision.why}", style="dim")
     if report.decisions_total > DECISIONS_SHOWN:
@@ -225,8 +229,7 @@ def _print_fleet(report: "ClusterReport") -> None:
     if services:
         named = ("service", "requests", "in time, %", "refused, %", "replicas")
         print_table(named, services, right=named[1:])
-    faults = ", ".join(f"{count:,} {kind}" for kind, count in report.faults_by_kind.items())
-    say(f"Faults: {faults or 'none'}.")
+    _print_faults(report.faults_by_kind)
     say(
         f"{100 * report.utilisation:.1f} % of accelerator-hours held, goodput {100 * report.goodput:.1f} %, "
         f"{report.lost_accelerator_hours:,.0f} accelerator-hours of work lost."
@@ -237,6 +240,11 @@ def _print_fleet(report: "ClusterReport") -> None:
     )
     settled = "every job got done after the faults" if report.settled else "not settled"
     say(f"{report.steps:,} events, {settled}. Seed {report.seed}, digest {report.digest[:16]}.", style="dim")
+
+
+def _print_faults(by_kind: Mapping[str, int]) -> None:
+    faults = ", ".join(f"{count:,} {kind}" for kind, count in by_kind.items())
+    say(f"Faults: {faults or 'none'}.")
 
 
 def _times(times: "Percentiles") -> tuple[str, ...]:

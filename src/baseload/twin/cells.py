@@ -6,6 +6,7 @@ simulated one after the other on each process, so memory holds as many cells as 
 
 import multiprocessing
 import os
+import shlex
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -90,7 +91,8 @@ def simulate_cells(config: SimulateConfig, *, progress: Callable[[int, int], Non
 
 def _located(failure: Failure, config: SimulateConfig, cell: int) -> Failure:
     """Reproduced by the seed of the whole and the number of the cell; its own seed would give it other traffic."""
-    command = f"baseload simulate {config.spec_path}{config.flags} --seed {config.seed} --cell {cell}"
+    spec = f" {shlex.quote(config.spec_path)}" if config.spec_path else ""
+    command = f"baseload simulate{spec}{config.flags} --seed {config.seed} --cell {cell}"
     return msgspec.structs.replace(
         failure, seed=config.seed, message=f"cell {cell}: {failure.message}", command=command
     )

@@ -23,6 +23,7 @@ from baseload.domain.events import (
     ShutdownAsked,
     WorkerExited,
     WorkerReady,
+    WorkerSampled,
     WorkerStarted,
 )
 from baseload.domain.fleet import ReplicaState
@@ -30,6 +31,7 @@ from baseload.domain.model import ModelSpec
 from baseload.domain.status import ControlStatus
 from baseload.domain.units import NS_PER_S
 from baseload.domain.work import Entry, Outcome, ReplicaEntry, RequestEntry
+from baseload.policy.healing import SUSPECT_NS
 from baseload.twin.shadow import Shadow, Shadows
 
 MOST_EVENTS_AT_ONE_INSTANT = 20_000
@@ -74,6 +76,7 @@ class Checkers:
         self.shutdown_ns = 0
         self.grace_ns = 0
         self.excused: dict[str, None] = {}  # replicas that may cut what they run
+        self._heard_ns: dict[str, int] = {}  # replica → its last sign of life
         self._arrived = ""  # the request that this step brought
         self._doubtful: list[str] = []
         self._retry_at_ns: dict[str, int] = {}  # models that back off
@@ -229,8 +232,10 @@ class Checkers:
                 self._limits[key.key_id] = key.limits.max_in_flight
             case FirstByteSent(request_id=request_id):
                 self._shadow(request_id, "begun").first_byte = True
-            case RequestFinished(request_id=request_id):
-                self._shadow(request_id, "finished")
+            case RequestFinished(request_id=request_id, outcome=outcome):
+                replica_id = self._shadow(request_id, "finished").replica_id
+                if outcome is Outcome.OK:
+                    self._heard_ns[replica_id] = at_ns
                 over[request_id] = self.open.end(request_id)
             case DispatchFailed(request_id=request_id):
                 shadow = self._shadow(request_id, "given back")
@@ -238,13 +243,17 @@ class Checkers:
                 self.open.give_back(shadow)
             case WorkerStarted(replica_id=replica_id):
                 self._unheard.pop(replica_id, None)
+            case WorkerSampled(replica_id=replica_id):
+                self._heard_ns[replica_id] = at_ns
             case WorkerReady(replica_id=replica_id):
+                self._heard_ns[replica_id] = at_ns
                 self._unheard.pop(replica_id, None)
                 if replica_id in self.started:
                     self.ready[replica_id] = self.started[replica_id]
             case WorkerExited(replica_id=replica_id):
                 self.ready.pop(replica_id, None)
                 self.started.pop(replica_id, None)
+                self._heard_ns.pop(replica_id, None)
             case ControlStarted():
                 over = self.open.end_all()
                 self.ready = {}
@@ -293,7 +302,8 @@ class Checkers:
             and since_ns is not None
             and (at_ns - since_ns >= self.specs[model].scaling.drain_timeout_ns)
         )
-        if drained_out or (self.shutdown_ns and at_ns >= self.shutdown_ns + self.grace_ns):
+        is_silent = at_ns - self._heard_ns.get(replica_id, at_ns) >= SUSPECT_NS  # cut off: as good as gone
+        if drained_out or is_silent or (self.shutdown_ns and at_ns >= self.shutdown_ns + self.grace_ns):
             self.excused[replica_id] = None
         if replica_id in self.excused:
             return

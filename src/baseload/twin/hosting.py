@@ -107,6 +107,12 @@ def _cost(chosen: Hardware, name: str, base: Path | None) -> StepCost | UnitCost
         )
     model = _shape(chosen.model, base)
     decode = _step_cost(chosen, model, chosen.tp)
+    if not decode.fits:
+        raise SettingsError(
+            f"hardware.{name}: {chosen.model} does not fit: {decode.weight_bytes / 1e9:,.0f} GB of weights on each "
+            f"of {decode.accelerators} {chosen.accelerator}.",
+            hint='Raise tp, pp or ep, keep the weights in fewer bits (weights = "fp8"), or take larger ones.',
+        )
     if not chosen.prefill_workers:
         return decode
     prefill = _step_cost(chosen, model, chosen.prefill_tp) if chosen.prefill_tp else decode

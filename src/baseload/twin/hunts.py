@@ -1,5 +1,6 @@
 """One door to every kind of simulation: a run of requests or of a fleet, or a hunt over seeds of either."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def _fleet(config: SimulateConfig, seed: int) -> ClusterReport:
     assert config.cluster is not None
     is_hunt = config.seeds > 0
     cluster = drawn_cluster(seed, config.cluster) if is_hunt else config.cluster
-    command = f"baseload simulate {config.spec_path}{config.flags} --seed {seed}" + (" --seeds 1" if is_hunt else "")
+    spec = f" {shlex.quote(config.spec_path)}" if config.spec_path else ""
+    command = f"baseload simulate{spec}{config.flags} --seed {seed}" + (" --seeds 1" if is_hunt else "")
     return simulate_cluster(
         cluster,
         seed=seed,

@@ -1,6 +1,7 @@
 """Simulations from start to end: a plain run, or a hunt over many seeds with faults drawn from each."""
 
 import gc
+import shlex
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -277,7 +278,7 @@ class Simulation:
 
     def _failure(self, error: Exception) -> Failure:
         config = self.config
-        spec = f" {config.spec_path}" if config.spec_path else ""
+        spec = f" {shlex.quote(config.spec_path)}" if config.spec_path else ""
         command = f"baseload simulate{spec}{config.flags} --seed {config.seed}" + (
             " --seeds 1" if self.is_hunt else ""
         )
@@ -295,10 +296,14 @@ def _drawn_start(seed: int) -> int:
     return NS_PER_DAY - rng.below(60 * NS_PER_S) if rng.below(2) else rng.below(NS_PER_DAY)
 
 
+WIDEST = 200  # characters of an event before a failure, for people; JSON has all of it
+
+
 def describe_failures(failures: Sequence[Failure]) -> list[str]:
     """Lines for people: each failing seed, what broke, the events before it and the command that reproduces it."""
     lines = []
     for failure in failures:
-        lines += [f"seed {failure.seed}: {failure.message}", *(f"    {line}" for line in failure.tail)]
+        tail = (line if len(line) <= WIDEST else f"{line[:WIDEST]} …" for line in failure.tail)
+        lines += [f"seed {failure.seed}: {failure.message}", *(f"    {line}" for line in tail)]
         lines.append(f"reproduce: {failure.command}")
     return lines

@@ -83,7 +83,8 @@ def _of_source(
 
     if source.kind == "trace":
         path = base / source.trace if base is not None else Path(source.trace)
-        for row in trace_rows(path, speed=source.trace_speed, most=source.requests, columns=source.columns):
+        speed, most = source.trace_speed, source.requests
+        for row in trace_rows(path, speed=speed, most=most, columns=source.columns, models=models):
             if source.duration_s and row.at_ns > source.duration_s * NS_PER_S:
                 return
             key, streams = int(random.integers(max(1, workload.keys))), bool(random.random() < source.stream)

@@ -1,6 +1,7 @@
 """Arrivals recorded elsewhere: any CSV with a header, the Azure LLM traces, JSON lines as Mooncake publishes them."""
 
 import csv
+import io
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from msgspec import Struct
 
 from baseload.domain.errors import DataError
 from baseload.domain.units import NS_PER_MS, NS_PER_S
+from baseload.limits.tables import separator_of
 
 HASHED_TOKENS = 512  # prompt tokens behind each of Mooncake's block hashes
 
@@ -28,10 +30,11 @@ class TraceRow(Struct, frozen=True):
 def read_trace(path: Path, *, columns: Mapping[str, str] | None = None) -> list[TraceRow]:
     """The rows of a trace, in order of arrival, the first at 0.
 
-    CSV headers known: arrival_s, arrival_ms, arrival_ns, arrival (seconds) or timestamp (seconds, or a date and time
-    as in `2023-11-16 18:15:46.6805900`); input_tokens, prompt_tokens, input or ContextTokens; output_tokens,
-    completion_tokens, output or GeneratedTokens; optionally model. `columns` names others: ours → the file's.
-    A file ending in .jsonl holds objects of timestamp (milliseconds), input_length, output_length and hash_ids.
+    CSV headers known: arrival_s, arrival_ms, arrival_ns, arrival or arrived_at (seconds) or timestamp (seconds, or a
+    date and time as in `2023-11-16 18:15:46.6805900`); input_tokens, prompt_tokens, input, ContextTokens, Request
+    tokens and the like (see `_INPUT`), and the same of outputs; optionally model. `columns` names others: ours → the
+    file's. Commas, semicolons or tabs stand between the cells. A file ending in .jsonl holds objects of timestamp
+    (milliseconds), input_length, output_length and hash_ids.
     `DataError` names file and line.
     """
     try:
@@ -39,7 +42,7 @@ def read_trace(path: Path, *, columns: Mapping[str, str] | None = None) -> list[
             rows = list(_parse_lines(path.read_bytes(), str(path)))
         else:
             with path.open(newline="", encoding="utf-8-sig") as file:
-                rows = list(_parse(file, str(path), columns or {}))
+                rows = list(_parse(file.read(), str(path), columns or {}))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         why = getattr(error, "strerror", None) or error
         raise DataError(f"{path}: cannot be read: {why}.", hint="Name a CSV, or Mooncake's .jsonl.") from None
@@ -77,14 +80,22 @@ _ARRIVAL = {
     "arrival_ms": NS_PER_MS,
     "arrival_ns": 1,
     "arrival": NS_PER_S,
+    "arrival_time": NS_PER_S,
+    "arrived_at": NS_PER_S,
     "timestamp": NS_PER_S,
 }
-_INPUT = ("input_tokens", "prompt_tokens", "input", "contexttokens")
-_OUTPUT = ("output_tokens", "completion_tokens", "output", "generatedtokens")
+_INPUT = (
+    "input_tokens", "prompt_tokens", "input", "contexttokens", "request tokens", "input_length", "num_prefill_tokens",
+    "input_toks",
+)  # fmt: skip
+_OUTPUT = (
+    "output_tokens", "completion_tokens", "output", "generatedtokens", "response tokens", "output_length",
+    "num_decode_tokens", "output_toks",
+)  # fmt: skip
 
 
-def _parse(file: Iterable[str], name: str, columns: Mapping[str, str]) -> Iterator[TraceRow]:
-    reader = csv.reader(file)
+def _parse(text: str, name: str, columns: Mapping[str, str]) -> Iterator[TraceRow]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator_of(text))
     header = [cell.strip().lower() for cell in next(reader, [])]
     for ours, theirs in columns.items():
         if ours not in (*_ARRIVAL, *_INPUT, *_OUTPUT, "model"):
@@ -118,7 +129,8 @@ def _column(header: list[str], known: tuple[str, ...], name: str) -> int:
             return header.index(candidate)
     raise DataError(
         f"{name}, line 1: no column named {' or '.join(known)}.",
-        hint="The first line names the columns; `columns` in the workload says which is which.",
+        hint=f"The file has {', '.join(filter(None, header)) or 'no column'}; name them so, or say which is which: "
+        f'[workload] columns = {{ {known[0]} = "…" }} in the specification.',
     )
 
 

@@ -37,7 +37,7 @@ def arrivals(
     if not models:
         raise DataError("There is no model to ask for.", hint="Add [[models]] to the specification.")
     rng = Rng(seed, "twin.workload")
-    rows = _rows(workload, rng, trace_base)
+    rows = _rows(workload, rng, trace_base, models)
     weights = weights_of(workload.mix, models)
     return [_arrival(row, workload, rng, models, weights) for row in rows]
 
@@ -60,18 +60,27 @@ def choose(models: Sequence[str], weights: Sequence[float], unit: float) -> str:
     return models[-1]
 
 
-def trace_rows(path: Path, *, speed: float, most: int, columns: dict[str, str]) -> Iterator[TraceRow]:
-    """The first `most` (0: all) rows, `speed` times as fast."""
+def trace_rows(
+    path: Path, *, speed: float, most: int, columns: dict[str, str], models: Sequence[str]
+) -> Iterator[TraceRow]:
+    """The first `most` (0: all) rows, `speed` times as fast.
+
+    Where none of the models a trace names is served, its names mean nothing here and are left out.
+    """
     if not speed > 0:
         raise DataError("trace_speed must be above 0.")
-    for row in read_trace(path, columns=columns)[: most or None]:
-        yield TraceRow(round(row.at_ns / speed), row.input_tokens, row.output_tokens, row.model, row.blocks)
+    rows = read_trace(path, columns=columns)[: most or None]
+    is_ours = any(row.model in models for row in rows)
+    for row in rows:
+        model = row.model if is_ours else ""
+        yield TraceRow(round(row.at_ns / speed), row.input_tokens, row.output_tokens, model, row.blocks)
 
 
-def _rows(workload: Workload, rng: Rng, base: Path | None) -> Iterator[TraceRow]:
+def _rows(workload: Workload, rng: Rng, base: Path | None, models: Sequence[str]) -> Iterator[TraceRow]:
     if workload.trace:
         path = base / workload.trace if base is not None else Path(workload.trace)
-        yield from trace_rows(path, speed=workload.trace_speed, most=workload.requests, columns=workload.columns)
+        speed, most = workload.trace_speed, workload.requests
+        yield from trace_rows(path, speed=speed, most=most, columns=workload.columns, models=models)
         return
     if not workload.rate_per_s > 0:
         raise DataError("rate_per_s must be above 0.")

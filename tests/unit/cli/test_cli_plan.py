@@ -190,6 +190,13 @@ def test_the_examples_have_plans(path: Path) -> None:
     assert all(one.chosen for one in report.answers)
 
 
+def test_a_comparison_of_no_request_is_refused() -> None:
+    ours, fixed = (str(ROOT / "configs" / "compare" / f"{name}.toml") for name in ("ours", "fixed"))
+    refused = cli.invoke(app, ["compare", fixed, ours, "--seeds", "1", "--requests", "20", "--warmup", "9999"])
+    assert isinstance(refused.exception, SettingsError)
+    assert "No request is left after the first 9999 s" in refused.exception.message
+
+
 def test_two_settings_compared(tmp_path: Path) -> None:
     page = tmp_path / "c.html"
     ours, fixed = (str(ROOT / "configs" / "compare" / f"{name}.toml") for name in ("ours", "fixed"))

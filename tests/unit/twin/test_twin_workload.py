@@ -65,6 +65,36 @@ def test_plain_headers_models_and_rows_out_of_order(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,m,472,18,490,Chat\n7.5,m,10,2,12,A\n",
+        "arrived_at;num_prefill_tokens;num_decode_tokens\r\n1;472;18\r\n3.5;10;2\r\n",
+        "\ufefftimestamp\tinput_length\toutput_length\n0\t472\t18\n2.5\t10\t2\n",
+    ],
+)
+def test_traces_are_read_as_others_publish_them(text: str, tmp_path: Path) -> None:
+    rows = read_trace(write(tmp_path / "t.csv", text))
+    assert [(row.at_ns, row.input_tokens, row.output_tokens) for row in rows] == [
+        (0, 472, 18),
+        (2_500_000_000, 10, 2),
+    ]
+
+
+def test_names_of_models_nobody_serves_here_say_nothing(tmp_path: Path) -> None:
+    text = "arrival_s,model,input_tokens,output_tokens\n0,ChatGPT,10,2\n1,{},10,2\n"
+    for other, asked in (("GPT-4", ["m", "m"]), ("m", ["ChatGPT", "m"])):
+        write(tmp_path / "t.csv", text.format(other))
+        made = arrivals(Workload(trace="t.csv", requests=0), models=["m"], seed=1, trace_base=tmp_path)
+        assert [one.model for one in made] == asked
+
+
+def test_a_trace_whose_columns_nobody_knows_is_told_what_it_has(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as refused:
+        read_trace(write(tmp_path / "t.csv", "when,in,out\n1,2,3\n"))
+    assert "when, in, out" in refused.value.hint
+
+
 def test_a_trace_is_replayed_at_the_speed_and_length_asked_for(tmp_path: Path) -> None:
     write(tmp_path / "t.csv", "arrival_ms,input,output\n0,5,1\n1000,6,1\n3000,7,1\n")
     made = arrivals(Workload(trace="t.csv", trace_speed=2.0, requests=2), models=["m"], seed=1, trace_base=tmp_path)
