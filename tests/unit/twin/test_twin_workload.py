@@ -68,7 +68,7 @@ def test_plain_headers_models_and_rows_out_of_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,m,472,18,490,Chat\n7.5,m,10,2,12,A\n",
+        "Timestamp,Model,Request tokens,Response tokens,Log Type\n5,m,472,18,Chat\n7.5,m,10,2,Chat\n",
         "arrived_at;num_prefill_tokens;num_decode_tokens\r\n1;472;18\r\n3.5;10;2\r\n",
         "\ufefftimestamp\tinput_length\toutput_length\n0\t472\t18\n2.5\t10\t2\n",
     ],
