@@ -94,5 +94,16 @@ def read_configs(folder: Path | None) -> dict[str, Any]:
             raise DataError(
                 f"{path}: not a JSON object: {error}.", hint="Give the model's own config.json."
             ) from None
+        beside = path.with_name(path.name.replace("config.json", "hf_quant_config.json"))
+        if "quantization_config" not in config and beside.is_file():
+            config["quantization_config"] = _stated(beside)
         found.setdefault(name, config)
     return found
+
+
+def _stated(path: Path) -> Any:
+    """What a hf_quant_config.json says of the weights, which models of NVIDIA's keep beside their config.json."""
+    try:
+        return msgspec.json.decode(read_file(path), type=dict[str, Any]).get("quantization")
+    except msgspec.DecodeError as error:
+        raise DataError(f"{path}: not a JSON object: {error}.", hint="Give the model's own file.") from None

@@ -115,7 +115,7 @@ def quantization_of(config: Mapping[str, Any]) -> Quantization:
     if "fp4" in algorithm or "fp4" in method:
         return of_formats("nvfp4", "nvfp4", mla=_is_mla(config))
     if method in ("fp8", "fbgemm_fp8") or "fp8" in algorithm:
-        return of_formats("fp8", "fp8")
+        return of_formats("fp8", "mxfp4" if config.get("expert_dtype") == "fp4" else "fp8")
     if method in ("awq", "gptq") or stated.get("bits") == 4:
         return of_formats("int4", "int4")
     return _compressed(stated)

@@ -39,7 +39,7 @@ def shape_of(config: Mapping[str, Any], *, name: str) -> ModelShape:
         mixers, feedforwards = _lettered(fields, hidden, str(pattern))
         layers = len(str(pattern))
     else:
-        layers = fields.count("num_hidden_layers")
+        layers = fields.count("num_hidden_layers") * (2 if fields.family == "longcat_flash" else 1)
         mixers, feedforwards = mixers_of(fields, hidden, layers), _feedforwards(fields, hidden, layers)
     return ModelShape(
         name=name,
@@ -67,6 +67,8 @@ def _feedforwards(fields: Fields, hidden: int, layers: int) -> tuple[Feedforward
             wide = fields.count("shared_intermediate_size", default=wide)
         return (Feedforward(layers=layers, dense_params=(3 if fields.gated else 2) * hidden * wide),)
     own = fields.count("moe_intermediate_size", default=0) or fields.count("intermediate_size")
+    if fields.family == "longcat_flash":
+        return _beside(fields, hidden, layers, experts, own)
     shared = fields.count("shared_intermediate_size", default=0) or fields.count("_shared", default=0) * own
     if fields.family == "llama4":
         shared = own
@@ -82,8 +84,23 @@ def _feedforwards(fields: Fields, hidden: int, layers: int) -> tuple[Feedforward
     )
     if moe == layers:
         return (routed,)
-    wide = fields.count("intermediate_size_mlp", default=0) or fields.count("intermediate_size")
+    keys = ("intermediate_size_mlp", "dense_intermediate_size")
+    wide = max(fields.count(key, default=0) for key in keys) or fields.count("intermediate_size")
     return (Feedforward(layers=layers - moe, dense_params=3 * hidden * wide), routed)
+
+
+def _beside(fields: Fields, hidden: int, layers: int, experts: int, own: int) -> tuple[Feedforward, ...]:
+    """LongCat: two attentions with a dense MLP each, and experts beside; some chosen are empty and cost nothing."""
+    empty = fields.count("zero_expert_num", default=0)
+    chosen = fields.count("_top_k") * experts / (experts + empty)
+    routed = Feedforward(
+        layers=layers // 2,
+        dense_params=hidden * (experts + empty),
+        expert_params=3 * hidden * own,
+        experts=experts,
+        top_k=max(1, round(chosen)),
+    )
+    return (Feedforward(layers=layers, dense_params=3 * hidden * fields.count("intermediate_size")), routed)
 
 
 def _routed(fields: Fields, layers: int) -> list[bool]:

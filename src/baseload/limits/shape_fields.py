@@ -52,7 +52,7 @@ KNOWN = frozenset(DEFAULTS) | frozenset(PLAIN) | frozenset({
     "granitemoe", "olmo", "olmo2", "olmo3", "smollm3", "seed_oss", "ernie4_5", "ernie4_5_moe", "dots1", "bamba",
     "internlm2", "internlm3", "yi", "stablelm", "baichuan", "apertus", "minicpm3", "falcon_mamba", "mamba2",
     "lfm2", "bailing_moe", "bailing_moe_v2", "mimo", "mimo_v2_flash", "arcee", "solar", "command_r",
-    "olmoe", "glm4_moe_lite",
+    "olmoe", "glm4_moe_lite", "deepseek_v4", "minimax_m3", "minimax_m3_vl", "longcat_flash", "mimo_v2", "mimo_v2_pro",
 })  # fmt: skip
 """Families whose counting was written with them in view; another is read by its keys, and the shape says so."""
 
@@ -67,6 +67,7 @@ _NAMES = {  # those that begin with a line under them are ours alone
     "_top_k": ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "experts_per_token", "moe_topk",
               "moe_k", "moe_top_k"),
     "_shared": ("n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts"),
+    "moe_intermediate_size": ("expert_ffn_hidden_size",),
     "shared_intermediate_size": ("shared_expert_intermediate_size", "moe_shared_expert_intermediate_size"),
     "_drafts": ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules"),
 }  # fmt: skip

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from baseload.limits.shape_fields import Fields
+from baseload.limits.shape_sparse import compressed, in_blocks
 from baseload.limits.shapes import Mixer
 
 _LISTED = {
@@ -19,11 +20,13 @@ _LISTED = {
     "mamba2": "mamba",
     "conv": "conv",
 }
-_ORDER = ("full", "window", "chunk", "cross", "linear", "mamba", "mamba1", "conv")
+_ORDER = ("full", "blocks", "window", "chunk", "cross", "linear", "mamba", "mamba1", "conv")
 
 
 def mixers_of(fields: Fields, hidden: int, layers: int) -> tuple[Mixer, ...]:
     """Groups of equal token-mixing layers."""
+    if fields.flags("compress_ratios"):
+        return compressed(fields, hidden, layers)
     kinds = Counter(kinds_of(fields, layers))
     groups = []
     for kind in _ORDER:
@@ -40,6 +43,9 @@ def kinds_of(fields: Fields, layers: int) -> list[str]:
         fields.count("full_attention_interval", default=0),
         fields.count("attn_layer_period", default=0),
     )
+    sparse = fields.get("sparse_attention_config")
+    if isinstance(sparse, Mapping) and isinstance(sparse.get("sparse_attention_freq"), list):  # MiniMax M3
+        return ["blocks" if flag else "full" for flag in sparse["sparse_attention_freq"][:layers]]
     if listed:
         return [_named(fields, str(kind)) for kind in listed[:layers]]
     if tried:  # MiniMax: 1 is softmax attention
@@ -103,8 +109,11 @@ def _group(fields: Fields, hidden: int, layers: int, kind: str) -> list[Mixer]:
                 fields.count("num_global_key_value_heads", default=0),
             )
             return [attention(fields, hidden, layers, wide=wide, own_kv=own)]
+        case "blocks":
+            return [in_blocks(fields, hidden, attention(fields, hidden, layers))]
         case "window":
-            return [attention(fields, hidden, layers, window=fields.count("sliding_window"))]
+            own = fields.count("swa_num_key_value_heads", default=0)
+            return [attention(fields, hidden, layers, window=fields.count("sliding_window"), own_kv=own)]
         case "chunk":
             return [attention(fields, hidden, layers, window=fields.count("attention_chunk_size"), chunked=True)]
         case "cross":  # to what a picture left behind; text alone caches nothing here
@@ -143,15 +152,17 @@ def attention(
     ):
         kv_heads = 1
     head_dim = wide or fields.count("head_dim", default=hidden // heads)
+    value = fields.count("v_head_dim", default=head_dim) if fields.family.startswith("mimo_v2") else head_dim
     gate = 2 if fields.get("attn_output_gate") else 1
     shared = 1 if wide and fields.text.get("attention_k_eq_v") else 2  # keys that serve as values too
     across = fields.count("cla_share_factor", default=1) if fields.get("use_cla") else 1  # layers that share a cache
     return Mixer(
         kind="attention",
         layers=layers,
-        params=hidden * heads * head_dim * (gate + 1) + shared * hidden * kv_heads * head_dim // max(1, across),
-        pair_flops=4 * heads * head_dim,
-        kv_elements=2 * kv_heads * head_dim // max(1, across),
+        params=hidden * heads * (head_dim * gate + value)
+        + hidden * kv_heads * (head_dim + (shared - 1) * value) // max(1, across),
+        pair_flops=2 * heads * (head_dim + value),
+        kv_elements=kv_heads * (head_dim + value) // max(1, across),
         window=window,
         chunked=chunked,
         kv_heads=kv_heads,

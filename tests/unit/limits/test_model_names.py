@@ -76,6 +76,18 @@ PUBLISHED = (
     ("Qwen/Qwen3.5-122B-A10B", 122),
     ("stepfun-ai/Step-3.5-Flash", 196),
     ("deepseek-ai/DeepSeek-V2", 235.7),
+    ("deepseek-ai/DeepSeek-V4-Flash", 284),
+    ("MiniMaxAI/MiniMax-M3", 427),
+    ("XiaomiMiMo/MiMo-V2-Flash", 309),
+    ("meituan-longcat/LongCat-Flash-Chat", 560),
+    ("inclusionAI/Ling-1T", 1000),
+)
+ACTIVE = (
+    ("deepseek-ai/DeepSeek-V4-Flash", 13),
+    ("deepseek-ai/DeepSeek-V4-Pro", 49),
+    ("XiaomiMiMo/MiMo-V2-Flash", 15),
+    ("meituan-longcat/LongCat-Flash-Chat", 27),
+    ("inclusionAI/Ling-1T", 50),
 )
 
 
@@ -84,6 +96,11 @@ def test_a_shape_has_the_published_count(name: str, billions: float) -> None:
     shape, where = MODELS.find(name)
     assert where == "config"
     assert shape.params / 1e9 == pytest.approx(billions, rel=0.012)
+
+
+@pytest.mark.parametrize(("name", "billions"), ACTIVE, ids=[name for name, _ in ACTIVE])
+def test_a_token_uses_the_published_count(name: str, billions: float) -> None:
+    assert MODELS.find(name)[0].active_params / 1e9 == pytest.approx(billions, rel=0.07)
 
 
 @pytest.mark.parametrize(
@@ -112,3 +129,30 @@ def test_an_unknown_model_has_the_size_its_name_says(name: str, billions: float)
     shape, where = MODELS.find(name)
     assert where == "guessed from the name"
     assert shape.params / 1e9 == pytest.approx(billions, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("zai-org/GLM-5.9", "zai-org/GLM-5"), ("moonshotai/Kimi-K9", "moonshotai/Kimi-K2.5")],
+)
+def test_a_release_not_known_is_read_as_the_nearest_of_its_line(name: str, near: str) -> None:
+    shape, where = MODELS.find(name)
+    assert where == "guessed from the name"
+    assert shape.params == MODELS.find(near)[0].params
+
+
+def test_of_a_users_configs_the_one_of_the_very_name_is_read_and_else_the_plainest_of_its_family() -> None:
+    common = {"hidden_size": 64, "vocab_size": 100, "num_attention_heads": 4, "intermediate_size": 128}
+    layers = {"o/Own-7B": 1, "o/Own-7B-FP8": 2, "n/Own-7B-NVFP4": 3}
+    models = Models({name: {**common, "num_hidden_layers": count} for name, count in layers.items()})
+    for name, count in layers.items():
+        assert models.find(name)[0].layers == count
+    assert models.find("other/Own-7B-AWQ")[0].layers == 1
+
+
+def test_keys_put_together_or_chosen_cost_what_is_kept_of_them() -> None:
+    flash, blocks = (MODELS.find(name)[0] for name in ("deepseek-ai/DeepSeek-V4-Flash", "MiniMaxAI/MiniMax-M3"))
+    assert flash.kv_bytes_per_token(1.0) == 21 * (512 + 128) // 4 + 20 * 512 // 128
+    long, longer = (blocks.flops_per_token(tokens) for tokens in (100_000, 200_000))
+    assert longer - long < 100_000 * 4 * 64 * 128 * 6  # three layers in sixty see everything; the others' index does
+    assert blocks.kv_bytes_per_token() == 2 * (60 * 2 * 4 * 128 + 57 * 128)

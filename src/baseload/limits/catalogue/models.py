@@ -82,8 +82,12 @@ _SAME_SHAPE = {
     "gpt-j": "gpt-j-6b",
     "gptj": "gpt-j-6b",
     "mixtral": "mixtral-8x7b",
+    "longcat-flash": "longcat-flash-chat",
+    "ring-1t": "ling-1t",
 }
-_SIZE = re.compile(r"(?<![a-z0-9.])e?(\d+(?:\.\d+)?)(?:x(\d+(?:\.\d+)?))?b(?![a-z])")
+_SIZE = re.compile(r"(?<![a-z0-9.])e?(\d+(?:\.\d+)?)(?:x(\d+(?:\.\d+)?))?([bt])(?![a-z0-9])")
+_LINE = re.compile(r"(\D+?)(\d+(?:\.\d+)?)((?:-[a-z]+)*)")
+"""A name that is a line's, a release's number and words, without a size: "glm-5.2", "deepseek-v4-flash"."""
 _ACTIVE = re.compile(r"(?<![a-z0-9.])a(\d+(?:\.\d+)?)b(?![a-z])")
 
 
@@ -94,22 +98,25 @@ class Models:
         self._facts: dict[str, Mapping[str, Any]] = {}
         for name, facts in read_model_facts().items():
             self._facts[family_of(name)] = _as_config(facts)
-        for name, config in (configs or {}).items():
-            self._facts[family_of(name)] = config
+        own = configs or {}
+        for name in sorted(own, key=lambda n: -len(_short(n))):  # of a family's, the plainest name's is the family's
+            self._facts[family_of(name)] = own[name]
+        self._own = {_short(name): config for name, config in own.items()}
         self._seen: dict[str, tuple[ModelShape, str]] = {}
 
     def find(self, name: str) -> tuple[ModelShape, str]:
         """The shape, and a word on where it comes from: "config" or "guessed from the name"."""
-        family = family_of(name)
-        if family not in self._seen:
-            facts = self._facts.get(family)
+        short, family = _short(name), family_of(name)
+        known = short if short in self._own else family
+        if known not in self._seen:
+            facts = self._own.get(short, self._facts.get(family))
             if facts is not None:
-                self._seen[family] = (shape_of(facts, name=name), "config")
+                self._seen[known] = (shape_of(facts, name=name), "config")
             else:
                 near = self._near(family)
                 guess = _guess(name) if near is None else shape_of(self._facts[near], name=name)
-                self._seen[family] = (guess, "guessed from the name")
-        return self._seen[family]
+                self._seen[known] = (guess, "guessed from the name")
+        return self._seen[known]
 
     def _near(self, family: str) -> str | None:
         """The family known that the name means but for a word aside, or has among its words: the longest."""
@@ -120,12 +127,24 @@ class Models:
         if alike:
             return _SAME_SHAPE.get(alike, alike)
         held = [known for known in self._facts if len(known) > 5 and f"-{known}-" in f"-{family}-"]
-        return max(held, key=len) if held else None
+        return max(held, key=len) if held else self._release(plain)
+
+    def _release(self, family: str) -> str | None:
+        """The nearest release known of the same line, where no size is in either name: GLM-5 for GLM-5.2."""
+        asked = _LINE.fullmatch(family)
+        lines = ((known, _LINE.fullmatch(known)) for known in self._facts)
+        alike = [(known, m) for known, m in lines if asked and m and (m[1], m[3]) == (asked[1], asked[3])]
+        return min(alike, key=lambda pair: abs(float(pair[1][2]) - float(asked[2])))[0] if asked and alike else None
+
+
+def _short(name: str) -> str:
+    """The name without publisher."""
+    return name.rsplit("/", 1)[-1].lower()
 
 
 def family_of(name: str) -> str:
     """The name without publisher, release and weight format: models that share a shape share a family."""
-    short = name.rsplit("/", 1)[-1].lower().removeprefix("meta-")
+    short = _short(name).removeprefix("meta-")
     short = short if short.startswith("deepseek-v") else _SUFFIX.sub("", short)
     short = re.sub(r"-(nvfp4|fp4|fp8|bf16|base|0324|0528)+$", "", short)
     return _SAME_SHAPE.get(short, short)
@@ -154,7 +173,7 @@ def _guess(name: str) -> ModelShape:
     """A Llama-like shape of the size in the name (70 B where it says none), with experts where it says "A…B"."""
     short = name.rsplit("/", 1)[-1].lower()
     size, active = _SIZE.search(short), _ACTIVE.search(short)
-    total = float(size[1]) * (float(size[2]) if size[2] else 1.0) if size else 70.0
+    total = float(size[1]) * float(size[2] or 1.0) * (1000.0 if size[3] == "t" else 1.0) if size else 70.0
     used = min(float(active[1]), total) if active else total
     layers = max(16, round(32 * (used / 8.0) ** 0.35))
     hidden = max(256, round((used * 1e9 / layers / 12) ** 0.5 / 128) * 128)
