@@ -5,8 +5,6 @@ published ones, or those of a user's own hourly CSV (`parse_hourly`). Intensitie
 CO2 per kWh.
 """
 
-import csv
-import io
 from collections import defaultdict
 from collections.abc import Sequence
 from math import isfinite, nan
@@ -15,6 +13,7 @@ from statistics import fmean
 from msgspec import Struct
 
 from baseload.domain.errors import DataError, MissingFigure
+from baseload.limits.tables import number_of, read_table
 
 
 class Zone(Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,17 +53,11 @@ def parse_hourly(data: bytes, *, name: str) -> dict[str, Zone]:
 
     Each zone gets the means of all rows, and of those of each hour of the day. DataError names file and line.
     """
-    try:
-        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name}: not UTF-8 text: {error}.", hint="Save the table as CSV in UTF-8.") from None
     needed = ("zone", "hour_utc", "carbon_gco2_per_kwh_direct")
-    missing = [column for column in needed if column not in (reader.fieldnames or ())]
-    if missing:
-        raise DataError(f"{name}: no column `{missing[0]}`.", hint=f"It needs {', '.join(needed)}.")
+    _, rows = read_table(data, name=name, hint=f"It needs {', '.join(needed)}.", needed=needed)
     cells: dict[str, tuple[_Day, _Day]] = {}
-    for row in reader:
-        where = f"{name}, line {reader.line_num}"
+    for line, row in rows:
+        where = f"{name}, line {line}"
         hour = _hour_of(row["hour_utc"] or "", where)
         days = cells.setdefault(row["zone"] or "", (defaultdict(list), defaultdict(list)))
         for column, day in zip(("carbon_gco2_per_kwh_direct", "price_usd_per_mwh"), days, strict=True):
@@ -86,7 +79,7 @@ def _hour_of(text: str, where: str) -> int:
 
 def _number(text: str, where: str) -> float:
     try:
-        value = float(text)
+        value = number_of(text)
     except ValueError:
         value = nan
     if not isfinite(value):

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from collections.abc import Sequence
 from itertools import zip_longest
 
 from baseload.domain.errors import DataError
@@ -17,12 +18,14 @@ def separator_of(text: str) -> str:
     return max(SEPARATORS, key=head.count)
 
 
-def read_table(data: bytes, *, name: str, hint: str) -> tuple[list[str], list[tuple[int, dict[str, str | None]]]]:
+def read_table(
+    data: bytes, *, name: str, hint: str, needed: Sequence[str] = ()
+) -> tuple[list[str], list[tuple[int, dict[str, str | None]]]]:
     """The columns of a CSV file, and each row with its line number.
 
     Cells stand apart by commas, semicolons or tabs; columns are named without blanks around, in lower case.
-    DataError, with `hint`, where it has no line at all; also where it is not UTF-8, or not CSV, where a column stands
-    twice, or a row has more cells than there are columns.
+    DataError, with `hint`, where it has no line at all or lacks a `needed` column; also where it is not UTF-8 or not
+    CSV, where a column stands twice, or a row has more cells than there are columns.
     """
     try:
         text = data.decode("utf-8-sig")
@@ -44,6 +47,9 @@ def read_table(data: bytes, *, name: str, hint: str) -> tuple[list[str], list[tu
                 f"{name}, line {line}: more cells than the {len(columns)} columns.",
                 hint="Put quotation marks around a cell with a comma in it.",
             )
+    absent = next((column for column in needed if column not in columns), None)
+    if absent is not None:
+        raise DataError(f"{name}: no column `{absent}`.", hint=hint)
     return columns, [(line, dict(zip_longest(columns, row))) for line, row in cells]
 
 

@@ -5,11 +5,12 @@ one side of every split. The form and the priors were chosen while looking at th
 corrections of a scored group are always fitted without it, and the shipped values are left out.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from baseload.limits.goals import Row as Figure
+from baseload.limits.in_turn import in_turn
 from baseload.limits.ridge import unfitted
 from baseload.limits.throughput.model import FORM
 from baseload.limits.throughput.points import Row, distinct, read_rows
@@ -27,7 +28,7 @@ def score(table: bytes, *, name: str = FILE, seed: int = 1, predictor: Predictor
     once = [row for row in (rows[i] for i in distinct(rows)) if row.value > 0]
     systems = sorted({_system(row) for row in once})
     deal = dict(zip(systems, np.random.default_rng(seed).integers(FOLDS, size=len(systems)).tolist(), strict=True))
-    scored, said = left_out(once, lambda row: str(deal[_system(row)]), start)
+    scored, said = in_turn(once, lambda row: str(deal[_system(row)]), start)
     split = f"{FOLDS} parts of whole systems, seed {seed}: each scored by the others"
     figures = []
     for scenario, goal in (("offline", GOAL), ("server", None), ("interactive", None)):
@@ -48,22 +49,11 @@ def score(table: bytes, *, name: str = FILE, seed: int = 1, predictor: Predictor
         )
     )
     for word, of in (("accelerator", _accelerator), ("model", _model)):
-        scored, said = left_out(once, of, start)
+        scored, said = in_turn(once, of, start)
         some = [i for i, row in enumerate(scored) if row.scenario == "offline"]
         split = f"each {word}'s results scored, calibrated on all the others"
         figures.append(_figure(f"MLPerf LLM offline, {word} unseen, median", scored, said, some, split, median=True))
     return figures
-
-
-def left_out(rows: Sequence[Row], of: Callable[[Row], str], predictor: Predictor) -> tuple[list[Row], list[Answer]]:
-    """Each group's rows, answered by a predictor calibrated on all the others."""
-    scored: list[Row] = []
-    said: list[Answer] = []
-    for group in sorted({of(row) for row in rows}):
-        mine = [row for row in rows if of(row) == group]
-        scored += mine
-        said += predictor.calibrate([row for row in rows if of(row) != group]).predict(mine)
-    return scored, said
 
 
 def _power(rows: Sequence[Row], start: Predictor) -> tuple[int, list[float]]:

@@ -64,10 +64,7 @@ class Row(Struct, frozen=True, kw_only=True):
 def read_rows(data: bytes, *, name: str) -> list[Row]:
     """Rows of a CSV file; DataError names file, line and column."""
     hint = f"It needs {', '.join(NEEDED)}; see docs/limits-training.md."
-    columns, rows = read_table(data, name=name, hint=hint)
-    absent = [column for column in NEEDED if column not in columns]
-    if absent:
-        raise DataError(f"{name}: no column `{absent[0]}`.", hint=hint)
+    rows = read_table(data, name=name, hint=hint, needed=NEEDED)[1]
     return [_row(cells, f"{name}, line {line}", line) for line, cells in rows]
 
 

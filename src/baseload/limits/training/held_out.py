@@ -4,11 +4,12 @@ Every split parts whole groups. The form and the priors were chosen while lookin
 the corrections of a scored group are always fitted without it, and the shipped values are left out.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from baseload.limits.goals import Row as Figure
+from baseload.limits.in_turn import in_turn
 from baseload.limits.ridge import unfitted
 from baseload.limits.training.fit import FORM
 from baseload.limits.training.points import Row, read_rows, whole_system
@@ -32,7 +33,7 @@ def score(table: bytes, *, name: str = FILE, predictor: Predictor | None = None)
         split = f"calibrated on {len(small)} jobs of at most {most} accelerators, scored beyond"
         figures += _figures(f"MLPerf training, step time beyond {most}", large, said, split)
     for what, of in (("site", _site), ("accelerator", _accelerator)):
-        scored, said = left_out(rows, of, start)
+        scored, said = in_turn(rows, of, start)
         split = f"each {what}'s jobs scored, calibrated on all the others"
         figures.append(_figure(f"MLPerf training, {what} unseen: step time", scored, said, split, goal=None))
     said = start.predict(rows)
@@ -64,17 +65,6 @@ def score_beyond(table: bytes, other: bytes, *, most: int = 72, name: str = "oth
         figures.append(_figure(f"{what}, mean", large, said, split))
         figures.append(_figure(f"{what}, median", large, said, split, median=True, goal=None))
     return figures
-
-
-def left_out(rows: Sequence[Row], of: Callable[[Row], str], predictor: Predictor) -> tuple[list[Row], list[Answer]]:
-    """Each group's rows, answered by a predictor calibrated on all the others."""
-    scored: list[Row] = []
-    said: list[Answer] = []
-    for group in sorted({of(row) for row in rows}):
-        mine = [row for row in rows if of(row) == group]
-        scored += mine
-        said += predictor.calibrate([row for row in rows if of(row) != group]).predict(mine)
-    return scored, said
 
 
 def _figures(what: str, rows: Sequence[Row], said: Sequence[Answer], split: str) -> list[Figure]:
