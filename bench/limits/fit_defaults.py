@@ -27,7 +27,7 @@ from baseload.limits.serving.residual import SHARES, Kernel, evidence
 from baseload.limits.serving.step import times_of
 from baseload.limits.serving.traits import traits_of
 from baseload.twin.recorded import parse_engine, parse_requests
-from baseload.twin.replay_fit import Run, calibrated
+from baseload.twin.replay_fit import Run, as_planned, calibrated
 
 TARGET = Path(__file__).parents[2] / "src/baseload/limits/catalogue/serving.toml"
 N = len(SHARES)
@@ -71,7 +71,7 @@ def with_runs(fitted, folder, tpot, ttft):
     base = shipped.read_defaults(shipped.to_toml(fitted, basis="x", tpot=tpot, ttft=ttft).encode())
     predictor = Predictor(catalogue=catalogue, models=models, defaults=base)
     for chip, runs in by_chip.items():
-        predictor = calibrated(runs, chip, predictor)
+        predictor = as_planned(predictor, chip, runs, calibrated(runs, chip, predictor, {}))
         print(f"{chip}: {len(runs)} runs")
     return predictor.fitted
 

@@ -68,7 +68,7 @@ def replay(
     from baseload.limits.serving.predict import Predictor  # noqa: PLC0415
     from baseload.twin.recorded import parse_engine, parse_requests  # noqa: PLC0415
     from baseload.twin.replay import Replay, agreement  # noqa: PLC0415
-    from baseload.twin.replay_fit import Run, calibrated, cost_of  # noqa: PLC0415
+    from baseload.twin.replay_fit import Run, calibrated, cost_of, shipped, word  # noqa: PLC0415
 
     catalogue = read_catalogue(_read(accelerators), name=str(accelerators)) if accelerators else read_catalogue()
     predictor = Predictor(catalogue=catalogue)
@@ -82,15 +82,17 @@ def replay(
     run = run_of(requests, engine, model)
     by = [run_of(path, path.parent / "meta.json", None) for path in calibrate or []]
     if calibrate_first:
-        known = [_known(request, i < calibrate_first) for i, request in enumerate(run.requests)]
-        by.append(Run(known, run.settings, run.shape))
-    predictor = calibrated(by, accelerator, predictor)
+        first = [_known(request, i < calibrate_first) for i, request in enumerate(run.requests)]
+        by.append(Run(first, run.settings, run.shape))
+    known = calibrated(by, accelerator, predictor, shipped())
     started = time.perf_counter()
-    cost = cost_of(run, accelerator, predictor)
+    cost = cost_of(run, accelerator, predictor, known)
     replayed = Replay(run.requests, run.settings, cost).run()
     took_s = time.perf_counter() - started
     measured = sum(request.measured for other in by for request in other.requests)
-    basis = f"calibrated: {measured} measured requests" if measured else cost.basis
+    named = word(accelerator, run.settings.engine, predictor)
+    basis = f"shipped values for {named}" if named in known else f"usual values; no recorded run of {named}"
+    basis = f"calibrated: {measured} measured requests" if measured else basis
     _write(output, run.requests, replayed, basis)
     scored = [_known(request, i >= calibrate_first) for i, request in enumerate(run.requests)]
     compared = agreement(scored, replayed)

@@ -28,6 +28,7 @@ _HINT = "One JSON object a line: arrival_time (seconds), input_toks, output_toks
 _ENGINE_HINT = "Give the engine's settings as JSON, with vLLM's names (docs/limits.md, section Replay)."
 _NS = 1_000_000_000
 BLOCK_TOKENS = 16
+LARGEST_GRAPH = 512  # vLLM's, in tokens; or twice its most sequences
 _MOST = 1 << 30
 
 
@@ -67,6 +68,8 @@ class EngineSettings(Struct, frozen=True):
     prefix_cache: bool = True
     weights: str = ""  # a format; "" is the model's own
     ahead: bool = False  # the next step is planned while one runs: who comes meanwhile waits for one more
+    captured: int = 512  # tokens of the largest step that replays a recorded graph; 0: none does
+    kv_bytes: float = 0.0  # of a cached element; 0: what is usual beside such weights
     arrival_overhead_ns: int = 0  # from a request's arrival to the engine's queue
 
 
@@ -171,6 +174,9 @@ def parse_engine(data: bytes, *, name: str, memory_gb: float) -> EngineSettings:
     budget = count("max_num_batched_tokens", "chunked_prefill_size", default=8192 if large or is_sglang else 2048)
     context = count("max_model_len", "context_length", default=1 << 30)
     experts = found.get("enable_expert_parallel") is True
+    seqs = count("max_num_seqs", "max_running_requests", default=1024 if large else 256)
+    captured = count("max_cudagraph_capture_size", "cuda_graph_max_bs", default=min(2 * seqs, LARGEST_GRAPH))
+    cache = str(found.get("kv_cache_dtype", "")).lower()
     return EngineSettings(
         engine="sglang" if is_sglang else str(found.get("backend", "vllm")).lower(),
         version=str(found.get("vllm_version", found.get("sglang_version", found.get("version", "")))),
@@ -179,7 +185,7 @@ def parse_engine(data: bytes, *, name: str, memory_gb: float) -> EngineSettings:
         pp=count("pipeline_parallel_size", "pp_size", default=1),
         dp=dp,
         ep=count("ep_size", default=tp * dp if experts else 1),
-        max_seqs=count("max_num_seqs", "max_running_requests", default=1024 if large else 256),
+        max_seqs=seqs,
         max_step_tokens=budget if chunked else max(budget, context if context < 1 << 30 else budget),
         max_context=context,
         memory_share=share("gpu_memory_utilization", "mem_fraction_static", default=0.9),
@@ -187,6 +193,8 @@ def parse_engine(data: bytes, *, name: str, memory_gb: float) -> EngineSettings:
         prefix_cache=found.get("enable_prefix_caching", True) is not False,
         weights=_weights(found),
         ahead=_plans_ahead(found, is_sglang=is_sglang),
+        captured=0 if any(found.get(key) is True for key in ("enforce_eager", "disable_cuda_graph")) else captured,
+        kv_bytes=1.0 if "fp8" in cache or "int8" in cache else 2.0 if cache else 0.0,
     )
 
 

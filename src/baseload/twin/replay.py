@@ -1,23 +1,45 @@
 """Replay of recorded requests through our batcher, with another engine's settings, on a virtual clock.
 
 The schedule is the production batcher's: decodes first, then prompts in chunks within the token budget, at most so
-many sequences. The limits model says how long a step takes. Replicas of attention (data parallel) step together and
-share the experts. A request joins at the first step planned after it arrived, which is when an engine's loop looks;
-engines that plan a step while another runs take it in a step later.
+many sequences. `replay_step` says how long a step takes. Replicas of attention that share experts step together;
+others each at their own pace. A request goes to the least burdened replica when it arrives, and joins at the first
+step planned after that, which is when an engine's loop looks. Engines that plan a step while another runs take it in
+a step later, and likewise give away the place of one that ended a step later.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 from baseload.core.batch import SeqSpec
 from baseload.core.counted import CountedBatcher, Counts
 from baseload.domain.errors import Refusal
-from baseload.limits.serving.replica import Load, StepCost
 from baseload.twin.recorded import EngineSettings, Recorded
+from baseload.twin.replay_step import Load
 
 _MOST_WAITING = 1 << 40
 _WAITING_WEIGHS = 4  # a waiting request burdens a replica as much as so many running ones: vLLM's balancing
+_IDLE = Load(0, 0, 0, 0, 0)
+
+
+class Costs(Protocol):
+    """What a replay asks of step costs."""
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the caches of all replicas hold together."""
+        ...
+
+    @property
+    def lockstep(self) -> bool:
+        """Whether replicas of attention step together."""
+        ...
+
+    def step_ns(self, loads: Sequence[Load]) -> int:
+        """Nanoseconds of a step of replicas that step together, one load each."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,26 +56,52 @@ class Replayed:
         return self.first_ns < 0
 
 
-class Replay:
-    """One run. `step` says how long a step with these loads takes; by default the limits model does."""
+class _Rank:
+    """A replica of attention: its batcher, and who was sent to it and waits for its loop to look."""
 
-    def __init__(self, requests: Sequence[Recorded], settings: EngineSettings, cost: StepCost) -> None:
+    def __init__(self, settings: EngineSettings, blocks: int) -> None:
+        self.sent: deque[tuple[int, SeqSpec]] = deque()
+        self.seqs = settings.max_seqs
+        self.ended = 0  # with the step before
+        self.batcher = CountedBatcher(
+            num_blocks=blocks,
+            block_tokens=settings.block_tokens,
+            max_seqs=settings.max_seqs,
+            max_step_tokens=settings.max_step_tokens,
+            max_context=settings.max_context,
+            max_waiting=_MOST_WAITING,
+            prefix_cache=settings.prefix_cache,
+        )
+
+    @property
+    def burden(self) -> int:
+        return _WAITING_WEIGHS * (self.batcher.waiting + len(self.sent)) + self.batcher.running
+
+
+class _Group:
+    """Ranks that step together, and their clock."""
+
+    def __init__(self, ranks: list[_Rank]) -> None:
+        self.ranks = ranks
+        self.now_ns = self.before_ns = 0
+
+    @property
+    def busy(self) -> bool:
+        return any(rank.batcher.busy or rank.sent for rank in self.ranks)
+
+
+class Replay:
+    """One run. `cost` says how long a step with these loads takes."""
+
+    def __init__(self, requests: Sequence[Recorded], settings: EngineSettings, cost: Costs) -> None:
         self._requests = sorted(enumerate(requests), key=lambda item: (item[1].arrival_ns, item[0]))
         self._cost = cost
         self._overhead_ns = settings.arrival_overhead_ns
         blocks = max(1, cost.kv_tokens // settings.dp // settings.block_tokens)
-        self._ranks = [
-            CountedBatcher(
-                num_blocks=blocks,
-                block_tokens=settings.block_tokens,
-                max_seqs=settings.max_seqs,
-                max_step_tokens=settings.max_step_tokens,
-                max_context=settings.max_context,
-                max_waiting=_MOST_WAITING,
-                prefix_cache=settings.prefix_cache,
-            )
-            for _ in range(settings.dp)
-        ]
+        self._ranks = [_Rank(settings, blocks) for _ in range(settings.dp)]
+        each = len(self._ranks) if cost.lockstep else 1
+        self._groups = [_Group(self._ranks[i : i + each]) for i in range(0, len(self._ranks), each)]
+        self._group_of = [self._groups[i // each] for i in range(len(self._ranks))]
         self._ahead = settings.ahead
         self._turn = 0
         self._first: dict[str, int] = {}
@@ -63,64 +111,70 @@ class Replay:
 
     def run(self) -> list[Replayed]:
         """All requests, in the order given."""
-        now_ns = before_ns = at = 0
+        at, arrivals = 0, [r.arrival_ns + self._overhead_ns for _, r in self._requests]
         while True:
-            if not any(rank.busy for rank in self._ranks):
-                if at == len(self._requests):
-                    break
-                now_ns = before_ns = max(now_ns, self._requests[at][1].arrival_ns + self._overhead_ns)
-            until_ns = before_ns if self._ahead else now_ns  # when this step was planned
-            while at < len(self._requests) and self._requests[at][1].arrival_ns + self._overhead_ns <= until_ns:
-                self._take(now_ns, until_ns, *self._requests[at])
+            busy = [group for group in self._groups if group.busy]
+            group = min(busy, key=lambda g: g.now_ns) if busy else None
+            if at < len(arrivals) and (group is None or arrivals[at] <= group.now_ns):
+                self._send(arrivals[at], *self._requests[at])
                 at += 1
-            before_ns, now_ns = now_ns, self._step(now_ns)
+            elif group is not None:
+                self._step(group)
+            else:
+                break
         by_index = [str(index) for index in range(len(self._requests))]
         return [Replayed(self._queued[i], self._first.get(i, -1), self._last.get(i, -1)) for i in by_index]
 
-    def _take(self, now_ns: int, queued_ns: int, index: int, request: Recorded) -> None:
-        loads = [_WAITING_WEIGHS * rank.waiting + rank.running for rank in self._ranks]
-        turns = range(self._turn, self._turn + len(loads))
-        chosen = min((turn % len(loads) for turn in turns), key=lambda i: loads[i])
-        self._turn = (chosen + 1) % len(loads)
+    def _send(self, now_ns: int, index: int, request: Recorded) -> None:
+        """To the least burdened rank, in turn among equals."""
+        ranks = len(self._ranks)
+        turns = [turn % ranks for turn in range(self._turn, self._turn + ranks)]
+        chosen = min(turns, key=lambda i: self._ranks[i].burden)
+        self._turn = (chosen + 1) % ranks
+        group = self._group_of[chosen]
+        if not group.busy:
+            group.now_ns = group.before_ns = max(group.now_ns, now_ns)
         spec = SeqSpec(
             str(index), request.prompt_tokens, request.output_tokens, prefix_hashes=request.prefix_hashes
         )  # fmt: skip
+        self._ranks[chosen].sent.append((now_ns, spec))
+
+    def _step(self, group: _Group) -> None:
+        """One step of a group's ranks."""
+        planned_ns = group.before_ns if self._ahead else group.now_ns
+        if not any(rank.batcher.busy for rank in group.ranks):
+            planned_ns = group.now_ns  # nothing runs that a step could be planned beside
+        for rank in group.ranks:
+            while rank.sent and rank.sent[0][0] <= planned_ns:
+                self._take(rank, group.now_ns, planned_ns, rank.sent.popleft()[1])
+            if self._ahead:
+                rank.batcher.max_seqs = rank.seqs - rank.ended
+        planned = [rank.batcher.plan_counted(group.now_ns) if rank.batcher.busy else None for rank in group.ranks]
+        loads = [_load(counts) if counts else _IDLE for counts in planned]
+        took_ns = self._cost.step_ns(loads) if any(counts and counts.rows for counts in planned) else 1
+        group.before_ns, group.now_ns = group.now_ns, group.now_ns + took_ns
+        self.steps += 1
+        for rank, counts in zip(group.ranks, planned, strict=True):
+            rank.ended = 0
+            if counts is None:
+                continue
+            firsts, finished = rank.batcher.commit_counted(group.now_ns)
+            rank.ended = len(finished)
+            for seq_id in firsts:
+                self._first[seq_id] = group.now_ns
+            for ended in finished:
+                self._last[ended.seq_id] = group.now_ns
+
+    def _take(self, rank: _Rank, now_ns: int, queued_ns: int, spec: SeqSpec) -> None:
         self._queued[spec.seq_id] = queued_ns
         try:
-            self._ranks[chosen].add(now_ns, spec)
+            rank.batcher.add(now_ns, spec)
         except Refusal:
             return
 
-    def _step(self, now_ns: int) -> int:
-        """One step of all ranks; returns when it ended."""
-        planned = [rank.plan_counted(now_ns) if rank.busy else None for rank in self._ranks]
-        now_ns += self._took_ns([counts for counts in planned if counts and counts.rows])
-        self.steps += 1
-        for rank, counts in zip(self._ranks, planned, strict=True):
-            if counts is None:
-                continue
-            firsts, finished = rank.commit_counted(now_ns)
-            for seq_id in firsts:
-                self._first[seq_id] = now_ns
-            for ended in finished:
-                self._last[ended.seq_id] = now_ns
-        return now_ns
 
-    def _took_ns(self, loads: list[Counts]) -> int:
-        if not loads:
-            return 1
-        if len(self._ranks) > 1:
-            return self._cost.together_ns(
-                [Load(c.prefill_tokens, c.prefill_pairs, c.decode_tokens, c.decode_context, c.prompts) for c in loads]
-            )
-        c = loads[0]
-        return self._cost.mixed_ns(
-            tokens=c.prefill_tokens,
-            pairs=c.prefill_pairs,
-            rows=c.decode_tokens,
-            context_tokens=c.decode_context,
-            prompts=c.prompts,
-        )
+def _load(c: Counts) -> Load:
+    return Load(c.prefill_tokens, c.prefill_pairs, c.decode_tokens, c.decode_context, c.prompts)
 
 
 @dataclass(frozen=True, slots=True)

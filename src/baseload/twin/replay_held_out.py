@@ -1,6 +1,7 @@
 """The held-out examination of replays: a run's first requests calibrate, those that arrived later are scored.
 
-What is shipped for the accelerator of a run is left out, since it may rest on that very run.
+What is shipped for the accelerator of a run is left out, since it may rest on that very run. The usual values that
+remain, of any accelerator, were chosen with the recorded runs in sight (docs/limits.md, section Replay).
 """
 
 from collections.abc import Sequence
@@ -9,11 +10,10 @@ from dataclasses import dataclass
 import msgspec
 
 from baseload.limits.goals import Row as Figure
-from baseload.limits.serving.fit import Fitted
 from baseload.limits.serving.predict import Predictor
 from baseload.twin.recorded import Recorded
 from baseload.twin.replay import Replay, agreement
-from baseload.twin.replay_fit import Run, calibrated, cost_of
+from baseload.twin.replay_fit import Known, Run, calibrated, cost_of
 
 FIRST = 100
 _GOALS = (
@@ -37,33 +37,21 @@ def score(recorded: Sequence[RecordedRun], predictor: Predictor, *, first: int =
     """The rows of `baseload validate` for recorded runs."""
     figures: list[Figure] = []
     for one in recorded:
-        known = Run(_only(one.run.requests, 0, first), one.run.settings, one.run.shape)
-        fresh = without(predictor, one.accelerator)
-        figures += _figures(
-            one, calibrated([known], one.accelerator, fresh), first, f"first {first} requests calibrate"
-        )
+        run = Run(_only(one.run.requests, 0, first), one.run.settings, one.run.shape)
+        known = calibrated([run], one.accelerator, predictor, {})
+        figures += _figures(one, predictor, known, first, f"first {first} requests calibrate")
         others = [o.run for o in recorded if o is not one and o.accelerator == one.accelerator]
         if others:
-            by_others = calibrated(others, one.accelerator, fresh)
+            known = calibrated(others, one.accelerator, predictor, {})
             split = "calibrated by the other runs of the accelerator"
-            figures += _figures(one, by_others, 0, split, goals=False)
+            figures += _figures(one, predictor, known, 0, split, goals=False)
     return figures
 
 
-def without(predictor: Predictor, accelerator: str) -> Predictor:
-    """The predictor without what it knows of one accelerator."""
-    word = f"system={predictor.chips.identifier(accelerator)},"
-    kept = {key: value for key, value in predictor.fitted.corrections.items() if not key[0].startswith(word)}
-    return Predictor(
-        catalogue=predictor.catalogue,
-        models=predictor.models,
-        defaults=predictor.defaults,
-        fitted=Fitted(predictor.fitted.globals_, kept),
-    )
-
-
-def _figures(one: RecordedRun, predictor: Predictor, first: int, split: str, *, goals: bool = True) -> list[Figure]:
-    cost = cost_of(one.run, one.accelerator, predictor)
+def _figures(
+    one: RecordedRun, predictor: Predictor, known: Known, first: int, split: str, *, goals: bool = True
+) -> list[Figure]:
+    cost = cost_of(one.run, one.accelerator, predictor, known)
     scored = _only(one.run.requests, first, len(one.run.requests))
     found = agreement(scored, Replay(one.run.requests, one.run.settings, cost).run())
     return [
