@@ -6,6 +6,7 @@ Settings: vLLM's names (in `engine_kwargs` or at the top), SGLang's for the same
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -146,28 +147,8 @@ def parse_engine(data: bytes, *, name: str, memory_gb: float) -> EngineSettings:
     is_sglang = "sglang_version" in found or "chunked_prefill_size" in found or "mem_fraction_static" in found
     large = memory_gb >= 70.0  # vLLM's defaults for a server go by memory
 
-    def count(*names: str, default: int) -> int:
-        for key in names:
-            value = found.get(key)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                continue
-            if not -1 <= value <= _MOST:
-                raise DataError(f"{name}: `{key}` is {value}; it must be from 1 to {_MOST}.", hint=_ENGINE_HINT)
-            if value >= 1:  # 0 and -1 leave it to the engine
-                return int(value)
-        return default
-
-    def share(*names: str, default: float) -> float:
-        for key in names:
-            value = found.get(key)
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                if not 0 < value <= 1:
-                    raise DataError(
-                        f"{name}: `{key}` is {value}; it must be above 0 and at most 1.", hint=_ENGINE_HINT
-                    )
-                return float(value)
-        return default
-
+    read = _Settings(found, name)
+    count, share = read.count, read.share
     tp = count("tensor_parallel_size", "tp_size", "tp", default=1)
     dp = count("data_parallel_size", "dp_size", "dp", default=1)
     chunked = found.get("enable_chunked_prefill", True) is not False
@@ -196,6 +177,36 @@ def parse_engine(data: bytes, *, name: str, memory_gb: float) -> EngineSettings:
         captured=0 if any(found.get(key) is True for key in ("enforce_eager", "disable_cuda_graph")) else captured,
         kv_bytes=1.0 if "fp8" in cache or "int8" in cache else 2.0 if cache else 0.0,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """Numbers among settings, under the first of some names that has one; DataError where no engine takes it."""
+
+    found: Mapping[str, Any]
+    name: str
+
+    def count(self, *names: str, default: int) -> int:
+        for key in names:
+            value = self.found.get(key)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                continue
+            if not -1 <= value <= _MOST:
+                raise DataError(f"{self.name}: `{key}` is {value}; it must be from 1 to {_MOST}.", hint=_ENGINE_HINT)
+            if value >= 1:  # 0 and -1 leave it to the engine
+                return int(value)
+        return default
+
+    def share(self, *names: str, default: float) -> float:
+        for key in names:
+            value = self.found.get(key)
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                if not 0 < value <= 1:
+                    raise DataError(
+                        f"{self.name}: `{key}` is {value}; it must be above 0 and at most 1.", hint=_ENGINE_HINT
+                    )
+                return float(value)
+        return default
 
 
 def _plans_ahead(found: Mapping[str, Any], *, is_sglang: bool) -> bool:
