@@ -61,6 +61,7 @@ class Batcher:
         self._guessing = False  # whether any sequence has guesses for the next step
         self._step_times = step_times
         self._paced = False  # whether any sequence ever had a target; without, time plays no part
+        self._hashed = False  # whether any ever took part in prefix caching
 
     # -- what others may look at ------------------------------------------------------------------------------
 
@@ -472,6 +473,7 @@ class Batcher:
     def _start_hashing(self, seq: Sequenced, spec: SeqSpec) -> None:
         if not spec.group and (not self._prefix_cache or (spec.tokens is None and not spec.prefix_hashes)):
             return
+        self._hashed = True
         seq.parent = root_hash(spec.salt if self._prefix_cache else f"{spec.salt}\n{spec.group}")
         full = spec.prompt_tokens // self.pool.block_tokens
         if spec.tokens is None:

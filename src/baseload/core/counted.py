@@ -96,7 +96,7 @@ class CountedBatcher(Batcher):
     def commit_counted(self, now_ns: int) -> tuple[list[str], list[Finished]]:
         """The planned step was computed. Returns who got a first token, and who ended."""
         planned = self._take_planned()
-        doomed, generated, size = self._doomed, 0, self.pool.block_tokens
+        doomed, hashed, generated, size = self._doomed, self._hashed, 0, self.pool.block_tokens
         all_decode, context, left, fills = len(planned) == len(self._running), 0, ENDLESS, False
         firsts: list[str] = []
         ended: list[Sequenced] = []
@@ -106,7 +106,7 @@ class CountedBatcher(Batcher):
                 self._drop(seq)
                 continue
             seq.computed = computed = seq.computed + count
-            if seq.parent is not None and computed // size != seq.published:
+            if hashed and seq.parent is not None and computed // size != seq.published:
                 self._publish(seq)
             total = seq.total
             if computed < total:
@@ -124,7 +124,7 @@ class CountedBatcher(Batcher):
             context += total
             if ends_in < left:
                 left = ends_in
-            if seq.published < len(seq.hashes):
+            if hashed and seq.published < len(seq.hashes):
                 fills = True
         self._totals[2] += generated
         self._doomed = {}
@@ -180,13 +180,14 @@ class CountedBatcher(Batcher):
         short: list[tuple[int, Sequenced]] = []  # and the step at whose plan it holds no place for its next token
         for seq in running:
             total = seq.total
-            first = len(seq.blocks) * size - total + 2
-            if first <= steps:
-                short.append((first, seq))
-            seq.computed = computed = total + steps - 1
-            seq.total = computed + 1
+            seq.total = grown = total + steps
+            seq.computed = grown - 1
+            room = len(seq.blocks) * size + 2
+            if room <= grown:
+                short.append((room - total, seq))
+        for seq in running if self._hashed else ():
             if seq.parent is not None and seq.published >= len(seq.hashes):
-                seq.published = computed // size
+                seq.published = seq.computed // size
         if outlook.fills:
             self._take_and_publish(steps)
         elif short:

@@ -292,7 +292,9 @@ class Worker:
 
     def _wire_ns(self) -> int:
         """The time of one message from here; what is sent while it is cut off waits."""
-        return self.host.network_ns() + max(0, self.cut_until_ns - self.host.agenda.now_ns)
+        host, took_ns = self.host, self.host.network_ns()
+        held_ns = self.cut_until_ns - host.agenda.now_ns
+        return took_ns + held_ns if held_ns > 0 else took_ns
 
     def _stretched(self, took_ns: int) -> int:
         """What a step takes where some stall, or all are slow."""

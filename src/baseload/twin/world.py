@@ -103,7 +103,8 @@ class World:
         self._settled = 0  # journal items that survive kill -9
         self._digest = Digest()
         self._network = bits(Rng(seed, "twin.network")).__next__
-        self._message_ns = physics.network_us * NS_PER_US
+        message_ns = physics.network_us * NS_PER_US
+        self._message_ns = 1 + message_ns // 2, max(1, message_ns)
         self._luck = Rng(seed, "twin.luck")
         self._timers: dict[str, int] = {}
         self._stands_at_ns = 0
@@ -136,8 +137,9 @@ class World:
         return 1 + nominal_ns // 2 + (self._network() * max(1, nominal_ns) >> 64)
 
     def network_ns(self) -> int:
-        """The time of one message."""
-        return self.drawn(self._message_ns)
+        """The time of one message, as `drawn`."""
+        least, spread = self._message_ns
+        return least + (self._network() * spread >> 64)
 
     def happens(self, share: float, kind: str) -> bool:
         """Whether a fault with this share of occasions happens now."""
