@@ -9,7 +9,7 @@ import msgspec
 import typer
 from rich.markup import escape
 
-from baseload.cli.flags import AsJson, DataDir, Secret, SettingsFile, Url
+from baseload.cli.flags import AsJson, at_place
 from baseload.cli.http import TIMEOUT_S, refused, send, stream
 from baseload.cli.reach import Place, address
 from baseload.cli.screen import err, out, print_json, say
@@ -30,23 +30,22 @@ class Answer(msgspec.Struct, frozen=True):
     completion_tokens: int
 
 
+@at_place
 def chat(
     question: Annotated[str, typer.Argument(help="Ask this and end; without it, a conversation begins.")] = "",
     model: Annotated[str, typer.Option("--model", "-m", help="Default: guide, or the first model.")] = "",
     system: Annotated[str, typer.Option("--system", help="What the model is told first.")] = "",
     temperature: Annotated[float, typer.Option("--temperature", min=0, max=2)] = 0.0,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1)] = 512,
-    data_dir: DataDir = "",
-    settings: SettingsFile = "",
-    url: Url = "",
-    key: Secret = "",
+    *,
+    place: Place,
     as_json: AsJson = False,
 ) -> None:
     """Talk to a model. A sleeping one wakes first."""
-    place, secret = address(Place(data_dir, settings, url, key))
-    if not place:
+    url, secret = address(place)
+    if not url:
         raise ControlError("Baseload is not running here.", hint="Start it with: baseload up")
-    talk = _Talk(place, secret, model or _default_model(place, secret), temperature, max_tokens)
+    talk = _Talk(url, secret, model or _default_model(url, secret), temperature, max_tokens)
     told: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
     if question or not sys.stdin.isatty():
         asked = question or sys.stdin.read().strip()

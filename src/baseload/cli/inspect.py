@@ -10,7 +10,7 @@ import msgspec
 import typer
 
 from baseload.cli.desk import Desk
-from baseload.cli.flags import AsJson, DataDir, Secret, SettingsFile, Url
+from baseload.cli.flags import AsJson, at_place
 from baseload.cli.reach import Place, with_desk
 from baseload.cli.screen import dollars, joules, out, print_json, print_table, say, seconds, when
 from baseload.cli.words import sentence
@@ -37,9 +37,8 @@ class By(StrEnum):
     CLASS = "class"
 
 
-def status(
-    data_dir: DataDir = "", settings: SettingsFile = "", url: Url = "", key: Secret = "", as_json: AsJson = False
-) -> None:
+@at_place
+def status(*, place: Place, as_json: AsJson = False) -> None:
     """Models, replicas, queue, and what went wrong last."""
 
     async def show(desk: Desk) -> None:
@@ -66,7 +65,7 @@ def status(
             if model.last_error:
                 say(f"{model.name}, last error: {model.last_error}", style="red")
 
-    with_desk(Place(data_dir, settings, url, key), show)
+    with_desk(place, show)
 
 
 def _print_models(found: ControlStatus) -> None:
@@ -106,16 +105,15 @@ def _print_replicas(found: ControlStatus) -> None:
     print_table(columns, rows, right=columns[3:8])
 
 
+@at_place
 def usage(
     by: Annotated[
         list[By] | None, typer.Option("--by", help="Sum by key, model, day or class; may be repeated.")
     ] = None,
     from_day: Annotated[str, typer.Option("--from", metavar="YYYY-MM-DD", help="First day, UTC.")] = "",
     to_day: Annotated[str, typer.Option("--to", metavar="YYYY-MM-DD", help="Last day, UTC.")] = "",
-    data_dir: DataDir = "",
-    settings: SettingsFile = "",
-    url: Url = "",
-    key: Secret = "",
+    *,
+    place: Place,
     as_json: AsJson = False,
 ) -> None:
     """What was asked and what it cost: by key, class, model and day; idle and cold time stands in rows of its own."""
@@ -133,7 +131,7 @@ def usage(
         else:
             _print_usage(rows, total, by or list(By))
 
-    with_desk(Place(data_dir, settings, url, key), show)
+    with_desk(place, show)
 
 
 def summed(rows: Sequence[UsageRow], by: Sequence[By]) -> list[UsageRow]:
@@ -220,16 +218,15 @@ def _figures(row: UsageRow) -> list[str]:
     ]
 
 
+@at_place
 def events(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as things happen; end with Ctrl-C.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="All records, not only decisions.")] = False,
     kind: Annotated[str, typer.Option("--kind", help="Only this kind, for example request or worker_exited.")] = "",
     model: Annotated[str, typer.Option("--model", help="Only this model.")] = "",
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="How many of the newest.")] = 50,
-    data_dir: DataDir = "",
-    settings: SettingsFile = "",
-    url: Url = "",
-    key: Secret = "",
+    *,
+    place: Place,
     as_json: AsJson = False,
 ) -> None:
     """What was decided and why. With --json one record a line, so that it can be followed by a program."""
@@ -245,7 +242,7 @@ def events(
             rows = list(await desk.events(after_seq=last, limit=10_000, kind=wanted, model=model))
             last = _print_events(rows, last, as_json=as_json)
 
-    with_desk(Place(data_dir, settings, url, key), show)
+    with_desk(place, show)
 
 
 def _print_events(rows: Sequence[JournalRow], last: int, *, as_json: bool) -> int:

@@ -10,7 +10,7 @@ import typer
 
 from baseload.cli.desk import Desk
 from baseload.cli.first_start import GUIDE, GUIDE_FOLDER
-from baseload.cli.flags import AsJson, DataDir, Secret, SettingsFile, Url
+from baseload.cli.flags import AsJson, SettingsFile, at_place
 from baseload.cli.model_check import check_model
 from baseload.cli.reach import Place, settings_of, with_desk
 from baseload.cli.screen import print_json, print_table, say, when
@@ -27,9 +27,8 @@ keys = typer.Typer(no_args_is_help=True, help="Who may ask: list, create, revoke
 
 
 @models.command("list")
-def list_models(
-    data_dir: DataDir = "", settings: SettingsFile = "", url: Url = "", key: Secret = "", as_json: AsJson = False
-) -> None:
+@at_place
+def list_models(*, place: Place, as_json: AsJson = False) -> None:
     """The models and how they scale."""
 
     async def show(desk: Desk) -> None:
@@ -42,7 +41,7 @@ def list_models(
             columns = ("name", "source", "context", "replicas", "sleeps after", "$/h each")
             print_table(columns, [_model_row(spec) for spec in specs], right=("context", "$/h each"))
 
-    with_desk(Place(data_dir, settings, url, key), show)
+    with_desk(place, show)
 
 
 def _model_row(spec: ModelSpec) -> tuple[str, ...]:
@@ -60,6 +59,7 @@ def _model_row(spec: ModelSpec) -> tuple[str, ...]:
 
 
 @models.command("add")
+@at_place
 def add_model(
     name: Annotated[str, typer.Argument(help="The name clients will use.")],
     source: Annotated[
@@ -69,14 +69,11 @@ def add_model(
         list[str] | None,
         typer.Option("--set", metavar="OPTION=VALUE", help="For example --set scaling.min_replicas=1."),
     ] = None,
-    data_dir: DataDir = "",
-    settings: SettingsFile = "",
-    url: Url = "",
-    key: Secret = "",
+    *,
+    place: Place,
     as_json: AsJson = False,
 ) -> None:
     """Add a model, or change the one of that name. The folder is checked before anything is changed."""
-    place = Place(data_dir, settings, url, key)
     spec = anchored(model_from_assignments(name, source, assign or [], settings_of(place).defaults), Path())
 
     async def put(desk: Desk) -> None:
@@ -91,16 +88,15 @@ def add_model(
 
 
 @models.command("check")
+@at_place
 def check_files(
     model: Annotated[str, typer.Argument(help="A model's name, or a path that could be added.")],
-    data_dir: DataDir = "",
-    settings: SettingsFile = "",
-    url: Url = "",
-    key: Secret = "",
+    *,
+    place: Place,
     as_json: AsJson = False,
 ) -> None:
     """Look into a model's files: sizes, shapes and, of a quantized folder, the digest of every byte."""
-    source = source_of(model, Place(data_dir, settings, url, key))
+    source = source_of(model, place)
     checked = asyncio.run(check_model(ModelSpec(name=model, source=str(source)), whole=True))
     if as_json:
         print_json({"source": checked.source, "context_tokens": checked.context_tokens, "ok": True})
@@ -136,12 +132,11 @@ async def _gather(desk: Desk, specs: list[ModelSpec]) -> None:
 
 
 @models.command("remove")
+@at_place
 def remove_model(
     name: Annotated[str, typer.Argument(help="The model's name.")],
-    data_dir: DataDir = "",
-    settings: SettingsFile = "",
-    url: Url = "",
-    key: Secret = "",
+    *,
+    place: Place,
     as_json: AsJson = False,
 ) -> None:
     """Remove a model: what waits for it is refused, what runs may finish. Its files are not touched."""
@@ -153,7 +148,7 @@ def remove_model(
         else:
             say(f"{name} is removed. Its files stay where they are.")
 
-    with_desk(Place(data_dir, settings, url, key), remove)
+    with_desk(place, remove)
 
 
 @models.command("warm")
@@ -188,9 +183,8 @@ def warm_model(
 
 
 @keys.command("list")
-def list_keys(
-    data_dir: DataDir = "", settings: SettingsFile = "", url: Url = "", key: Secret = "", as_json: AsJson = False
-) -> None:
+@at_place
+def list_keys(*, place: Place, as_json: AsJson = False) -> None:
     """The keys that are not revoked. Secrets are kept nowhere and cannot be shown."""
 
     async def show(desk: Desk) -> None:
@@ -201,7 +195,7 @@ def list_keys(
             columns = ("id", "name", "begins", "rights", "class", "models", "limits", "created (UTC)")
             print_table(columns, [_key_row(one) for one in found])
 
-    with_desk(Place(data_dir, settings, url, key), show)
+    with_desk(place, show)
 
 
 def _key_row(key: ShownKey) -> tuple[str, ...]:
@@ -223,6 +217,7 @@ def _key_row(key: ShownKey) -> tuple[str, ...]:
 
 
 @keys.command("create")
+@at_place
 def create_key(
     name: Annotated[str, typer.Argument(help="What to call it: a person, a team, a program.")],
     is_admin: Annotated[
@@ -241,10 +236,8 @@ def create_key(
     tier: Annotated[
         Tier, typer.Option("--tier", help="The highest service_tier it may ask for, and has where it asks for none.")
     ] = Tier.DEFAULT,
-    data_dir: DataDir = "",
-    settings: SettingsFile = "",
-    url: Url = "",
-    key: Secret = "",
+    *,
+    place: Place,
     as_json: AsJson = False,
 ) -> None:
     """Create a key. The secret is shown once, now."""
@@ -260,16 +253,15 @@ def create_key(
             say(f"{secret}")
             say(f"Keep it now: it is shown once. Its id is {made.key_id}.", style="dim")
 
-    with_desk(Place(data_dir, settings, url, key), create)
+    with_desk(place, create)
 
 
 @keys.command("revoke")
+@at_place
 def revoke_key(
     key_id: Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")],
-    data_dir: DataDir = "",
-    settings: SettingsFile = "",
-    url: Url = "",
-    key: Secret = "",
+    *,
+    place: Place,
     as_json: AsJson = False,
 ) -> None:
     """Revoke a key: from now on it is refused. Requests that run may finish."""
@@ -281,4 +273,4 @@ def revoke_key(
         else:
             say(f"{key_id} is revoked.")
 
-    with_desk(Place(data_dir, settings, url, key), revoke)
+    with_desk(place, revoke)
