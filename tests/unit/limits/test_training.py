@@ -1,6 +1,7 @@
 """Training steps: counted work, layouts, memory, calibration on synthetic jobs, and plans."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -349,3 +350,17 @@ def test_plans_take_the_rates_that_measured_steps_gave() -> None:
     h200 = read_catalogue().find("h200")
     assert plan(job, h200, accelerators=64, rates=slower).step_s > 1.2 * plan(job, h200, accelerators=64).step_s
     assert "MLPerf training" in Predictor().rates("h200").basis
+
+
+def test_equal_jobs_are_laid_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[int] = []
+
+    def counting(*args: Any, **options: Any) -> Any:
+        searched.append(options["accelerators"])
+        return layouts(*args, **options)
+
+    monkeypatch.setattr("baseload.limits.training.predict.layouts", counting)
+    text = "benchmark,accelerator,accelerators_total,global_batch_size\n" + "llama31_8b,H200,8,32\n" * 50
+    answers = Predictor().predict(read_rows(text.encode(), name="t.csv"))
+    assert searched == [8]
+    assert len({answer.step_s for answer in answers}) == 1

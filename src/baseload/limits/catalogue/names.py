@@ -6,6 +6,7 @@ A list such as "MI300X (x32), MI325X (x16)" is a mix.
 """
 
 import re
+from functools import lru_cache
 
 from baseload.limits.catalogue.accelerators import Catalogue
 
@@ -14,6 +15,7 @@ _MARKS = re.compile(r"\((?:r|tm|c)\)|[®™©]")  # which part no words
 _TIMES = re.compile(r"\(x\s*(\d+)\)")
 
 
+@lru_cache(maxsize=4096)
 def words(text: str) -> tuple[str, ...]:
     """Letters and digits of a text, in lower case."""
     return tuple(_WORD.findall(_MARKS.sub(" ", text.lower())))
@@ -22,11 +24,12 @@ def words(text: str) -> tuple[str, ...]:
 def recognise(text: str, catalogue: Catalogue) -> str | None:
     """The identifier of the accelerator a text speaks of, or None."""
     said = words(text)
+    whole = "".join(said)
     best: tuple[int, int, str] | None = None
     for id_, entry in catalogue.entries.items():
         for name in (id_, entry.name, *entry.aliases):
             sought = words(name)
-            if sought and _within(sought, said):
+            if sought and "".join(sought) in whole and _within(sought, said):
                 rank = (len(sought), sum(map(len, sought)), id_)
                 if best is None or rank[:2] > best[:2]:
                     best = rank

@@ -72,6 +72,7 @@ class Predictor:
         self.fitted = fitted or shipped()
         self.left_out: tuple[LeftOut, ...] = ()
         self._largest: dict[tuple[str, str], int] = {}
+        self._layouts: dict[tuple[object, ...], tuple[Parallel, str]] = {}
 
     def calibrate(self, rows: Sequence[Row]) -> "Predictor":
         """The predictor that measured rows give; rows without a measured step are passed over.
@@ -228,6 +229,13 @@ class Predictor:
         return Prepared(cost, traits, layout, "; ".join(notes), blocked)
 
     def _layout(self, row: Row, sheet: Accelerator, benchmark: Benchmark) -> tuple[Parallel, str]:
+        """What the row says, or the best there is; searched once for equal jobs."""
+        job = (row.accelerators, row.batch, row.tensor, row.pipeline, row.context, row.seq_len, row.benchmark, sheet)
+        if job not in self._layouts:
+            self._layouts[job] = self._chosen(row, sheet, benchmark)
+        return self._layouts[job]
+
+    def _chosen(self, row: Row, sheet: Accelerator, benchmark: Benchmark) -> tuple[Parallel, str]:
         if row.tensor or row.pipeline or row.context:
             cut = max(1, row.tensor) * max(1, row.pipeline) * max(1, row.context)
             data = max(1, row.accelerators // cut)
