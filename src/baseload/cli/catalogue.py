@@ -14,6 +14,7 @@ from baseload.cli.screen import print_json, print_table, say
 from baseload.domain.errors import DataError, ModelError, SettingsError
 from baseload.limits.catalogue.accelerators import InstancePrice, key
 from baseload.limits.catalogue.book import Book, read_book
+from baseload.limits.catalogue.models import Models
 from baseload.limits.catalogue.sheets import ModelSheet, failure_sheets, model_sheet, model_sheets, plant_sheets
 from baseload.limits.shape_config import parse_config
 
@@ -187,6 +188,10 @@ def _one(entries: dict[str, Struct], kind: str, name: str) -> dict[str, Struct]:
     found = {id_: e for id_, e in entries.items() if wanted in (key(id_), *(key(alias) for alias in _names(e)))}
     if not found and kind == "prices":
         found = {id_: e for id_, e in entries.items() if any(wanted in key(alias) for alias in _names(e))}
+    if not found and kind == "models":
+        shape, basis = Models().find(name)
+        if basis == "config":
+            return {name: model_sheet(shape, source="another of its family has the same shape")}
     if not found:
         near = [id_ for id_, e in entries.items() if any(wanted in key(alias) for alias in (id_, *_names(e)))]
         hint = f"Did you mean {', '.join(near[:6])}?" if near else f"See baseload catalogue {kind}."

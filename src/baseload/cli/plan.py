@@ -348,7 +348,7 @@ def _show_check(check: "Check") -> None:
         f"  Twin ({check.requests:,} requests, {check.replicas:,} replica{'' if check.replicas == 1 else 's'}): "
         f"TTFT {check.twin_ttft_ms:,.0f} ms ({check.gap_ttft:+.0%}), TPOT {check.twin_tpot_ms:.1f} ms "
         f"({check.gap_tpot:+.0%}); "
-        f"{check.attainment:.1%} of requests within; {verdict}{raised}. {check.note}"
+        f"{verdict}{raised}; {check.attainment:.1%} of requests keep them each for itself. {check.note}"
     )
 
 

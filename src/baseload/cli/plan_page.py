@@ -22,7 +22,8 @@ from baseload.policy.plan.answer import Check, Choice, ModelAnswer, PlanReport
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--dim:#57606a;--line:#d0d7de;--paper:#fff;--front:#0969da;--other:#8c959f;
 --good:#1a7f37;--bad:#cf222e}
-@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--dim:#9198a1;--line:#30363d;--paper:#0d1117;--front:#4493f8;
+@media screen and (prefers-color-scheme:dark){:root{--ink:#e6edf3;--dim:#9198a1;--line:#30363d;--paper:#0d1117;
+--front:#4493f8;
 --other:#767e88;--good:#3fb950;--bad:#f85149}}
 *{box-sizing:border-box}
 body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;max-width:72rem;padding:1.5rem 1rem 3rem;color:var(--ink);
@@ -159,9 +160,8 @@ def _check(check: Check) -> str:
     raised = f", with {many(check.raised, 'replica')} more than the formula alone" if check.raised else ""
     replicas = "1 replica" if check.replicas == 1 else f"{check.replicas:,} replicas"
     return (
-        f"<p>Twin run of {check.requests:,} requests on {replicas}: {check.attainment:.1%} of requests "
-        f"within the levels, {verdict}{raised}. {escape(check.note)}</p>"
-        + table(("", "formula", "twin", "gap"), rows)
+        f"<p>Twin run of {check.requests:,} requests on {replicas}: {verdict}{raised}; {check.attainment:.1%} of "
+        f"requests keep them each for itself. {escape(check.note)}</p>" + table(("", "formula", "twin", "gap"), rows)
     )
 
 

@@ -27,4 +27,13 @@ class Row(Struct, frozen=True, kw_only=True):
         """A figure of this row in words."""
         if value is None or isnan(value):
             return "–"
-        return f"{value:.1%}" if self.unit == "%" else f"{value:.2f}"
+        digits = 2 if self._is_close else 1
+        return f"{value:.{digits}%}" if self.unit == "%" else f"{value:.{digits + 1}f}"
+
+    @property
+    def _is_close(self) -> bool:
+        """Whether goal and figure would look equal though the goal is missed."""
+        if self.met is not False or self.goal is None:
+            return False
+        scale = 1000 if self.unit == "%" else 100
+        return round(scale * self.reached) == round(scale * self.goal)

@@ -1,6 +1,7 @@
 """The whole catalogue: sources everywhere, references that lead somewhere, a user's own entries by section."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -9,6 +10,7 @@ from baseload.cli.main import app
 from baseload.domain.errors import DataError, MissingFigure
 from baseload.limits.catalogue.book import Book, read_book
 from baseload.limits.catalogue.names import mixture, recognise
+from baseload.limits.goals import Row
 from baseload.limits.money import transfer_usd
 
 OWN = b"""
@@ -191,3 +193,21 @@ def test_the_command_lists_shows_and_says_what_to_do(tmp_path: Path) -> None:
     assert "My box" in run.invoke(app, ["catalogue", "nodes", "--settings", str(settings)]).output
     with pytest.raises(DataError, match="No entry 'b20'"):
         run.invoke(app, ["catalogue", "accelerators", "b20"], catch_exceptions=False)
+
+
+def test_a_figure_that_misses_its_goal_never_looks_as_if_it_met_it() -> None:
+    def row(reached: float, **more: Any) -> Row:
+        return Row(what="w", reached=reached, points=1, split="s", **more)
+
+    near = row(0.0302, goal=0.03)
+    assert (near.met, near.shown(near.reached), near.shown(near.goal)) == (False, "3.02%", "3.00%")
+    met = row(0.0298, goal=0.03)
+    assert (met.met, met.shown(met.reached), met.shown(met.goal)) == (True, "3.0%", "3.0%")
+    tau = row(0.819, goal=0.82, higher_is_better=True, unit="")
+    assert (tau.met, tau.shown(tau.reached)) == (False, "0.819")
+
+
+def test_a_model_of_a_known_family_is_shown_by_its_own_name() -> None:
+    shown = CliRunner().invoke(app, ["catalogue", "models", "deepseek-ai/DeepSeek-R1"], catch_exceptions=False)
+    assert "671" in shown.output
+    assert "another of its family" in shown.output
