@@ -145,6 +145,7 @@ def _step_cost(chosen: Hardware, model: ModelShape | str, tp: int) -> StepCost:
         dp=chosen.dp,
         ep=chosen.ep,
         pp=chosen.pp,
+        cp=chosen.cp,
         weights=chosen.weights,
         expert_weights=chosen.expert_weights,
         memory_share=chosen.memory_share,

@@ -90,7 +90,7 @@ RULES: dict[tuple[str, str], Rule] = {
         turns=Rule(1, 10_000), think_s=TIME_S, system_tokens=Rule(0, MOST_TOKENS),
     ),
     **_of(
-        "Hardware", tp=RANKS, dp=RANKS, ep=RANKS, pp=RANKS, memory_share=SHARE, typical_tokens=TOKENS,
+        "Hardware", tp=RANKS, dp=RANKS, ep=RANKS, pp=RANKS, cp=RANKS, memory_share=SHARE, typical_tokens=TOKENS,
         weights=Rule(words=FORMATS), expert_weights=Rule(words=FORMATS), usd_per_accelerator_hour=MONEY,
         prefill_workers=Rule(0, 1024), decode_workers=Rule(1, 1024), prefill_tp=Rule(0, 4096),
         kv_gb_per_s=Rule(0.001, 1e6, or_zero=True),

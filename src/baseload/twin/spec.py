@@ -74,13 +74,14 @@ class Hardware(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     dp: int = 1
     ep: int = 1
     pp: int = 1
+    cp: int = 1  # whole groups that share each context: long prompts are cut over them
     weights: str = ""  # a format, as fp8; "": the model's own
     expert_weights: str = ""
     memory_share: float = 0.0  # of the accelerator's memory; 0: the engine's usual setting
     typical_tokens: int = 2048  # length of a sequence, for the KV room
     usd_per_accelerator_hour: float = 0.0  # 0: the model's `price` stands
     prefill_workers: int = 0  # above 0: a replica is so many workers that compute prompts, and …
-    decode_workers: int = 1  # … so many that write answers, each of `tp` × `dp` × `pp` accelerators
+    decode_workers: int = 1  # … so many that write answers, each of `tp` × `dp` × `pp` × `cp`
     prefill_tp: int = 0  # tp of the prefill workers; 0: as `tp`
     kv_gb_per_s: float = 0.0  # at which a prompt's KV cache goes over; 0: the accelerators' network adapters'
 

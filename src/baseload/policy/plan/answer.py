@@ -51,6 +51,7 @@ class Choice(Struct, frozen=True, kw_only=True):
     basis: Basis
     prompt_tokens_per_s: float = 0.0  # that a replica would carry of prompts alone, for an autoscaler; 0: not told
     output_tokens_per_s: float = 0.0  # and of answers alone
+    cp: int = 1  # groups of tp that share each context
     share_of_formula: float = 1.0  # of the greatest load by the formula that it is given; less where the twin asked
 
 

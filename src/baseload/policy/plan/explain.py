@@ -14,7 +14,8 @@ from baseload.limits.serving.predict import Predictor
 from baseload.limits.shapes import ModelShape
 from baseload.policy.plan.answer import Explanation, Gain
 from baseload.policy.plan.candidates import Candidate, Unit, replicas_for, unit_for
-from baseload.policy.plan.options import STEP_TOKENS, Option, judge_layout, recurved
+from baseload.policy.plan.options import STEP_TOKENS, Option, cost_of, judge_layout, recurved
+from baseload.policy.plan.serve import cached_tokens
 from baseload.policy.plan.spec import Levels, Objective, peak_of
 
 MORE = 1.25
@@ -58,7 +59,20 @@ def explain(choice: Candidate, shape: ModelShape, predictor: Predictor, objectiv
     used = peak_of(model.traffic) / unit.rate / needed
     hardware = next((g.what for g in gains if g.what in _FIGURES), "")
     binds = "granularity" if needed == 1 and used < 0.7 else hardware or unit.binds
-    return Explanation(binds, _why(unit, binds, hardware, used, needed), tuple(gains))
+    why = _why(unit, binds, hardware, used, needed) + _cut(choice, shape, predictor)
+    return Explanation(binds, why, tuple(gains))
+
+
+def _cut(choice: Candidate, shape: ModelShape, predictor: Predictor) -> str:
+    """What it brings that several groups share each context."""
+    option, model = choice.unit.option, choice.model
+    if option.cp == 1:
+        return ""
+    group = Layout(gpus=option.gpus // option.cp, dp=option.dp, ep=option.ep, pp=option.pp)
+    whole = cost_of(model, shape, option.accelerator, _asked(option), group, predictor)
+    cached = cached_tokens(model.traffic)
+    took, uncut = (c.prefill_ns(model.traffic.prompt_tokens - cached, cached) / 1e9 for c in (option.cost, whole))
+    return f" Cut over {option.cp} groups, a mean prompt computes for {took:.2g} s instead of {uncut:.2g} s."
 
 
 def _prefix(choice: Candidate, base: float, objective: Objective) -> list[Gain]:
@@ -95,14 +109,13 @@ def _with_hardware(
         defaults=predictor.defaults,
         fitted=predictor.fitted,
     )
-    layout = Layout(gpus=option.gpus, dp=option.dp, ep=option.ep, pp=option.pp)
     best: Unit | None = None
     for other in judge_layout(
         model,
         shape,
         option.accelerator,
         _asked(option),
-        layout,
+        option.parallel,
         again,
         option.curve.step_tokens or STEP_TOKENS,
     ):

@@ -13,11 +13,13 @@ from baseload.limits.serving.predict import Predictor
 from baseload.limits.serving.replica import StepCost, step_cost
 from baseload.limits.shapes import ModelShape
 from baseload.policy.plan.pipeline import MOST_STAGES, pipelined
-from baseload.policy.plan.serve import Curve, aggregated, decode_pool, prefill_pool
+from baseload.policy.plan.serve import Curve, aggregated, cached_tokens, context_of, decode_pool, prefill_pool
 from baseload.policy.plan.spec import Levels, ServedModel, Traffic
 
 STEP_TOKENS = 2048  # the budget of a step that candidates are compared at
 OTHER_STEP_TOKENS = (512, 8192)  # tried for those that are good
+LONG_PROMPT = 8192  # tokens computed of a prompt from which on it may be cut over groups that share its context
+CUTS = (2, 4, 8)  # into how many parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +37,22 @@ class Option:
     curve: Curve
     prefill: Curve | None  # its workers', where disaggregated
     transfer_ms: float
+    cp: int = 1  # groups that share each context
 
     @property
     def gpus(self) -> int:
         """Accelerators of one worker."""
-        return self.tp * self.dp * self.pp
+        return self.tp * self.dp * self.pp * self.cp
+
+    @property
+    def parallel(self) -> Layout:
+        """The layout, as the limits take it."""
+        return Layout(gpus=self.gpus, dp=self.dp, ep=self.ep, pp=self.pp, cp=self.cp)
 
     @property
     def layout(self) -> str:
         """In words people use."""
-        parts = [("tp", self.tp), ("dp", self.dp), ("ep", self.ep), ("pp", self.pp)]
+        parts = [("tp", self.tp), ("dp", self.dp), ("ep", self.ep), ("pp", self.pp), ("cp", self.cp)]
         return " ".join(f"{name}{n}" for name, n in parts if n > 1) or "tp1"
 
 
@@ -100,7 +108,8 @@ def precisions_of(model: ServedModel, shape: ModelShape, chip: Accelerator) -> t
 
 
 def layouts_of(model: ServedModel, shape: ModelShape, chip: Accelerator) -> Iterator[Layout]:
-    """Layouts to try: powers of two, tensor-parallel inside the fast domain, pipelined beyond it."""
+    """Layouts to try: powers of two, tensor-parallel inside the fast domain, pipelined beyond it; for long prompts
+    with a level on the first token also several such groups that share each context."""
     domain = max(1, chip.scale_up_domain or 1)
     has_links = chip.scale_up_gb_per_s is not None or chip.scale_out_gbit_per_s is not None
     gpus = 1
@@ -114,7 +123,17 @@ def layouts_of(model: ServedModel, shape: ModelShape, chip: Accelerator) -> Iter
             yield Layout(gpus=gpus, ep=gpus)
             if any(m.kind == "mla" for m in shape.mixers):
                 yield Layout(gpus=gpus, dp=gpus, ep=gpus)
+        if inside == gpus and has_links and is_long(model):
+            ep = gpus if shape.moe_layers else 1
+            for cp in CUTS:
+                if gpus * cp <= model.max_accelerators:
+                    yield Layout(gpus=gpus * cp, ep=ep, cp=cp)
         gpus *= 2
+
+
+def is_long(model: ServedModel) -> bool:
+    """Whether computing a prompt may be what keeps the first token from its level."""
+    return model.levels.ttft_ms > 0 and model.traffic.prompt_tokens - cached_tokens(model.traffic) >= LONG_PROMPT
 
 
 def _power_below(count: int) -> int:
@@ -127,8 +146,9 @@ def _power_below(count: int) -> int:
 def _short_of(model: ServedModel, shape: ModelShape, chip: Accelerator, precision: str, layout: Layout) -> float:
     """How many times the memory the weights need, where that is too much; else 0."""
     q = weights_of(_point(model, shape, chip.name, precision, layout), shape)
-    need = shape.weight_bytes(q) / layout.gpus
-    need += shape.mixer_params * q.attention_bytes * (layout.dp - 1) / layout.gpus
+    group = layout.gpus / layout.cp  # each holds the weights whole
+    need = shape.weight_bytes(q) / group
+    need += shape.mixer_params * q.attention_bytes * (layout.dp - 1) / group
     have = chip.need("memory_gb") * 1e9 * MEMORY_MOST
     return need / have if need > have else 0.0
 
@@ -147,7 +167,7 @@ def judge_layout(
 ) -> list[Option]:  # fmt: skip
     """The options (one a mode) of one weight format and layout; MissingFigure where the catalogue lacks a figure."""
     traffic, levels = model.traffic, model.levels
-    tp = layout.gpus // layout.dp // layout.pp
+    tp = layout.gpus // layout.dp // layout.pp // layout.cp
     cost = cost_of(model, shape, accelerator, precision, layout, predictor)
     q = weights_of(_point(model, shape, accelerator, precision, layout), shape)
     said = precision or (q.dense if q.dense == q.experts else f"{q.dense}+{q.experts} experts")
@@ -156,8 +176,11 @@ def judge_layout(
         curve = aggregated(cost, traffic, levels, step_tokens=step_tokens)
         if curve is not None:
             found.append(
-                Option(accelerator, said, tp, layout.dp, layout.ep, layout.pp, "aggregated", cost, curve, None, 0.0)
-            )
+                Option(
+                    accelerator, said, tp, layout.dp, layout.ep, layout.pp, "aggregated", cost, curve, None, 0.0,
+                    layout.cp,
+                )
+            )  # fmt: skip
     if "disaggregated" in model.modes:
         try:
             transfer_s = _transfer_s(
@@ -171,7 +194,7 @@ def judge_layout(
             found.append(
                 Option(
                     accelerator, said, tp, layout.dp, layout.ep, layout.pp, "disaggregated", cost, curve, pool,
-                    1e3 * transfer_s,
+                    1e3 * transfer_s, layout.cp,
                 )
             )  # fmt: skip
     return found
@@ -188,12 +211,14 @@ def cost_of(
             accelerator,
             engine=model.engine,
             version=model.engine_version,
-            tp=layout.gpus // layout.dp // layout.pp,
+            tp=layout.gpus // layout.dp // layout.pp // layout.cp,
             dp=layout.dp,
             ep=layout.ep,
             pp=stages,
+            cp=layout.cp,
             weights=precision,
-            typical_tokens=model.traffic.prompt_tokens + model.traffic.output_tokens // 2,
+            typical_tokens=round(context_of(model.traffic)),
+            output_tokens=model.traffic.output_tokens,
             max_rows=0,
             predictor=predictor,
         )
@@ -226,10 +251,5 @@ def refined(option: Option, model: ServedModel) -> Sequence[Option]:
     for step_tokens in OTHER_STEP_TOKENS:
         curve = aggregated(option.cost, model.traffic, model.levels, step_tokens=step_tokens)
         if curve is not None:
-            others.append(
-                Option(
-                    option.accelerator, option.precision, option.tp, option.dp, option.ep, option.pp, option.mode,
-                    option.cost, curve, None, 0.0,
-                )
-            )  # fmt: skip
+            others.append(replace(option, curve=curve))
     return others

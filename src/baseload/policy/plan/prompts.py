@@ -6,7 +6,7 @@ are log-normal: a few quantiles stand for them. Steps are those of the replica's
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,19 +28,28 @@ class PromptCost:
     together: Floats  # prompts that meet, rising from 1
     added_s: Floats
     steps: Floats
+    long_s: Floats  # of one alone that is as long as the level's statistic asks, by `_PROBES`
+    long_steps: Floats
+    spread: float  # squared deviation over mean of the seconds, alone
 
     def at(self, rows: Floats, together: Floats) -> tuple[Floats, Floats]:
         """(seconds added, steps) of each prompt, where `together` meet beside `rows` decodes; arrays are parallel."""
         place = np.interp(np.log(together), np.log(self.together), np.arange(len(self.together)))
         return _read(self.added_s, self.probes, rows, place), _read(self.steps, self.probes, rows, place)
 
+    def long(self, rows: Floats) -> tuple[Floats, Floats]:
+        """(seconds added, steps) of a long one alone."""
+        return np.interp(rows, self.probes, self.long_s), np.interp(rows, self.probes, self.long_steps)
+
 
 def prompt_cost(
-    cost: StepCost, *, cached: int, fresh: int, cv: float, context: float, step_tokens: int, most_rows: float
-) -> PromptCost:
-    """For prompts of `fresh` tokens on average behind `cached` ones, beside sequences of `context` positions."""
+    cost: StepCost, *, cached: int, fresh: int, cv: float, long: float, context: float, step_tokens: int,
+    most_rows: float,
+) -> PromptCost:  # fmt: skip
+    """For prompts of `fresh` tokens on average behind `cached` ones, a long one `long` times that, beside sequences
+    of `context` positions."""
     probes = [p for p in _PROBES if p <= most_rows] or [1]
-    added, steps, together = [], [], [1.0]
+    added, steps, longs, together = [], [], [], [1.0]
     for beside in probes:
         budget = max(step_tokens // 8, step_tokens - beside)
         work = _Work(cost, beside, int(beside * context), cached, budget)
@@ -53,9 +62,25 @@ def prompt_cost(
             row.append(work.meeting(together[-1], fresh))
         together.append(max(most, 1.5 * together[-1]))
         row.append(work.full(lengths))
+        longs.append(work.alone(long * fresh))
         added.append([seconds for seconds, _ in row])
         steps.append([count for _, count in row])
-    return PromptCost(np.array(probes, dtype=float), np.array(together), np.array(added), np.array(steps))
+    beside_one = _Work(cost, 1, int(context), cached, step_tokens)
+    return PromptCost(
+        np.array(probes, dtype=float), np.array(together), np.array(added), np.array(steps),
+        np.array([seconds for seconds, _ in longs]), np.array([count for _, count in longs]),
+        moments(lambda length: beside_one.alone(length)[0], fresh, cv)[1],
+    )  # fmt: skip
+
+
+def moments(seconds_of: Callable[[float], float], mean: float, cv: float) -> tuple[float, float]:
+    """(mean, squared deviation over mean) of a time that grows as a · length + b · length², for log-normal lengths,
+    whose k-th moment is mean^k · (1 + cv²)^(k (k - 1) / 2)."""
+    one, three = seconds_of(mean), seconds_of(3.0 * mean)
+    b = min(one, max(0.0, (three - 3.0 * one) / 6.0))
+    a, v = one - b, 1.0 + cv * cv
+    first, second = a + b * v, a * a * v + 2.0 * a * b * v**3 + b * b * v**6
+    return first, second / (first * first) - 1.0 if first > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from msgspec.structs import replace
 
 from baseload.limits.catalogue.accelerators import InstancePrice
 from baseload.limits.money import HOURS_PER_MONTH
-from baseload.limits.serving.points import Layout
 from baseload.limits.serving.points import Point as ServingPoint
 from baseload.limits.serving.predict import Predictor
 from baseload.limits.shapes import ModelShape
@@ -130,6 +129,7 @@ def choice_of(candidate: Candidate, predictor: Predictor) -> Choice:
         dp=option.dp,
         ep=option.ep,
         pp=option.pp,
+        cp=option.cp,
         replicas=candidate.replicas,
         mean_replicas=candidate.mean_replicas,
         prefill_workers=unit.prefill_workers,
@@ -223,12 +223,14 @@ def _basis(candidate: Candidate, predictor: Predictor) -> Basis:
         system=option.accelerator, dense_format=option.precision.split("+")[0],
         expert_format=option.precision.rsplit("+", 1)[-1].split(" ")[0], isl=model.traffic.prompt_tokens,
         osl=model.traffic.output_tokens, concurrency=max(1.0, candidate.load.rows),
-        decode=Layout(gpus=option.gpus, dp=option.dp, ep=option.ep, pp=option.pp),
+        decode=option.parallel,
     )  # fmt: skip
     said = predictor.predict([point])[0]
     note = option.cost.note
     if option.pp > 1:
         note = "; ".join(filter(None, [note, "pipeline modelled from one stage: no measurements"]))
+    if option.cp > 1:
+        note = "; ".join(filter(None, [note, "context parallel modelled: no measurements"]))
     return Basis(
         f"modelled: {option.cost.basis}",
         f"{candidate.place.basis}",

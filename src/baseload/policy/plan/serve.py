@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baseload.limits.serving.replica import StepCost
-from baseload.policy.plan.prompts import prompt_cost
+from baseload.policy.plan.prompts import moments, prompt_cost
 from baseload.policy.plan.spec import Levels, Statistic, Traffic
 
 Floats = NDArray[np.float64]
@@ -72,8 +72,9 @@ def aggregated(cost: StepCost, traffic: Traffic, levels: Levels, *, step_tokens:
     out, context = traffic.output_tokens, context_of(traffic)
     cached = cached_tokens(traffic)
     prompts = prompt_cost(
-        cost, cached=cached, fresh=traffic.prompt_tokens - cached, cv=traffic.prompt_cv, context=context,
-        step_tokens=step_tokens, most_rows=float(rows[-1]),
+        cost, cached=cached, fresh=traffic.prompt_tokens - cached, cv=traffic.prompt_cv,
+        long=_stretch(traffic.prompt_cv, levels.ttft_of), context=context, step_tokens=step_tokens,
+        most_rows=float(rows[-1]),
     )  # fmt: skip
     decode = _decode_s(cost, rows + 1.0, context)  # an arriving sequence meets the mean, and is one more
     ones = np.ones_like(rows)
@@ -89,9 +90,9 @@ def aggregated(cost: StepCost, traffic: Traffic, levels: Levels, *, step_tokens:
     rate = rows / (out * tpot)
     full, least = prompts.at(rows, ones * prompts.together[-1])
     served = full + least * decode  # of the prompt channel, by one prompt
-    wait, wait_high = _wait(rate, served, traffic.prompt_cv, levels.ttft_of)
-    own = alone + chunks * decode
-    long_own = own * _stretch(traffic.prompt_cv, levels.ttft_of)
+    wait, wait_high = _wait(rate, served, prompts.spread, levels.ttft_of)
+    own, (long_s, long_steps) = alone + chunks * decode, prompts.long(rows)
+    long_own = long_s + long_steps * decode
     ttft = tpot / 2 + own + wait + np.hypot(wait_high - wait, np.maximum(0.0, long_own - own))
     crowd = rows + Z[levels.tpot_of] * np.sqrt(rows)
     tpot_high = _decode_s(cost, crowd + 1.0, context) + extra * crowd / out
@@ -119,11 +120,16 @@ def prefill_pool(cost: StepCost, traffic: Traffic, levels: Levels, *, transfer_s
     if not cost.fits or cost.kv_tokens < traffic.prompt_tokens * _stretch(traffic.prompt_cv, "p99"):
         return None
     cached = cached_tokens(traffic)
-    own = cost.prefill_ns(traffic.prompt_tokens - cached, cached) / 1e9
+    fresh = traffic.prompt_tokens - cached
+
+    def seconds_of(tokens: float) -> float:
+        return cost.prefill_ns(max(1, round(tokens)), cached) / 1e9
+
+    own, spread = moments(seconds_of, fresh, traffic.prompt_cv)
     busy = np.array([0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9])
     rate = busy / own
-    wait, wait_high = _wait(rate, np.full_like(rate, own), traffic.prompt_cv, levels.ttft_of)
-    long_own = own * _stretch(traffic.prompt_cv, levels.ttft_of)
+    wait, wait_high = _wait(rate, np.full_like(rate, own), spread, levels.ttft_of)
+    long_own = seconds_of(fresh * _stretch(traffic.prompt_cv, levels.ttft_of))
     ttft = own + transfer_s + wait + np.hypot(wait_high - wait, max(0.0, long_own - own))
     watts = busy * cost.busy_w + (1.0 - busy) * cost.idle_w
     none = np.zeros_like(rate)
@@ -228,11 +234,12 @@ def cached_tokens(traffic: Traffic) -> int:
     return min(round(traffic.shared_prefix * traffic.prompt_tokens), traffic.prompt_tokens - 1)
 
 
-def _wait(rate: Floats, served: Floats, cv: float, of: Statistic) -> tuple[Floats, Floats]:
-    """Mean and quantile of an M/G/1 wait; huge where the server is hardly enough."""
+def _wait(rate: Floats, served: Floats, spread: float, of: Statistic) -> tuple[Floats, Floats]:
+    """Mean and quantile of an M/G/1 wait, `spread` the service's squared deviation over its mean; huge where the
+    server is hardly enough."""
     busy = rate * served
     safe = np.minimum(busy, 0.999)
-    scale = served * (1.0 + cv * cv) / 2.0 / (1.0 - safe)
+    scale = served * (1.0 + spread) / 2.0 / (1.0 - safe)
     mean = safe * scale
     if of == "mean":
         return mean, mean
