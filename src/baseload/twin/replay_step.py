@@ -4,7 +4,7 @@ A replay is held to each request of a run, so it needs what a table of closed lo
 
     step    = host + launches (· more where no recorded graph runs) + collectives + slowest rank + experts + links
     rank    = max(dense read, dense math) + cache read · beside + pairs of prompts + rows · row
-    experts = max(read of those met, math), for the tokens of all ranks
+    experts = read of those met + math, for the tokens of all ranks: their kernel hides neither behind the other
 
 * Steps that only decode replay a recorded graph, padded to the next size there is one of; padding goes to experts and
   over links as tokens do. Where one rank of several has a prompt, none replays its graph.
@@ -42,9 +42,9 @@ USUAL = {
     "kv_read": 0.84,
     "prefill_pairs": 0.50,
     "row_s": 6e-6,
-    "expert_read": 0.78,
-    "expert_math": 0.40,
-    "alike": 0.93,  # tokens choose experts alike: so many count as their power of this
+    "expert_read": 0.90,
+    "expert_math": 0.43,
+    "alike": 0.95,  # tokens choose experts alike: so many count as their power of this
     "link": 0.33,
     "regroup": 0.38,  # see above
 }
@@ -141,7 +141,7 @@ class ReplayCost:
         covered = e.covered(tokens ** p["alike"])
         uneven = sqrt(2.0 * log(ep) * ep * covered * (1.0 - covered / e.experts))
         met = min(float(e.experts), covered + uneven)
-        return _max(e.read_s * met / p["expert_read"], e.math_s * tokens / p["expert_math"])
+        return e.read_s * met / p["expert_read"] + e.math_s * tokens / p["expert_math"]
 
 
 def replay_cost(
