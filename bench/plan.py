@@ -10,7 +10,8 @@ import argparse
 import time
 from pathlib import Path
 
-from baseload.cli.plan import answer, read_spec
+from baseload.cli.plan import answer
+from baseload.cli.plan_question import read_spec
 from baseload.limits.catalogue.accelerators import read_catalogue, read_prices
 from baseload.limits.serving.predict import Predictor
 from baseload.policy.plan.candidates import better

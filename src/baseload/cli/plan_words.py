@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from baseload.policy.plan.answer import Choice, Conflict, Day, Leaving, NotJudged, PlanReport, Totals, TrainingAnswer
 
+BEGIN_A_PLAN = "`baseload plan --example > SPEC.toml` writes one to begin with; docs/plan.md has the settings."
+
 
 def many(count: int, what: str) -> str:
     """A count and its noun."""
