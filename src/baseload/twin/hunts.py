@@ -9,7 +9,7 @@ from baseload.twin.cells import simulate_cells
 from baseload.twin.cluster.report import ClusterReport
 from baseload.twin.cluster.run import simulate_cluster
 from baseload.twin.cluster.swarm import drawn_cluster
-from baseload.twin.report import Hunt, SimulateReport, empty_report
+from baseload.twin.report import Hunted, SimulateReport, empty_report, hunt_of
 from baseload.twin.run import simulate
 from baseload.twin.spec import SimulateConfig
 
@@ -53,24 +53,10 @@ def _fleet(config: SimulateConfig, seed: int) -> ClusterReport:
 
 
 def _hunt_fleets(config: SimulateConfig, progress: Progress | None) -> SimulateReport:
-    failures = []
-    jobs = steps = 0
-    hours = 0.0
+    runs: list[Hunted] = []
     for done in range(config.seeds):
         run = _fleet(config, config.seed + done)
-        jobs, steps, hours = jobs + run.jobs, steps + run.steps, hours + run.hours
-        if run.failure is not None:
-            failures.append(run.failure)
+        runs.append(Hunted(run.jobs, run.steps, 3600.0 * run.hours, 0, run.failure))
         if progress is not None:
             progress(done + 1, config.seeds)
-    hunt = Hunt(
-        first_seed=config.seed,
-        seeds=config.seeds,
-        passed=config.seeds - len(failures),
-        requests=jobs,
-        events=steps,
-        virtual_s=hours * 3600,
-        restarts=0,
-        failures=tuple(failures),
-    )
-    return empty_report(seed=config.seed, hunt=hunt)
+    return empty_report(seed=config.seed, hunt=hunt_of(config.seed, runs))

@@ -68,6 +68,31 @@ class Hunt(Struct, frozen=True):
     failures: tuple[Failure, ...]
 
 
+class Hunted(Struct, frozen=True):
+    """What one seed of a hunt adds to it."""
+
+    requests: int
+    events: int
+    virtual_s: float
+    restarts: int
+    failure: Failure | None
+
+
+def hunt_of(first_seed: int, runs: Sequence[Hunted]) -> Hunt:
+    """The hunt over so many seeds, one after the other from `first_seed` on."""
+    failures = tuple(run.failure for run in runs if run.failure is not None)
+    return Hunt(
+        first_seed=first_seed,
+        seeds=len(runs),
+        passed=len(runs) - len(failures),
+        requests=sum(run.requests for run in runs),
+        events=sum(run.events for run in runs),
+        virtual_s=sum(run.virtual_s for run in runs),
+        restarts=sum(run.restarts for run in runs),
+        failures=failures,
+    )
+
+
 class SimulateReport(Struct, frozen=True):
     """One run (of a hunt: its last seed). Times are virtual; money and energy as the ledger has them."""
 

@@ -23,7 +23,7 @@ from baseload.twin.clients import Client
 from baseload.twin.faults import FaultMaker, make_keys
 from baseload.twin.hosting import Fleet
 from baseload.twin.pools import UnitCost
-from baseload.twin.report import Failure, Hunt, SimulateReport, make_report
+from baseload.twin.report import Failure, Hunted, SimulateReport, hunt_of, make_report
 from baseload.twin.sources import all_arrivals
 from baseload.twin.spec import DEFAULT_MODEL, SimulateConfig
 from baseload.twin.swarm import drawn_config
@@ -53,30 +53,13 @@ def simulate(
     """
     if config.seeds <= 0:
         return Simulation(config, costs=costs).run()
-    failures: list[Failure] = []
-    requests = events = restarts = 0
-    virtual_s = 0.0
+    runs: list[Hunted] = []
     for done in range(config.seeds):
         report = Simulation(drawn_config(config, seed=config.seed + done), is_hunt=True).run()
-        requests += report.requests
-        events += report.events
-        restarts += report.restarts
-        virtual_s += report.virtual_s
-        if report.failure is not None:
-            failures.append(report.failure)
+        runs.append(Hunted(report.requests, report.events, report.virtual_s, report.restarts, report.failure))
         if progress is not None:
             progress(done + 1, config.seeds)
-    hunt = Hunt(
-        first_seed=config.seed,
-        seeds=config.seeds,
-        passed=config.seeds - len(failures),
-        requests=requests,
-        events=events,
-        virtual_s=virtual_s,
-        restarts=restarts,
-        failures=tuple(failures),
-    )
-    return msgspec.structs.replace(report, hunt=hunt)
+    return msgspec.structs.replace(report, hunt=hunt_of(config.seed, runs))
 
 
 class Simulation:
