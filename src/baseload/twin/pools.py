@@ -97,6 +97,26 @@ class _Inside:
         self.at = 0  # when its transfer began
 
 
+class _Held:
+    """What the workers of a pool have in hand: sequences, and the tokens of their prompts."""
+
+    __slots__ = ("rows", "tokens")
+
+    def __init__(self, workers: int) -> None:
+        self.rows = [0] * workers
+        self.tokens = [0] * workers
+
+    def put(self, worker: int, tokens: int) -> None:
+        """One more."""
+        self.rows[worker] += 1
+        self.tokens[worker] += tokens
+
+    def drop(self, worker: int, tokens: int) -> None:
+        """One less."""
+        self.rows[worker] -= 1
+        self.tokens[worker] -= tokens
+
+
 class Pools:
     """Steps the workers of one replica, as `Stepper` steps one engine."""
 
@@ -133,6 +153,8 @@ class Pools:
         self._sizes = [cost.prefill.accelerators] * len(self._prefills)
         self._sizes += [cost.decode.accelerators] * len(self._decodes)
 
+        self._prompts, self._answers = _Held(len(self._prefills)), _Held(len(self._decodes))
+
     # -- inputs -------------------------------------------------------------------------------------------------
 
     def add(self, spec: SeqSpec) -> None:
@@ -140,7 +162,7 @@ class Pools:
         most = self._decodes[0].batcher.max_tokens
         if spec.prompt_tokens + 2 > most:
             raise Refusal(Reason.CONTEXT_TOO_LONG, f"A decode worker's context length is {most} tokens.")
-        chosen = self._least_work(self._prefills, "prefill")
+        chosen = self._least_work(self._prefills, self._prompts)
         one = SeqSpec(
             seq_id=spec.seq_id,
             prompt_tokens=spec.prompt_tokens,
@@ -150,12 +172,15 @@ class Pools:
         )
         self._prefills[chosen].add(one)
         self._inside[spec.seq_id] = _Inside(spec, chosen)
+        self._prompts.put(chosen, spec.prompt_tokens)
 
     def cancel(self, seq_id: str) -> None:
         """End a sequence at once."""
         inside = self._inside.pop(seq_id, None)
         if inside is not None and inside.stage != "transfer":
-            (self._prefills if inside.stage == "prefill" else self._decodes)[inside.worker].cancel(seq_id)
+            first = inside.stage == "prefill"
+            (self._prompts if first else self._answers).drop(inside.worker, inside.spec.prompt_tokens)
+            (self._prefills if first else self._decodes)[inside.worker].cancel(seq_id)
 
     def disturb(self, stretch: Stretch | None) -> None:
         """See `Stepper.disturb`, of all workers."""
@@ -223,6 +248,7 @@ class Pools:
             inside = self._inside[end.seq_id]
             spec = inside.spec
             inside.cached, inside.phases = end.tokens.cached_in, end.phases
+            self._prompts.drop(inside.worker, spec.prompt_tokens)
             if spec.stop_after == 1 or spec.max_new_tokens <= 1:  # the first token is all of the answer
                 del self._inside[end.seq_id]
                 self._on_step([end.seq_id], [end])
@@ -235,7 +261,8 @@ class Pools:
         spec = inside.spec
         if self._is_halted or self._inside.get(spec.seq_id) is not inside:
             return
-        inside.stage, inside.worker = "decode", self._least_work(self._decodes, "decode")
+        inside.stage, inside.worker = "decode", self._least_work(self._decodes, self._answers)
+        self._answers.put(inside.worker, spec.prompt_tokens)
         self._decodes[inside.worker].add(
             SeqSpec(
                 seq_id=spec.seq_id,
@@ -249,6 +276,7 @@ class Pools:
         ends = []
         for end in finished:
             inside = self._inside.pop(end.seq_id)
+            self._answers.drop(inside.worker, inside.spec.prompt_tokens)
             before, after = inside.phases, end.phases
             tokens = TokenCounts(inside.spec.prompt_tokens, inside.cached, end.tokens.completion + 1)
             phases = PhaseTimes(
@@ -257,17 +285,14 @@ class Pools:
             ends.append(Finished(end.seq_id, end.by, tokens, phases))
         self._on_step(firsts, ends)
 
-    def _least_work(self, workers: Sequence[Stepper], stage: str) -> int:
+    def _least_work(self, workers: Sequence[Stepper], held: "_Held") -> int:
         """The worker of a pool that the router would choose."""
-        held = [0] * len(workers)
-        rows = [0] * len(workers)
-        for inside in self._inside.values():
-            if inside.stage == stage:
-                held[inside.worker] += inside.spec.prompt_tokens
-                rows[inside.worker] += 1
-        waiting = held if stage == "prefill" else [0] * len(workers)
+        of_prompts = held is self._prompts
         views = [
-            ReplicaView(str(at), rows[at], worker.batcher.max_seqs, worker.kv_usage, 0, held[at], waiting[at])
+            ReplicaView(
+                str(at), held.rows[at], worker.batcher.max_seqs, worker.kv_usage, 0, held.tokens[at],
+                held.tokens[at] if of_prompts else 0,
+            )
             for at, worker in enumerate(workers)
-        ]
+        ]  # fmt: skip
         return choose_replica(views)

@@ -130,8 +130,10 @@ def candidate_for(
     traffic = model.traffic
     peak, mean = share * peak_of(traffic), share * traffic.requests_per_s
     count = replicas or replicas_for(peak, unit.rate, model.spare_replicas)
-    hourly = [replicas_for(share * load, unit.rate, model.spare_replicas) for load in day_of(traffic)]
-    mean_count = min(float(count), sum(hourly) / len(hourly)) if place.follows_load else float(count)
+    mean_count = float(count)
+    if place.follows_load:
+        hourly = [replicas_for(share * load, unit.rate, model.spare_replicas) for load in day_of(traffic)]
+        mean_count = min(mean_count, sum(hourly) / len(hourly))
     busy = _loads(unit, peak / max(1, count - model.spare_replicas), slow)  # with the spares down
     calm = _loads(unit, min(unit.rate, mean / mean_count), slow)
     gpus = unit.gpus * mean_count

@@ -164,12 +164,16 @@ def best_point(curve: Curve, *, ttft_ms: float, tpot_ms: float, slow: float = 1.
 
 def point_at(curve: Curve, rate: float, *, slow: float = 1.0, binds: str = "") -> Point:
     """The replica at a given load (at most the curve's)."""
-    at = curve.rate / slow
+    at = rate * slow  # on the curve, whose times are not stretched
+    high = min(max(1, int(np.searchsorted(curve.rate, at))), len(curve.rate) - 1)
+    low = max(0, high - 1)
+    start, end = float(curve.rate[low]), float(curve.rate[high])
+    part = min(1.0, max(0.0, (at - start) / (end - start))) if end > start else 0.0
 
     def read(values: Floats) -> float:
-        return float(np.interp(rate, at, values))
+        return float(values[low]) * (1.0 - part) + float(values[high]) * part
 
-    share = min(1.0, rate / float(at[0])) if at[0] > 0 else 1.0  # below the first point it is idle in between
+    share = min(1.0, at / float(curve.rate[0])) if curve.rate[0] > 0 else 1.0  # below the first point: idle between
     return Point(
         rate=rate,
         rows=read(curve.rows),
