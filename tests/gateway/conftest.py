@@ -245,22 +245,20 @@ class Worker:
                 )
                 for i in range(n)
             ]
-            encode = wire.chat_response
         else:
             choices = [wire.CompletionChoice(i, text, None, "stop") for i in range(n)]
-            encode = wire.completion_response
-        body = encode(answer_id="x", created=1, model=asked["model"], choices=choices, usage=used, baseload=times)
-        exchange.respond(200, body)
+        head = wire.Letterhead(chat, "x", 1, asked["model"])
+        exchange.respond(200, head.answer(choices, used, baseload=times))
 
     def _stream(self, exchange: Exchange, asked: dict, chat: bool, text: str) -> None:
         """The words of the text; or "stream:5" words, and then perhaps ":die", ":error", ":stall" or ":end"."""
         parts = text.split(":")
         words = [f"w{i} " for i in range(int(parts[1]))] if parts[0] == "stream" else text.split()
         end = parts[2] if parts[0] == "stream" and len(parts) > 2 else "done"
-        encode = wire.chat_chunk if chat else wire.completion_chunk
+        head = wire.Letterhead(chat, "x", 1, asked["model"])
 
         def event(choices: list, **more: object) -> bytes:
-            return wire.sse(encode(answer_id="x", created=1, model=asked["model"], choices=choices, **more))
+            return wire.sse(head.chunk(choices, **more))
 
         exchange.start(200, content_type=SSE)
         if chat:

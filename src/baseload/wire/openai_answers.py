@@ -154,107 +154,54 @@ def usage(*, prompt: int, completion: int, cached: int = 0) -> Usage:
     return Usage(prompt, completion, prompt + completion, PromptTokensDetails(cached))
 
 
-def chat_response(
-    *,
-    answer_id: str,
-    created: int,
-    model: str,
-    choices: Sequence[ChatChoice],
-    usage: Usage,
-    baseload: Phases | None = None,
-    service_tier: str = "",
-) -> bytes:
-    """A whole chat answer, as JSON. `created` is in seconds since 1970."""
-    return _encoder.encode(
-        _Answer(
-            answer_id,
-            "chat.completion",
-            created,
-            model,
-            choices,
-            usage,
-            baseload or UNSET,
-            UNSET,
-            service_tier or UNSET,
-        )
-    )
+class Letterhead(Struct, frozen=True):
+    """What an answer and each of its chunks say of themselves. `created` is in seconds since 1970."""
 
+    is_chat: bool
+    answer_id: str
+    created: int
+    model: str
+    service_tier: str = ""  # "": not told
 
-def chat_chunk(
-    *,
-    answer_id: str,
-    created: int,
-    model: str,
-    choices: Sequence[ChatChoice],
-    usage: Usage | None = None,
-    baseload: Phases | None = None,
-    service_tier: str = "",
-) -> bytes:
-    """One chunk of a chat stream, as JSON. The usage chunk has no choices."""
-    answer = _Answer(
-        answer_id,
-        "chat.completion.chunk",
-        created,
-        model,
-        choices,
-        usage or UNSET,
-        baseload or UNSET,
-        UNSET,
-        service_tier or UNSET,
-    )
-    return _encoder.encode(answer)
+    def answer(
+        self,
+        choices: Sequence[ChatChoice] | Sequence[CompletionChoice],
+        usage: Usage,
+        *,
+        baseload: Phases | None = None,
+    ) -> bytes:
+        """A whole answer, as JSON."""
+        return self._encoded("chat.completion" if self.is_chat else "text_completion", choices, usage, baseload)
 
+    def chunk(
+        self,
+        choices: Sequence[ChatChoice] | Sequence[CompletionChoice],
+        usage: Usage | None = None,
+        *,
+        baseload: Phases | None = None,
+    ) -> bytes:
+        """One chunk of a stream, as JSON. The usage chunk has no choices."""
+        return self._encoded("chat.completion.chunk" if self.is_chat else "text_completion", choices, usage, baseload)
 
-def completion_response(
-    *,
-    answer_id: str,
-    created: int,
-    model: str,
-    choices: Sequence[CompletionChoice],
-    usage: Usage,
-    baseload: Phases | None = None,
-    service_tier: str = "",
-) -> bytes:
-    """A whole text completion, as JSON."""
-    return _encoder.encode(
-        _Answer(
-            answer_id,
-            "text_completion",
-            created,
-            model,
-            choices,
-            usage,
-            baseload or UNSET,
-            UNSET,
-            service_tier or UNSET,
-        )
-    )
-
-
-def completion_chunk(
-    *,
-    answer_id: str,
-    created: int,
-    model: str,
-    choices: Sequence[CompletionChoice],
-    usage: Usage | None = None,
-    baseload: Phases | None = None,
-    service_tier: str = "",
-) -> bytes:
-    """One chunk of a text completion stream, as JSON. The usage chunk has no choices."""
-    return _encoder.encode(
-        _Answer(
-            answer_id,
-            "text_completion",
-            created,
-            model,
+    def _encoded(
+        self,
+        kind: str,
+        choices: Sequence[ChatChoice] | Sequence[CompletionChoice],
+        usage: Usage | None,
+        baseload: Phases | None,
+    ) -> bytes:
+        answer = _Answer(
+            self.answer_id,
+            kind,
+            self.created,
+            self.model,
             choices,
             usage or UNSET,
             baseload or UNSET,
             UNSET,
-            service_tier or UNSET,
+            self.service_tier or UNSET,
         )
-    )
+        return _encoder.encode(answer)
 
 
 def model_card(name: str, *, created: int, context_tokens: int = 0) -> bytes:

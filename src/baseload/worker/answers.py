@@ -22,15 +22,12 @@ from baseload.wire.openai_answers import (
     CompletionChoice,
     CompletionLogprobs,
     FunctionCall,
+    Letterhead,
     Phases,
     TokenLogprob,
     ToolCall,
     TopLogprob,
     Usage,
-    chat_chunk,
-    chat_response,
-    completion_chunk,
-    completion_response,
     sse,
     usage,
 )
@@ -59,11 +56,10 @@ class Answer:
         self.arrived_ns = arrived_ns
         self.first_ns = 0
         self._is_chat = isinstance(request, ChatRequest)
-        self._id = ("chatcmpl-" if self._is_chat else "cmpl-") + answer_id
+        shown = "" if tier is None else tier.value  # shown to whoever asked for one, or has another than usual
+        prefix = "chatcmpl-" if self._is_chat else "cmpl-"
+        self._head = Letterhead(self._is_chat, prefix + answer_id, int(time.time()), request.model, shown)
         self._headers = (("x-request-id", answer_id),)
-        self._created = int(time.time())
-        self._model = request.model
-        self._tier = "" if tier is None else tier.value  # shown to whoever asked for one, or has another than usual
         self._streams = bool(request.stream)
         self._wants_usage = request.include_usage
         self._wants_logprobs = request.logprobs is not None and request.logprobs is not False
@@ -109,18 +105,7 @@ class Answer:
             return
         tail = b""
         if self._wants_usage:
-            encode = chat_chunk if self._is_chat else completion_chunk
-            tail = sse(
-                encode(
-                    answer_id=self._id,
-                    created=self._created,
-                    model=self._model,
-                    choices=(),
-                    usage=used,
-                    baseload=times,
-                    service_tier=self._tier,
-                )
-            )
+            tail = sse(self._head.chunk((), used, baseload=times))
         self.exchange.end(tail + DONE)
 
     def fail(self, refusal: Refusal) -> None:
@@ -143,21 +128,10 @@ class Answer:
             logprobs = ChatLogprobs([self._token(delta)]) if shows else None
             part = ChatDelta(role="assistant", content=text) if first else ChatDelta(content=text)
             choice = ChatChoice(index=index, delta=part, logprobs=logprobs, finish_reason=delta.finish)
-            return self._chat_chunk(choice)
+            return self._head.chunk((choice,))
         listed = self._listed([delta], offset) if shows else None
         plain = CompletionChoice(index=index, text=text, logprobs=listed, finish_reason=delta.finish)
-        return completion_chunk(
-            answer_id=self._id, created=self._created, model=self._model, choices=(plain,), service_tier=self._tier
-        )
-
-    def _chat_chunk(self, choice: ChatChoice) -> bytes:
-        return chat_chunk(
-            answer_id=self._id,
-            created=self._created,
-            model=self._model,
-            choices=(choice,),
-            service_tier=self._tier,
-        )
+        return self._head.chunk((plain,))
 
     def _tool_chunks(self, delta: Delta) -> list[bytes]:
         """The chunks of a delta that may belong to a call: text as soon as it is none, a call once it is whole."""
@@ -174,10 +148,10 @@ class Answer:
                 begun += 1
             else:
                 parts.append(ChatDelta(content=piece))
-        chunks = [self._chat_chunk(ChatChoice(index=index, delta=part)) for part in parts]
+        chunks = [self._head.chunk((ChatChoice(index=index, delta=part),)) for part in parts]
         if delta.finish is not None:
             how = _finish(delta.finish, reader)
-            chunks.append(self._chat_chunk(ChatChoice(index=index, delta=ChatDelta(), finish_reason=how)))
+            chunks.append(self._head.chunk((ChatChoice(index=index, delta=ChatDelta(), finish_reason=how),)))
         return chunks
 
     def _whole_choice(self, index: int, text: str) -> ChatChoice:
@@ -197,15 +171,7 @@ class Answer:
         texts = ["".join(parts) for parts in self._texts]
         if self._is_chat:
             chats = [self._whole_choice(index, text) for index, text in enumerate(texts)]
-            return chat_response(
-                answer_id=self._id,
-                created=self._created,
-                model=self._model,
-                choices=chats,
-                usage=used,
-                baseload=times,
-                service_tier=self._tier,
-            )
+            return self._head.answer(chats, used, baseload=times)
         plain = [
             CompletionChoice(
                 index=index,
@@ -215,15 +181,7 @@ class Answer:
             )
             for index, text in enumerate(texts)
         ]
-        return completion_response(
-            answer_id=self._id,
-            created=self._created,
-            model=self._model,
-            choices=plain,
-            usage=used,
-            baseload=times,
-            service_tier=self._tier,
-        )
+        return self._head.answer(plain, used, baseload=times)
 
     def _token(self, delta: Delta) -> TokenLogprob:
         tokenizer = self._tokenizer

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from baseload.domain.errors import Reason, Refusal
 from baseload.domain.sampling import Grammar, GrammarKind, Sampling
 from baseload.wire.openai import parse_chat, parse_completion, to_sampling
-from baseload.wire.openai_answers import ChatChoice, ChatDelta, chat_chunk, model_list, usage
+from baseload.wire.openai_answers import ChatChoice, ChatDelta, Letterhead, model_list, usage
 from baseload.wire.openai_errors import error_body, error_event, error_of_worker
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -201,7 +201,7 @@ def test_errors_of_workers():
 
 
 def test_answers():
-    chunk = chat_chunk(answer_id="i", created=1, model="m", choices=[ChatChoice(0, delta=ChatDelta(content="x"))])
+    chunk = Letterhead(True, "i", 1, "m").chunk([ChatChoice(0, delta=ChatDelta(content="x"))])
     assert json.loads(chunk) == {
         "id": "i",
         "object": "chat.completion.chunk",
