@@ -6,7 +6,6 @@ from baseload.domain.errors import SettingsError
 
 SETTINGS = ("auto", "xla", "avx2", "avx512vnni", "avx512", "amx")
 XLA = "xla"  # no native kernels
-SCALAR = "scalar"  # the reference; never chosen, only asked for by tests
 
 
 @dataclass(frozen=True, slots=True)
