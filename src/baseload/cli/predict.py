@@ -17,6 +17,7 @@ from baseload.cli.predict_tables import (
     check_output,
     read_configs,
     read_file,
+    say_if_in_vain,
     write_answers,
 )
 from baseload.cli.screen import print_json, say
@@ -60,6 +61,7 @@ def serving(
         print_json({"output": str(output), "rows": len(answers), "calibrated": calibrated, "with_a_note": flagged})
     else:
         say(f"{len(answers)} rows answered ({calibrated} calibrated, {flagged} with a note) in {output}.")
+        say_if_in_vain(calibrate, calibrated, "accelerator, engine (`system`, `backend`) and mode")
 
 
 @predict.command("power")
@@ -94,6 +96,7 @@ def power(
         print_json({"output": str(output), "rows": len(answers), "calibrated": calibrated})
     else:
         say(f"{len(answers)} rows answered ({calibrated} calibrated) in {output}.")
+        say_if_in_vain(calibrate, calibrated, "accelerator (`hardware`)")
 
 
 def _accelerators_under_load(data: bytes, points: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 import typer
 
+from baseload.cli.screen import say
 from baseload.domain.errors import DataError
 from baseload.limits.tables import separator_of
 
@@ -47,6 +48,12 @@ def calibration(path: Path, read: Callable[..., Sequence[T]], measured: Callable
             hint="Name the measured columns as the pages of the limits model do, or leave --calibrate out.",
         )
     return rows
+
+
+def say_if_in_vain(calibrate: Path | None, calibrated: int, alike: str) -> None:
+    """That no answer rests on the measured rows, and what they would have to share with those asked."""
+    if calibrate is not None and not calibrated:
+        say(f"No answer rests on {calibrate}: none of its rows has the {alike} of a row that was asked.")
 
 
 def check_output(path: Path) -> None:

@@ -126,3 +126,11 @@ def test_what_is_no_table_is_refused_before_anything_is_written(
     assert isinstance(found.exception, DataError)
     assert what in found.exception.message
     assert not output.exists()
+
+
+def test_a_calibration_of_other_engines_says_that_nothing_rests_on_it(tmp_path: Path) -> None:
+    asked, output = table(tmp_path / "p.csv", ROWS[0]), tmp_path / "out.csv"
+    other = table(tmp_path / "c.csv", ROWS[0].replace("vllm", "sglang"))
+    assert "No answer rests on" in run("predict", "serving", asked, "--calibrate", other, "-o", output)
+    same = table(tmp_path / "c.csv", ROWS[0])
+    assert "No answer rests on" not in run("predict", "serving", asked, "--calibrate", same, "-o", output)
