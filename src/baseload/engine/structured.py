@@ -95,6 +95,8 @@ class GrammarCompiler:
             text = _grammar_text(matcher_class, grammar)
         except ValueError as error:
             raise _bad(grammar, str(error)) from error
+        except RecursionError:
+            raise _bad(grammar, "it is nested too deeply") from None
         with self._lock:
             if self._tokenizer is None:
                 eos = self._eos or None

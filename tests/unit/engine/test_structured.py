@@ -88,9 +88,11 @@ def test_choices_of_a_request_go_their_own_ways(compiler: GrammarCompiler, token
         (Grammar(GrammarKind.JSON_SCHEMA, '{"type": "nonsense"}'), "response_format"),
         (Grammar(GrammarKind.JSON_SCHEMA, '{"type": "object", "$ref": "#/$defs/none"}'), "response_format"),
         (Grammar(GrammarKind.JSON_SCHEMA, '{"$ref": "#"}'), "response_format"),  # noticed at the first mask
+        (Grammar(GrammarKind.JSON_SCHEMA, '{"items": ' * 5000 + "{}" + "}" * 5000), "response_format"),
         (Grammar(GrammarKind.REGEX, "(["), "structured_outputs.regex"),
         (Grammar(GrammarKind.LARK, "start: nothing"), "structured_outputs.grammar"),
     ],
+    ids=["unknown type", "no such reference", "endless", "deep", "regex", "lark"],
 )
 def test_a_bad_grammar_is_refused(compiler: GrammarCompiler, grammar: Grammar, param: str) -> None:
     with pytest.raises(Refusal) as caught:
