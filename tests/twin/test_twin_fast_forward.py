@@ -106,6 +106,29 @@ def test_a_stepper_shows_the_same_either_way(
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("then", ["look", "cancel a", "cancel c", "add", "slow", "hang", "nothing"])
+@pytest.mark.parametrize("cache", [False, True])
+def test_what_happens_in_the_step_after_which_somebody_comes_in(then: str, cache: bool) -> None:
+    """A newcomer ends a quiet stretch with the step that runs; something else happens before that step has ended."""
+    engine = EngineSpec(max_seqs=4, max_step_tokens=64, block_tokens=4, max_waiting=9, prefix_cache=cache)
+    hashes = tuple(range(40))
+    script = [
+        (0, "add", SeqSpec("a", 10, 80, prefix_hashes=hashes, stop_after=60)),
+        (0, "add", SeqSpec("b", 9, 70, stop_after=41)),
+        (20_000, "add", SeqSpec("c", 30, 50, prefix_hashes=hashes[:7], stop_after=40)),
+    ]
+    what, _, name = then.partition(" ")
+    if what != "nothing":
+        script.append((20_050, what, SeqSpec(name or "d", 12, 33, prefix_hashes=hashes[:3], stop_after=20)))
+    script += [(at, "look", SeqSpec("", 1, 1)) for at in (20_100, 20_600, 22_000, 30_000)]
+    fast, exact = (Played(exact=is_exact, engine=engine, kv_tokens=400) for is_exact in (False, True))
+    fast.run(script)
+    exact.run(script)
+    assert fast.seen == exact.seen
+    assert fast.stepper.batcher.totals == exact.stepper.batcher.totals
+    assert fast.stepper.steps == exact.stepper.steps
+
+
 @pytest.mark.parametrize("seed", range(20_001, 20_011))
 def test_a_whole_simulation_takes_the_same_actions_either_way(seed: int) -> None:
     """With all faults drawn from the seed: crashes, hangs, stalls, kills of control, clients that hang up."""
