@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[3]
 
 STRUCK = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.{usual})  # whatever a background shell made of it
 class Strike:
     def find_spec(self, name, path=None, target=None):
         if name == "{at}":
@@ -21,10 +22,10 @@ run()
 
 
 def struck(
-    at: str, *arguments: str, module: str = "baseload.cli.__main__", before: str = ""
+    at: str, *arguments: str, module: str = "baseload.cli.__main__", usual: str = "default_int_handler"
 ) -> subprocess.CompletedProcess[str]:
     """The command, struck at the import of the module `at`."""
-    code = before + STRUCK.format(module=module, at=at, arguments=arguments)
+    code = STRUCK.format(module=module, at=at, arguments=arguments, usual=usual)
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -42,7 +43,8 @@ def test_ctrl_c_during_a_commands_own_imports_is_quiet() -> None:
 
 
 def test_elsewhere_it_is_an_interrupt_like_any_other() -> None:
-    code = "import os, signal\nfrom baseload.cli import main, __main__ as entry\n"
+    code = "import os, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from baseload.cli import main, __main__ as entry\n"
     code += "main.run = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
     code += "try:\n    entry.run()\nexcept KeyboardInterrupt:\n    print('caught')\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
@@ -50,8 +52,6 @@ def test_elsewhere_it_is_an_interrupt_like_any_other() -> None:
 
 
 def test_where_ctrl_c_is_ignored_it_stays_so() -> None:
-    done = struck(
-        "baseload.cli.screen", "version", before="import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-    )
+    done = struck("baseload.cli.screen", "version", usual="SIG_IGN")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("baseload ")
