@@ -55,7 +55,7 @@ def test_rows_come_back_with_times_and_what_they_rest_on(tmp_path: Path) -> None
     rows = answers(output)
     assert [row["id"] for row in rows] == ["a", "b"]
     assert all(float(row["tpot_ms"]) > 0 and float(row["ttft_ms"]) > 0 for row in rows)
-    assert rows[0]["basis"] in ("sheet only", "shipped values for h100_sxm/vllm")  # whatever the last fit had points of
+    assert rows[0]["basis"] in ("sheet only", "shipped values for h100_sxm/vllm")  # as the fit had it
     assert rows[1]["basis"] == "sheet only"
     assert rows[0]["silicon_tpot_ms"] == "14"
 
