@@ -5,6 +5,7 @@ was measured, `queued_ts`, `first_token_ts` and `last_token_ts` (seconds of any 
 Settings: vLLM's names (in `engine_kwargs` or at the top), SGLang's for the same things are known too.
 """
 
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +78,7 @@ class EngineSettings(Struct, frozen=True):
 def parse_requests(data: bytes, *, name: str) -> list[Recorded]:
     """Requests of a file, arrivals counted from the first; DataError names the line."""
     found: list[tuple[float, Recorded]] = []
-    for line, text in enumerate(data.splitlines(), start=1):
+    for line, text in enumerate(data.removeprefix(BOM_UTF8).splitlines(), start=1):
         if not text.strip():
             continue
         try:
@@ -137,7 +138,7 @@ def _number(row: Mapping[str, Any], names: tuple[str, ...]) -> float | None:
 def parse_engine(data: bytes, *, name: str, memory_gb: float) -> EngineSettings:
     """Settings from JSON; what is not stated is vLLM's default for an accelerator of so much memory."""
     try:
-        meta = msgspec.json.decode(data, type=dict[str, Any])
+        meta = msgspec.json.decode(data.removeprefix(BOM_UTF8), type=dict[str, Any])
     except msgspec.DecodeError as error:
         raise DataError(f"{name}: not a JSON object: {error}.", hint=_ENGINE_HINT) from None
     inner: dict[str, Any] = next(
@@ -188,25 +189,37 @@ class _Settings:
 
     def count(self, *names: str, default: int) -> int:
         for key in names:
-            value = self.found.get(key)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
+            value = self._number(key)
+            if value is None:
                 continue
             if not -1 <= value <= _MOST:
-                raise DataError(f"{self.name}: `{key}` is {value}; it must be from 1 to {_MOST}.", hint=_ENGINE_HINT)
+                raise DataError(
+                    f"{self.name}: `{key}` is {value:g}; it must be from 1 to {_MOST}.", hint=_ENGINE_HINT
+                )
             if value >= 1:  # 0 and -1 leave it to the engine
                 return int(value)
         return default
 
     def share(self, *names: str, default: float) -> float:
         for key in names:
-            value = self.found.get(key)
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
+            value = self._number(key)
+            if value is not None:
                 if not 0 < value <= 1:
                     raise DataError(
-                        f"{self.name}: `{key}` is {value}; it must be above 0 and at most 1.", hint=_ENGINE_HINT
+                        f"{self.name}: `{key}` is {value:g}; it must be above 0 and at most 1.", hint=_ENGINE_HINT
                     )
                 return float(value)
         return default
+
+    def _number(self, key: str) -> float | None:
+        """The number under a name, also where it is written as text; None: nothing, or left to the engine."""
+        value = self.found.get(key)
+        if isinstance(value, str) and value.strip().lower() not in ("", "auto", "none"):
+            try:
+                return float(value)
+            except ValueError:
+                raise DataError(f"{self.name}: `{key}` is {value!r}, not a number.", hint=_ENGINE_HINT) from None
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def _plans_ahead(found: Mapping[str, Any], *, is_sglang: bool) -> bool:

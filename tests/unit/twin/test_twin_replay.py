@@ -251,3 +251,13 @@ def test_settings_that_no_engine_takes_are_refused_by_name(setting: str) -> None
     with pytest.raises(DataError, match=setting.split('"')[1]):
         parse_engine(f'{{"engine_kwargs": {{{setting}}}}}'.encode(), name="meta.json", memory_gb=80.0)
     assert parse_engine(b'{"max_num_seqs": -1}', name="meta.json", memory_gb=80.0).max_seqs == 1024
+
+
+def test_settings_written_as_text_are_numbers_and_a_byte_order_mark_is_none_of_the_text() -> None:
+    text = b'\xef\xbb\xbf{"tensor_parallel_size": "2", "gpu_memory_utilization": "0.8", "max_model_len": "auto"}'
+    found = parse_engine(text, name="meta.json", memory_gb=80.0)
+    assert (found.tp, found.memory_share, found.max_context) == (2, 0.8, 1 << 30)
+    with pytest.raises(DataError, match="`tensor_parallel_size` is 'two', not a number"):
+        parse_engine(b'{"tensor_parallel_size": "two"}', name="meta.json", memory_gb=80.0)
+    line = b'\xef\xbb\xbf{"arrival_time": 0, "input_toks": 5, "output_toks": 2}\r\n'
+    assert len(parse_requests(line, name="r.jsonl")) == 1
