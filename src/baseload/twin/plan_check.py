@@ -28,10 +28,10 @@ from baseload.twin.workload import Arrival
 MOST_REPLICAS = 4
 WARM_UP, TAIL = 0.35, 0.10  # shares of the requests, first and last, that only fill the replicas, or see them empty
 START_NS = 5 * NS_PER_S  # by then all replicas are up
-MOST_REQUESTS = 4_000
+MOST_REQUESTS = 4_000  # unless one replica needs more
 LOOKS = 20  # at a replica during a mean answer, if that takes longer than so many seconds
-TURNOVERS = 6  # requests of a run, in batches of all replicas: enough to fill them and then to look
-LEAST_TURNOVERS = 4  # however large a batch is: the warm-up must outlast an answer, or a run sees it half full
+TURNOVERS, MOST_TURNOVERS = 6.0, 20.0  # requests of a run, in batches of all replicas: to fill them and then to look
+FILLING = 3.0  # for each time that an answer is slower than alone: so much longer a replica takes to fill
 TOLERANCE = 1.02  # a level is held to be kept when it is missed by less: the run is a sample
 
 Floats = NDArray[np.float64]
@@ -52,8 +52,7 @@ def run_check(candidate: Candidate, *, requests: int, seed: int = 1, lengths: Le
     model = candidate.model
     simulated = simulated_of(candidate)
     rate = rate_of(candidate) * simulated
-    turnover = _batch(candidate) * simulated
-    count = int(max(LEAST_TURNOVERS * turnover, min(MOST_REQUESTS, max(requests, TURNOVERS * turnover))))
+    count = int(max(requests, _turnovers(candidate) * _batch(candidate) * simulated))
     arrivals = _arrivals(model.traffic, rate, count, seed, lengths)
     seen = _seen(candidate, arrivals, simulated, seed)
     levels = model.levels
@@ -84,12 +83,19 @@ def run_check(candidate: Candidate, *, requests: int, seed: int = 1, lengths: Le
 def simulated_of(candidate: Candidate) -> int:
     """Replicas of a check."""
     active = candidate.replicas - candidate.model.spare_replicas
-    return max(1, min(active, MOST_REPLICAS, int(MOST_REQUESTS / TURNOVERS / _batch(candidate))))
+    return max(1, min(active, MOST_REPLICAS, int(MOST_REQUESTS / _turnovers(candidate) / _batch(candidate))))
+
+
+def _turnovers(candidate: Candidate) -> float:
+    """How often the batch is to be replaced: near its capacity a replica fills slowly, and a short run sees it half
+    full and fast."""
+    slower = candidate.load.tpot_ms / float(candidate.unit.option.curve.tpot_ms[0])
+    return min(MOST_TURNOVERS, max(TURNOVERS, FILLING * slower))
 
 
 def _batch(candidate: Candidate) -> float:
-    """Sequences in a replica."""
-    return max(1.0, candidate.unit.decode.rows * candidate.unit.decode_workers)
+    """Sequences that decode in a replica at the planned peak."""
+    return max(1.0, candidate.load.rows * candidate.unit.decode_workers)
 
 
 def rate_of(candidate: Candidate) -> float:
