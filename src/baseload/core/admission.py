@@ -78,7 +78,7 @@ class AdmissionMachine:
         key = tab.key
         if key.models and request.model not in key.models:
             return Refusal(Reason.FORBIDDEN, f"The key {key.name!r} may not use the model {request.model!r}.")
-        if request.tier.rank > key.tier.rank:
+        if request.tier is not key.tier and request.tier.rank > key.tier.rank:
             return Refusal(
                 Reason.FORBIDDEN, f"The key {key.name!r} may not ask for the class {request.tier.value!r}."
             )

@@ -121,7 +121,7 @@ class Batcher:
             seq = Sequenced(spec, arrival=self._arrivals, now_ns=now_ns, limit=limit)
             self._arrivals += 1
             self._start_hashing(seq, spec)
-            self._paced = self._paced or spec.pace != NO_PACE
+            self._paced = self._paced or (spec.pace is not NO_PACE and spec.pace != NO_PACE)
             self._seqs[seq.seq_id] = seq
             self._waiting.append(seq)  # the latest arrival: order kept
 

@@ -25,6 +25,7 @@ from baseload.core.load import (
     crashes_in_a_row,
     most_replicas,
     needs_restart,
+    outdated,
     proves_well,
     scaling_view,
     watch_demand,
@@ -387,7 +388,7 @@ class FleetMachine:
     def _replace_outdated(self, crew: Crew, now_ns: int) -> None:
         """One at a time: start the new one first where there is room, then drain an old one."""
         wanted = [replica for replica in crew.wanted if replica.confirmed]
-        old = [replica for replica in wanted if needs_restart(replica.spec, crew.spec)]
+        old = outdated(wanted, crew.spec)
         if not old or crew.removed or self.state.halted:
             return
         why = "the model's engine settings changed"

@@ -22,7 +22,7 @@ def scaling_view(crew: Crew, lane: Lane, *, oldest_wait_ns: int, now_ns: int) ->
     wanted = crew.wanted
     return ScalingView(
         wanted=count_wanted(crew),
-        ready=sum(replica.state is READY and replica.confirmed for replica in wanted),
+        ready=len([True for replica in wanted if replica.state is READY and replica.confirmed]),
         queued=lane.waiting,
         oldest_wait_ns=oldest_wait_ns,
         in_flight=lane.in_flight - lane.waiting,
@@ -83,11 +83,11 @@ def mean_answer(before: tuple[int, int, int], now: tuple[int, int, int]) -> floa
 def count_wanted(crew: Crew) -> int:
     """How many replicas serve or will, without the one that is on its way to replace an outdated one."""
     wanted = crew.wanted
-    old = sum(needs_restart(replica.spec, crew.spec) for replica in wanted)
+    old = outdated(wanted, crew.spec)
     if not old:
         return len(wanted)
     fresh = [replica for replica in wanted if not needs_restart(replica.spec, crew.spec)]
-    return len(wanted) - (old > 0 and any(replica.state is not READY for replica in fresh))
+    return len(wanted) - any(replica.state is not READY for replica in fresh)
 
 
 def watch_load(crew: Crew, lane: Lane, seats: dict[str, Seat], now_ns: int) -> None:
@@ -139,6 +139,11 @@ def by_worth(replicas: list[Replica], spec: ModelSpec, seats: dict[str, Seat]) -
         return (not needs_restart(replica.spec, spec), replica.state is READY, load, -replica.started_ns)
 
     return sorted(replicas, key=worth)
+
+
+def outdated(replicas: list[Replica], spec: ModelSpec) -> list[Replica]:
+    """Those that cannot serve `spec` as they are."""
+    return [replica for replica in replicas if replica.spec is not spec and needs_restart(replica.spec, spec)]
 
 
 def needs_restart(old: ModelSpec, new: ModelSpec) -> bool:
