@@ -187,11 +187,12 @@ def told(name: str, knob: float, theirs: list[Outcome], ours: list[Outcome]) -> 
     """A row of the result: ours against a rival, paired by seed."""
     shares = [o.usd_per_1000_well_served / t.usd_per_1000_well_served - 1 for o, t in zip(ours, theirs, strict=True)]
     mean, low, high = interval(shares)
+    within = "[one seed]" if np.isnan(low) else f"[{low:+.1%} … {high:+.1%}]"
     attained = [np.mean([o.attainment for o in side]) for side in (ours, theirs)]
     ttft = [np.mean([o.ttft_p99_ms for o in side]) for side in (ours, theirs)]
     print(
-        f"⇒ ours against {name} ({knob:g}): {mean:+.1%} [{low:+.1%} … {high:+.1%}] dollars per request within "
-        f"levels; attainment {attained[0]:.4f} / {attained[1]:.4f}; TTFT p99 {ttft[0]:.0f} / {ttft[1]:.0f} ms; "
+        f"⇒ ours against {name} ({knob:g}): {mean:+.1%} {within} dollars per request within levels; "
+        f"attainment {attained[0]:.4f} / {attained[1]:.4f}; TTFT p99 {ttft[0]:.0f} / {ttft[1]:.0f} ms; "
         f"$/1,000 {np.mean([o.usd_per_1000_well_served for o in ours]):.3f}",
         flush=True,
     )

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from html.parser import HTMLParser
 from multiprocessing import connection
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from baseload.cli.main import app
+from baseload.domain.errors import BaseloadError
 from baseload.domain.model import ModelSpec, Scaling
 from baseload.twin.cells import _run_all, cell_of, simulate_cells
 from baseload.twin.charts import Line, Mark, line_chart, number, strip, time_words, took_words, unit_of
@@ -174,6 +177,18 @@ def test_cells_that_run_end_with_who_asked_for_them() -> None:
         ended = connection.wait(left, timeout=30.0)
         assert ended, f"{len(left)} of {len(children)} processes outlive who asked for them"
         left.difference_update(ended)
+
+
+def test_a_process_that_is_killed_ends_the_run_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(futures: Sequence[object]) -> Iterator[object]:
+        raise BrokenProcessPool("a process was terminated abruptly")
+
+    monkeypatch.setattr("baseload.twin.cells.as_completed", broken)
+    model = msgspec.structs.replace(MODEL, scaling=Scaling(min_replicas=4, max_replicas=4))
+    config = msgspec.structs.replace(CONFIG, models=(model,), cells=4, processes=2, lean=True, faults=Faults())
+    with pytest.raises(BaseloadError, match="was ended from outside") as ended:
+        simulate_cells(config)
+    assert "processes = 1" in ended.value.hint
 
 
 def test_the_command_writes_page_and_json_and_compares(tmp_path: Path) -> None:

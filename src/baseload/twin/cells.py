@@ -11,11 +11,12 @@ import signal
 import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
 import msgspec
 
-from baseload.domain.errors import SettingsError
+from baseload.domain.errors import BaseloadError, SettingsError
 from baseload.domain.rng import Rng
 from baseload.twin.door import dealt, part
 from baseload.twin.report import Failure, SimulateReport, make_report
@@ -131,10 +132,15 @@ def _run_all(config: SimulateConfig, processes: int) -> Generator[_Ended, None, 
             work.clear()
             for future in as_completed(futures):
                 yield future.result()
-        except BaseException:  # Ctrl-C above all: cells that run would be waited for otherwise
+        except BaseException as error:  # Ctrl-C above all: cells that run would be waited for otherwise
             pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
                 child.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise BaseloadError(
+                    f"One of the {processes} processes that simulate cells was ended from outside.",
+                    hint="If memory ran out: `processes = 1` in the specification, or `--cell 0` for one cell alone.",
+                ) from error
             raise
 
 
