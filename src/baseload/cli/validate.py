@@ -41,7 +41,10 @@ def validate(
         raise SettingsError(f"--data {data}: there is no such folder.", hint="Name the folder of the measurements.")
     parts = {name: part for name, part in PARTS.items() if (folder / part[0]).exists() and name in wanted}
     if not data or not parts:
-        say("Skipped: no measurements. Name their folder with --data (it has serving_measured/serving_measured.csv).")
+        if as_json:
+            print_json([])
+        else:
+            say("Skipped: no measurements. Name their folder with --data; it has serving_measured/serving_measured.csv.")
         return
     rows: list[Row] = []
     bar = Progress(

@@ -90,6 +90,7 @@ def test_bad_rows_are_named(tmp_path: Path, row: str, what: str) -> None:
 def test_validate_skips_with_a_word_where_there_are_no_measurements(tmp_path: Path) -> None:
     assert "Skipped: no measurements" in run("validate")
     assert "Skipped: no measurements" in run("validate", "--data", tmp_path)
+    assert json.loads(run("validate", "--data", tmp_path, "--json")) == []
 
 
 def test_validate_prints_goals_and_what_is_missing(tmp_path: Path) -> None:
