@@ -44,7 +44,7 @@ def validate(
         if as_json:
             print_json([])
         else:
-            say("Skipped: no measurements. Name their folder with --data; it has serving_measured/serving_measured.csv.")
+            say("Skipped: no measurements. Name their folder with --data; serving_measured/ is in it.")
         return
     rows: list[Row] = []
     bar = Progress(
