@@ -157,11 +157,14 @@ def _check(check: Check) -> str:
         ("TPOT, ms", f"{check.formula_tpot_ms:.1f}", f"{check.twin_tpot_ms:.1f}", f"{check.gap_tpot:+.0%}"),
     ]
     verdict = '<b class="good">keeps the levels</b>' if check.holds else '<b class="bad">does not keep the levels</b>'
+    each = f"; {check.attainment:.1%} of requests keep them each for itself"
+    if not check.levels and check.holds:
+        verdict, each = "there is no level to keep", ""
     raised = f", with {many(check.raised, 'replica')} more than the formula alone" if check.raised else ""
     replicas = "1 replica" if check.replicas == 1 else f"{check.replicas:,} replicas"
     return (
-        f"<p>Twin run of {check.requests:,} requests on {replicas}: {verdict}{raised}; {check.attainment:.1%} of "
-        f"requests keep them each for itself. {escape(check.note)}</p>" + table(("", "formula", "twin", "gap"), rows)
+        f"<p>Twin run of {check.requests:,} requests on {replicas}: {verdict}{raised}{each}. "
+        f"{escape(check.note)}</p>" + table(("", "formula", "twin", "gap"), rows)
     )
 
 

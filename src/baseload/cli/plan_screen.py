@@ -103,12 +103,14 @@ def _is_part(choice: Choice, one: ModelAnswer) -> bool:
 
 def _show_check(check: Check) -> None:
     verdict = "keeps the levels" if check.holds else "does NOT keep the levels"
+    each = f"; {check.attainment:.1%} of requests keep them each for itself"
+    if not check.levels and check.holds:
+        verdict, each = "no level to keep", ""
     raised = f" with {check.raised:,} more replica{'' if check.raised == 1 else 's'}" if check.raised else ""
     say(
         f"  Twin ({check.requests:,} requests, {check.replicas:,} replica{'' if check.replicas == 1 else 's'}): "
         f"TTFT {check.twin_ttft_ms:,.0f} ms ({check.gap_ttft:+.0%}), TPOT {check.twin_tpot_ms:.1f} ms "
-        f"({check.gap_tpot:+.0%}); "
-        f"{verdict}{raised}; {check.attainment:.1%} of requests keep them each for itself. {check.note}"
+        f"({check.gap_tpot:+.0%}); {verdict}{raised}{each}. {check.note}".rstrip()
     )
 
 

@@ -76,6 +76,7 @@ def run_check(candidate: Candidate, *, requests: int, seed: int = 1, lengths: Le
         attainment=float(good.sum()) / (len(ttft) + seen.refused),
         refused=seen.refused,
         holds=holds,
+        levels=bool(levels.ttft_ms or levels.tpot_ms),
         raised=raised_of(candidate),
     )
 

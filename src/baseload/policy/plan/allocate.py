@@ -3,7 +3,7 @@
 minimise   Σ score · x + score_on · (x > 0)
 subject to Σ rate · x ≥ demand          of each model (with spares) and training job
            gpus, watts, dollars, carbon within what is stated
-           at most one kind of unit a model and site; x whole
+           at most one kind of unit a model and site, more only where its stocks are too few alone; x whole
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from scipy.sparse import csr_array
 
 GAP = 1e-4
 TIME_LIMIT_S = 10.0
+MOST_KINDS = 3  # of units of one model at a site
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +83,33 @@ def allocate(demands: dict[str, float], columns: Sequence[Column], bounds: Seque
         rows.append({i: 1.0, count + i: -float(most[i])})
         low.append(-np.inf)
         high.append(0.0)
+    short = _short(columns, demands, bounds)
     for key in dict.fromkeys((c.demand, c.site) for c in columns):
         rows.append({count + i: 1.0 for i, c in enumerate(columns) if (c.demand, c.site) == key})
         low.append(-np.inf)
+        high.append(float(min(MOST_KINDS, max(1, short.get(key, 0) + 1))))
+    for stock in dict.fromkeys((c.demand, c.site, c.stock) for c in columns):
+        rows.append({count + i: 1.0 for i, c in enumerate(columns) if (c.demand, c.site, c.stock) == stock})
+        low.append(-np.inf)
         high.append(1.0)
     return _solve(rows, low, high, columns, most)
+
+
+def _short(
+    columns: Sequence[Column], demands: dict[str, float], bounds: Sequence[Bound]
+) -> dict[tuple[str, str], int]:
+    """How many stocks of a site hold too few accelerators for all of a demand, by demand and site."""
+    counts = {(b.site, b.stock): b.most for b in bounds if b.stock and b.figure == "gpus"}
+    held: dict[tuple[str, str, str], float] = {}
+    for c in columns:
+        most = counts.get((c.site, c.stock))
+        if most is not None and not c.whole:
+            key = (c.demand, c.site, c.stock)
+            held[key] = max(held.get(key, 0.0), most / c.gpus * c.rate)
+    found: dict[tuple[str, str], int] = {}
+    for (demand, site, _), most in held.items():
+        found[demand, site] = found.get((demand, site), 0) + (most < demands[demand])
+    return found
 
 
 def _most(column: Column, demand: float) -> int:

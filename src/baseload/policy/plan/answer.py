@@ -86,6 +86,7 @@ class Check(Struct, frozen=True, kw_only=True):
     attainment: float  # share of requests within the levels on TTFT and TPOT
     refused: int
     holds: bool  # the twin, too, is within the levels
+    levels: bool = True  # whether there are any
     raised: int = 0  # replicas beyond the formula's, because the twin asked for them
     note: str = ""
 

@@ -127,7 +127,7 @@ class PlanSpec(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     shift_by: Literal["price", "carbon"] = "price"  # where hours are stated: what work is moved for
     models: tuple[ServedModel, ...] = ()
     training: tuple[TrainingJob, ...] = ()
-    sites: tuple[Site, ...]
+    sites: tuple[Site, ...] = ()  # at least one
     limits: PlanLimits = PlanLimits()
     alternatives: int = 10  # ranked answers per model
     accelerators_file: str = ""  # your own accelerators TOML; zones and transfer prices may stand in it too

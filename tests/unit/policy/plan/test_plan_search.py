@@ -211,3 +211,19 @@ def test_two_models_share_a_stock() -> None:
 def test_questions_that_are_none_are_refused(question: Question, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         check_spec(question(**changes), name="x.toml")
+
+
+def test_a_site_mixes_kinds_of_one_model_only_where_one_is_too_few() -> None:
+    def column(stock: str, rate: float, usd: float) -> Column:
+        return Column(
+            demand="model a", site="s", stock=stock, rate=rate, gpus=1, score=usd, usd_per_hour=usd, peak_w=1.0,
+            mean_w=1.0, kg_per_hour=0.0,
+        )  # fmt: skip
+
+    columns = [column("cheap", 10.0, 1.0), column("dear", 10.0, 3.0), column("dear", 4.0, 1.5)]
+    few = Bound("cheap at s", 2.0, "gpus", "s", "cheap")
+    assert allocate({"model a": 20.0}, columns, [few]) == [2, 0, 0]
+    assert allocate({"model a": 35.0}, columns, [few]) == [2, 2, 0]  # not three kinds: one a stock
+    assert allocate({"model a": 35.0}, columns, []) == [4, 0, 0]
+    plenty = Bound("cheap at s", 9.0, "gpus", "s", "cheap")
+    assert allocate({"model a": 80.0}, columns, [plenty]) == [8, 0, 0]
