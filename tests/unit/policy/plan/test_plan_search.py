@@ -220,7 +220,7 @@ def test_a_site_mixes_kinds_of_one_model_only_where_one_is_too_few() -> None:
             mean_w=1.0, kg_per_hour=0.0,
         )  # fmt: skip
 
-    columns = [column("cheap", 10.0, 1.0), column("dear", 10.0, 3.0), column("dear", 4.0, 1.5)]
+    columns = [column("cheap", 10.0, 1.0), column("dear", 10.0, 3.0), column("dear", 4.0, 1.7)]
     few = Bound("cheap at s", 2.0, "gpus", "s", "cheap")
     assert allocate({"model a": 20.0}, columns, [few]) == [2, 0, 0]
     assert allocate({"model a": 35.0}, columns, [few]) == [2, 2, 0]  # not three kinds: one a stock
