@@ -33,6 +33,7 @@ class Way:
 
     limit: Limit
     factor: float
+    others: tuple[str, ...] = ()  # where not even so: what cannot be kept either
 
 
 def limits_of(spec: PlanSpec) -> list[Limit]:
@@ -68,6 +69,13 @@ def limits_of(spec: PlanSpec) -> list[Limit]:
 def conflict(problem: Problem, spec: PlanSpec) -> tuple[list[Limit], list[Way]]:
     """The minimal set, and what each member would have to become; an empty set: not even without all limits."""
     limits = limits_of(spec)
+    kept = _minimal(problem, spec, limits)
+    ways = [_way(problem, spec, limit, limits) for limit in kept]
+    return kept, sorted(ways, key=lambda w: w.factor if w.factor > 0 else MOST_FACTOR)
+
+
+def _minimal(problem: Problem, spec: PlanSpec, limits: list[Limit]) -> list[Limit]:
+    """The fewest of these limits that conflict; none where the rest alone has no plan."""
 
     def feasible(kept: list[Limit]) -> bool:
         changed = spec
@@ -77,14 +85,30 @@ def conflict(problem: Problem, spec: PlanSpec) -> tuple[list[Limit], list[Way]]:
         return problem.solve(changed, polish=False) is not None
 
     if not feasible([]):
-        return [], []
+        return []
     kept = list(limits)
     for limit in limits:
         fewer = [one for one in kept if one is not limit]
         if not feasible(fewer):
             kept = fewer
-    ways = [Way(limit, _least(problem, spec, limit)) for limit in kept]
-    return kept, sorted(ways, key=lambda w: w.factor if w.factor > 0 else MOST_FACTOR)
+    return kept
+
+
+def _way(problem: Problem, spec: PlanSpec, limit: Limit, limits: list[Limit]) -> Way:
+    """How far this one must give way; where that is not enough, what else conflicts once it is gone."""
+    factor = _least(problem, spec, limit)
+    if factor >= 0:
+        return Way(limit, factor)
+    changed, left, others = limit.change(spec, 0.0), [one for one in limits if one is not limit], []
+    while problem.solve(changed, polish=False) is None:
+        more = _minimal(problem, changed, left)
+        if not more:
+            break
+        others += more
+        left = [one for one in left if one not in more]
+        for one in more:
+            changed = one.change(changed, 0.0)
+    return Way(limit, factor, tuple(one.name for one in others))
 
 
 def _least(problem: Problem, spec: PlanSpec, limit: Limit) -> float:

@@ -373,6 +373,8 @@ def _infeasible(
 ) -> PlanReport:
     if limits:
         why = "Each of these is needed for the conflict; without any one of them the others can be kept."
+        if all(way.factor < 0 for way in ways):
+            why = "It is not the only conflict: each of these is needed for this one, and there is another."
     else:
         why = "Not even without any limit: nothing that is offered and known well enough can do it"
         why += f" (of a kind without a count, {NO_LIMIT:,} accelerators are taken to be had)."
@@ -400,7 +402,8 @@ def _said(limit: Limit) -> str:
 def _way(way: Way) -> str:
     limit = way.limit
     if way.factor < 0:
-        return f"{limit.name}: relaxing it alone is not enough, for other limits conflict too"
+        others = ", ".join(way.others) or "other limits"
+        return f"{limit.name}: relaxing it alone is not enough; these conflict too: {others}"
     if way.factor == 0:
         return f"{limit.name}: only without it"
     value = limit.value * way.factor

@@ -101,6 +101,15 @@ def test_conflicts_are_minimal_and_each_way_out_is_one(ask: Ask, question: Quest
     assert not ask(replace(spec, limits=PlanLimits(usd_per_month=0.97 * needed))).report.feasible
 
 
+def test_two_limits_that_each_cannot_be_kept_are_both_named(ask: Ask, question: Question) -> None:
+    conflict = ask(question(limits=PlanLimits(usd_per_month=5, megawatts=1e-5))).report.conflict
+    assert conflict is not None
+    said = " ".join((*conflict.limits, *conflict.relax))
+    assert "budget" in said
+    assert "these conflict too: power limit" in said or "these conflict too: budget" in said
+    assert "not the only conflict" in conflict.why
+
+
 def test_residency_and_megawatts_are_limits_like_the_others(ask: Ask, question: Question) -> None:
     away = ask(question(residency=("us",))).report
     assert away.conflict is not None
