@@ -162,6 +162,7 @@ def test_cells_are_parts_of_the_whole() -> None:
     assert report.cold_starts == sum(part.cold_starts for part in parts) == 4
     assert report.requests == len(all_arrivals(config.workload, models=["m"], seed=config.seed))
     assert max(sample.ready for sample in report.timeline) == 4
+    assert report.timeline[-1].at_s == max(part.timeline[-1].at_s for part in parts)
 
 
 def test_cells_that_run_end_with_who_asked_for_them() -> None:

@@ -1,6 +1,7 @@
 """`baseload simulate run` and `diff`: a fleet on a virtual clock, its report, and two of them side by side."""
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -204,9 +205,10 @@ def _print_report(report: "SimulateReport") -> None:
         f"${report.usd_per_1000_well_served:,.4f} per thousand of them."
     )
     _print_faults(report.faults_by_kind)
-    for decision in report.decisions[:DECISIONS_SHOWN]:
-        say(f"  {decision.what.replace('_', ' ')}: {decision.why}", style="dim")
-    if report.decisions_total > DECISIONS_SHOWN:
+    made = Counter(f"{decision.what.replace('_', ' ')}: {decision.why}" for decision in report.decisions)
+    for words, times in list(made.items())[:DECISIONS_SHOWN]:
+        say(f"  {words}" + (f" ({times:,} times)" if times > 1 else ""), style="dim")
+    if report.decisions_total > made.total() or len(made) > DECISIONS_SHOWN:
         say(f"  … {report.decisions_total:,} decisions in all; --json has more.", style="dim")
     say(f"Step times: {report.step_time_basis}. Seed {report.seed}, digest {report.digest[:16]}.", style="dim")
 

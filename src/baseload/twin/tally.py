@@ -166,6 +166,7 @@ class Tally:
             ours = self.samples[at]
             added = {name: getattr(ours, name) + getattr(sample, name) for name in FleetSample.__struct_fields__[1:]}
             self.samples[at] = FleetSample(at_s=ours.at_s, **added)
+        self.samples += other.samples[len(self.samples) :]  # it ran on when all before it had ended
 
     def table(self) -> Table:
         """The requests so far."""
