@@ -29,6 +29,8 @@ LEAST_ROOM = 0.03  # of it for the cache however tight the weights: who deploys 
 MEMORY_MOST = 0.97  # what weights may fill before a deployment is held to be impossible
 LATENT = 3.4  # decoding MLA works in the latent space: over so many times the elements a pair
 BLOCKS = 0.4  # more kernels where 8-bit experts have a scale a block: activations are quantized apart, block by block
+SLICED = 0.2  # power of the ranks that share each expert by which they read it slower: slices are narrow
+APART = 0.08  # of the ranks that hold experts whole beside an attention they share: each runs some of all tokens
 LAUNCHES = {"attention": 0.55, "mlp": 0.45, "mla": 1.1, "linear": 1.1, "experts": 0.9, "shared": 0.2}
 """Kernels of a part, where those of a dense layer (some ten) are 1. Latent attention projects twice and absorbs,
 routed experts are chosen, gathered, multiplied twice and scattered, a shared expert runs beside them."""
@@ -44,7 +46,7 @@ STEP = (
     "layers",
     "tokens",
     "rows",  # sequences a rank of attention has
-    "experts",  # of a layer, those a token goes to, and seconds to read one in every layer
+    "experts",  # of a layer, those a token goes to, and seconds to read one in every layer, as it is cut
     "top_k",
     "expert_s",
     "ep",
@@ -86,6 +88,7 @@ class ExpertCounts:
     top_k: int
     read_s: float
     math_s: float
+    slower: float = 1.0  # as slices of an expert are read where several ranks share it
 
     def covered(self, tokens: float) -> float:
         """Experts that at least one of so many tokens goes to, for tokens routed at random."""
@@ -107,7 +110,7 @@ class Counts:
     """A worker's step at the sheet's peaks: seconds per token unless named otherwise."""
 
     layers: float
-    messages: float  # collectives of a step, in those of two accelerators: each doubling costs a quarter more
+    messages: float  # collectives of a step, in those of two accelerators: each doubling costs half of one more
     outside: bool  # of the fast domain
     dp: int
     ep: int
@@ -250,7 +253,7 @@ def _terms(c: Counts, *, tokens: float, sequences: float, context: float, pairs:
         tokens / c.dp,
         e.experts if e else 1.0,
         e.top_k if e else 1.0,
-        e.read_s if e else 0.0,
+        e.read_s * e.slower if e else 0.0,
         c.ep,
     ]
 
@@ -277,6 +280,7 @@ def counts_of(shape: ModelShape, q: Quantization, chip: Accelerator, layout: Lay
             top_k=routed[0].top_k,
             read_s=expert_params * q.expert_bytes / gpus / read,
             math_s=2.0 * expert_params * routed[0].top_k / gpus / expert_peak,
+            slower=(gpus / layout.ep) ** SLICED * (layout.ep if layout.dp == 1 else 1) ** APART,
         )
     attention = tuple(
         AttentionCounts(

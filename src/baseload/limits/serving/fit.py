@@ -21,7 +21,7 @@ PRIORS = {
     "row_s": 12e-6,
     "eager_s": 40e-6,
     "dense_read": 0.75,
-    "dense_math": 0.45,
+    "dense_math": 0.55,
     "expert_read": 0.55,
     "expert_math": 0.3,
     "alike": 0.88,
@@ -43,7 +43,7 @@ PRIORS = {
 
 _PRODUCTS = ("dense_math", "expert_math", "prefill_dense", "prefill_expert", "prefill_pairs")
 FORMATS = {
-    ("dense=bf16", "dense_read"): 0.2,
+    ("dense=bf16", "dense_read"): 0.25,
     ("dense=bf16", "dense_math"): 0.15,
     ("dense=bf16", "prefill_dense"): 0.25,
     ("dense=nvfp4", "dense_read"): -0.2,
@@ -51,7 +51,7 @@ FORMATS = {
     ("dense=nvfp4", "prefill_dense"): -0.1,
     ("unpacked", "expert_read"): -0.4,
     ("unpacked", "dense_read"): -0.2,
-    ("unpacked,generation=blackwell", "expert_read"): -0.4,
+    ("unpacked,generation=blackwell", "expert_read"): -0.5,
     ("unpacked,generation=blackwell", "dense_read"): -0.4,
     **{("generation=cdna3", name): -0.5 for name in _PRODUCTS},
     **{("generation=cdna4", name): -0.24 for name in _PRODUCTS},
@@ -99,10 +99,10 @@ little. What a group alone shows is not believed of others."""
 
 GLOBAL_WIDTH, TRAIT_WIDTH, GROUP_WIDTH = 0.15, 0.1, 0.1  # standard deviations of the logarithms
 BUILD_WIDTH = 0.3  # of a build's pace: versions and speculation that no column tells
-ALONE = 5  # points of a group that tell as much as all of it: their errors are alike
-TPOT_NOISE, TTFT_NOISE = 0.08, 0.25  # errors the loss takes for usual
+ALONE = 4  # points of a group that tell as much as all of it: their errors are alike
+TPOT_NOISE, TTFT_NOISE = 0.12, 0.25  # errors the loss takes for usual
 KNOWN_WIDTH = 0.1  # of a shared trait whose correction is known from other points
-DISAGG_NOISE, UNKNOWN_NOISE = 1.5, 6.0  # times as much where disaggregated, with worker counts known and not
+DISAGG_NOISE, UNKNOWN_NOISE = 1.5, 7.0  # times as much where disaggregated, with worker counts known and not
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ def lateness(chip: Accelerator, gpus: int) -> float:
     rate = _rate(chip, gpus, whole=True)
     slow = max(1.0, FAST_GB_PER_S / rate) if rate else 1.0
     dimensions = _TORUS.get(chip.scale_up_topology)
-    steps = (3.0 + log2(gpus)) / 4.0
+    steps = (1.0 + log2(gpus)) / 2.0
     if dimensions:
         steps = max(steps, _hops(gpus, dimensions) / 2.0)
     return slow * steps

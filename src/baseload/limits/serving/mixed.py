@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from math import cbrt, log, log2, sqrt
 
 from baseload.limits.serving.features import Counts
-from baseload.limits.serving.step import ALIKE_BY_LENGTH, CROWD, READ_BY_BOTH
+from baseload.limits.serving.step import ALIKE_BY_LENGTH, CROWD, READ_BY_BOTH, UNEVEN
 
 FS = 1e15  # femtoseconds in a second
 USUAL_OUTPUT = 1024.0  # tokens of an answer: there `alike` is what it says
@@ -148,8 +148,8 @@ class Parts:
         e, c = self.counts.experts, self.counts
         assert e is not None
         covered = e.covered(drawn)
-        met = covered + sqrt(2.0 * log(c.ep) * c.ep * covered * (1.0 - covered / e.experts))
-        return e.read_s * min(float(e.experts), met) / self.p["expert_read"]
+        met = covered + UNEVEN * sqrt(2.0 * log(c.ep) * c.ep * covered * (1.0 - covered / e.experts))
+        return e.read_s * e.slower * min(float(e.experts), met) / self.p["expert_read"]
 
     def _fullest(self, tokens: float) -> float:
         """How many times the mean the fullest rank multiplies."""

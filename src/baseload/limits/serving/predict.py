@@ -33,7 +33,7 @@ from baseload.limits.serving.hidden import (
 from baseload.limits.serving.points import Point
 from baseload.limits.serving.residual import Residual, learn
 from baseload.limits.serving.stand_in import StandIns
-from baseload.limits.serving.step import INDEX, times_of
+from baseload.limits.serving.step import INDEX, bounded, times_of
 from baseload.limits.serving.traits import traits_of
 from baseload.limits.shapes import ModelShape
 
@@ -193,7 +193,7 @@ class Predictor:
 
     def theta_of(self, point: Point, shape: ModelShape) -> Floats:
         """Logarithms of PARAMETERS for one deployment."""
-        theta: Floats = self.fitted.theta([traits_of(self._named(point), shape)])[0]
+        theta: Floats = bounded(self.fitted.theta([traits_of(self._named(point), shape)]))[0]
         return theta
 
     def basis_of(self, point: Point) -> str:

@@ -48,10 +48,20 @@ KEPT_UP = 0.6  # of the time prefill accelerators are at work where their number
 READ_BY_BOTH = 0.7  # of the weights a prompt needs: those that the step it is computed in reads for its decodes too
 ALIKE_BY_LENGTH = 0.04  # less of `alike` for each doubling of the output over 1024 tokens: long texts come to repeat
 TOGETHER = 16384.0  # tokens of prompts that a prefill worker computes in one step where many wait
-CROWD = 0.5  # of the imbalance that routing at random has: engines place and copy experts against it
+UNEVEN = 0.7  # of the imbalance that choice at random leaves between ranks, in experts to read: placed against it
+CROWD = 0.5  # and in tokens to multiply: busy experts are copied too
+MOST_READ = 0.92  # of the sheet's bandwidth reached at most, whatever corrections add up to
 FIRST_ALONE_S, FEW = 0.01, 3.0  # of a lone user's first token instead; beside so many others it is `first_s` in full
 ROUNDS = 4  # towards the share of users that decode: TPOT is then within 2e-5 (1 % at worst) of where it settles
 INDEX = {name: i for i, name in enumerate(PARAMETERS)}
+
+
+def bounded(theta: Floats) -> Floats:
+    """Logarithms of PARAMETERS with no more of the bandwidth than memory gives."""
+    high = np.full(len(PARAMETERS), np.inf)
+    high[[INDEX["dense_read"], INDEX["expert_read"]]] = np.log(MOST_READ)
+    result: Floats = np.minimum(theta, high)
+    return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +78,7 @@ class Times:
 def times_of(f: Features, theta: Floats, *, rounds: int = ROUNDS) -> Times:
     """Times of all points; `theta` holds the logarithms of PARAMETERS, one row per point (or one for all). With one
     round every user decodes."""
-    step = _Steps(f, np.exp(np.broadcast_to(theta, (f.table.shape[0], len(PARAMETERS)))))
+    step = _Steps(f, np.exp(np.broadcast_to(bounded(theta), (f.table.shape[0], len(PARAMETERS)))))
     prefill, users, apart = step.prefill_s(np.ones(1)), 1.0 + f["waiting"], f["disagg"] > 0
     busy = np.minimum(1.0, (f["concurrency"] - 1.0) / FEW)
     first = (1.0 - busy) * FIRST_ALONE_S + busy * step.at("first_s") + prefill + step.once_s()
@@ -158,7 +168,8 @@ def _met(f: Features, step: str, alike: Floats, tokens: Floats) -> Floats:
     if step == "decode":
         alike = np.clip(alike - ALIKE_BY_LENGTH * np.log2(f["osl"] / 1024.0), 0.5, 1.0)
     covered = experts * (1.0 - (1.0 - np.minimum(top_k / experts, 0.999)) ** (tokens**alike))
-    met: Floats = np.minimum(experts, covered + np.sqrt(2.0 * np.log(ep) * ep * covered * (1.0 - covered / experts)))
+    spread = np.sqrt(2.0 * np.log(ep) * ep * covered * (1.0 - covered / experts))
+    met: Floats = np.minimum(experts, covered + UNEVEN * spread)
     return met
 
 

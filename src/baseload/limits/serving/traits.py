@@ -64,6 +64,7 @@ _SILICON = ("launch_s", "dense_read", "dense_math", "expert_read", "expert_math"
 _DENSE = ("dense_read", "dense_math", "prefill_dense")
 _EXPERT = ("expert_read", "expert_math", "prefill_expert")
 _KIND = (
+    "pace",
     "launch_s",
     "host_s",
     "dense_read",
