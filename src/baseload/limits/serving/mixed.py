@@ -42,6 +42,7 @@ class Parts:
     _read_s: float = field(init=False)  # all dense weights
     _position_s: float = field(init=False)  # of a KV position that is read
     _row_s: float = field(init=False)  # a decoding row's own: host, windows (held to be full), states, links
+    _both: float = field(init=False)  # of weights needed twice: read for prompts and decodes at once
     _alike: float = field(init=False)  # of decoding rows: long texts come to repeat
 
     def __post_init__(self) -> None:
@@ -59,6 +60,7 @@ class Parts:
         object.__setattr__(self, "_read_s", c.dense_read_s / p["dense_read"])
         object.__setattr__(self, "_position_s", position)
         object.__setattr__(self, "_row_s", row + (c.link_s + c.merge_s) / p["link"])
+        object.__setattr__(self, "_both", READ_BY_BOTH / max(1.0, p["pace"]))
         object.__setattr__(self, "_alike", min(1.0, max(0.5, alike)))
 
     def line(self, rows: int) -> tuple[int, int]:
@@ -104,8 +106,9 @@ class Parts:
         alone = self._dense_prefill_s(tokens, pairs, prompts)
         if not rows:
             return self.fixed_s + alone
-        shared = READ_BY_BOTH * self._read_s
-        return max(self.fixed_s + alone, self._dense_decode_s(rows, context) + alone - shared)
+        shared = self._both * self._read_s
+        least = self.fixed_s / max(1.0, self.p["pace"])
+        return alone + max(least, self._dense_decode_s(rows, context) - shared)
 
     def _dense_decode_s(self, rows: float, context: float) -> float:
         p, c = self.p, self.counts
@@ -133,7 +136,7 @@ class Parts:
         alone = _max(read, e.math_s * tokens * self._fullest(tokens) / p["prefill_expert"])
         if not rows:
             return alone
-        shared = READ_BY_BOTH * min(read, self._met_s(rows**self._alike))
+        shared = self._both * min(read, self._met_s(rows**self._alike))
         return max(alone, self._experts_decode_s(rows) / p["pace"] + alone - shared)
 
     def _experts_decode_s(self, rows: float) -> float:

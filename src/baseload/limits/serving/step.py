@@ -124,7 +124,7 @@ class _Steps:
             + f["decode_link"] * share / at("link")
         )
         both = READ_BY_BOTH * (f["prefill_dense_read"] / at("dense_read") + np.minimum(met, self.met))
-        return decode, prefill + f["decode_layers"] * at("eager_s") - both
+        return decode, prefill + f["decode_layers"] * at("eager_s") - both / np.maximum(1.0, at("pace"))
 
     def prefill_s(self, together: Floats) -> Floats:
         """Of each of so many prompts computed together, without what any step costs."""
