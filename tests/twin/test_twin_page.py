@@ -25,6 +25,7 @@ from baseload.twin.report import SimulateReport
 from baseload.twin.run import Simulation, simulate
 from baseload.twin.sources import all_arrivals
 from baseload.twin.spec import Energy, Faults, SimulateConfig, Slo, Source, Workload
+from baseload.twin.tally import FleetSample, Tally
 
 EXAMPLES = Path(__file__).parents[2] / "configs" / "simulate"
 MODEL = ModelSpec(
@@ -163,6 +164,26 @@ def test_cells_are_parts_of_the_whole() -> None:
     assert report.requests == len(all_arrivals(config.workload, models=["m"], seed=config.seed))
     assert max(sample.ready for sample in report.timeline) == 4
     assert report.timeline[-1].at_s == max(part.timeline[-1].at_s for part in parts)
+
+
+def test_parts_that_look_at_unlike_instants_are_added_by_time() -> None:
+    def looked(*at_s: float) -> Tally:
+        tally = Tally(start_ns=0, most_decisions=0)
+        tally.samples = [FleetSample(at, 0, 0, 0, round(at), 0) for at in at_s]
+        return tally
+
+    whole = looked(0, 15, 30, 45)
+    whole.join(looked(0, 16, 32, 48, 64))
+    assert [(one.at_s, one.ready) for one in whole.samples] == [
+        (0, 0),
+        (15, 15),
+        (30, 46),
+        (45, 77),
+        (48, 48),
+        (64, 64),
+    ]
+    whole.join(looked())
+    assert len(whole.samples) == 6
 
 
 def test_cells_that_run_end_with_who_asked_for_them() -> None:

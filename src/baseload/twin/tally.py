@@ -162,11 +162,18 @@ class Tally:
         if not self.samples:
             self.samples = list(other.samples)
             return
-        for at, sample in enumerate(other.samples[: len(self.samples)]):
-            ours = self.samples[at]
+        theirs, last_s = 0, self.samples[-1].at_s
+        for at, ours in enumerate(self.samples if other.samples else ()):
+            if ours.at_s > other.samples[-1].at_s:
+                break  # it had ended by then
+            while theirs + 1 < len(other.samples) and other.samples[theirs + 1].at_s <= ours.at_s:
+                theirs += 1  # its last look at or before this instant: not all look equally often
+            sample = other.samples[theirs]
             added = {name: getattr(ours, name) + getattr(sample, name) for name in FleetSample.__struct_fields__[1:]}
             self.samples[at] = FleetSample(at_s=ours.at_s, **added)
-        self.samples += other.samples[len(self.samples) :]  # it ran on when all before it had ended
+        self.samples += [
+            sample for sample in other.samples if sample.at_s > last_s
+        ]  # it ran on when all others had ended
 
     def table(self) -> Table:
         """The requests so far."""
