@@ -37,7 +37,8 @@ def test_more_work_never_takes_less_time(c: StepCost, rows: int, tokens: int, co
     assert c.prefill_ns(tokens, context + 1000) >= c.prefill_ns(tokens, context)
     alone = c.prefill_ns(tokens)
     beside = c.mixed_ns(tokens=tokens, pairs=tokens * tokens // 2, rows=rows, context_tokens=context)
-    assert beside >= max(alone, c.decode_ns(rows, context) // 2)
+    # Where steps yield more than a token each (`pace`), launches beside decodes count for less than alone.
+    assert beside >= max(alone / max(1.0, c.parts.p["pace"]), c.decode_ns(rows, context) // 2)
 
 
 def test_without_prompt_tokens_a_mixed_step_is_a_decode() -> None:

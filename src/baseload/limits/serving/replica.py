@@ -21,6 +21,7 @@ from baseload.limits.serving.features import (
     MEMORY_MOST,
     MEMORY_USED,
     MEMORY_USED_ELSE,
+    Counts,
     counts_of,
     weights_of,
 )
@@ -134,12 +135,11 @@ def step_cost(
     counts = counts_of(shape, quantization, chip, layout)
     theta = predictor.theta_of(point, shape)
     parts = Parts(counts, {n: exp(float(v)) for n, v in zip(PARAMETERS, theta, strict=True)}, output_tokens)
-    memory = chip.need("memory_gb") * 1e9
-    used = memory_share or MEMORY_USED.get(engine, MEMORY_USED_ELSE)
-    room = max(memory * used - counts.weight_bytes, memory * LEAST_ROOM)
-    per_sequence = max(1.0, shape.kv_bytes(typical_tokens, counts.kv_element_bytes) / counts.kv_cut)
-    sequences = room / per_sequence
-    notes = [] if counts.weight_bytes <= memory * MEMORY_MOST else ["weights exceed the memory of the accelerators"]
+    sequences = _sequences(
+        shape, chip, counts, memory_share or MEMORY_USED.get(engine, MEMORY_USED_ELSE), typical_tokens
+    )
+    fits = counts.weight_bytes <= chip.need("memory_gb") * 1e9 * MEMORY_MOST
+    notes = [] if fits else ["weights exceed the memory of the accelerators"]
     notes += [] if origin == "config" else ["model shape guessed from its name: give its config.json"]
     return StepCost(
         basis=predictor.basis_of(point),
@@ -148,9 +148,16 @@ def step_cost(
         kv_tokens=int(sequences * typical_tokens),
         max_sequences=int(sequences),
         weight_bytes=int(counts.weight_bytes),
-        fits=counts.weight_bytes <= memory * MEMORY_MOST,
+        fits=fits,
         typical_tokens=typical_tokens,
         power=watts_of(chip, layout.gpus),
         lines=tuple(parts.line(rows) for rows in range(max_rows + 1)),
         parts=parts,
     )
+
+
+def _sequences(shape: ModelShape, chip: Accelerator, counts: Counts, share: float, tokens: int) -> float:
+    """Sequences of so many tokens for whose cache there is room beside the weights, in this share of the memory."""
+    memory = chip.need("memory_gb") * 1e9
+    room = max(memory * share - counts.weight_bytes, memory * LEAST_ROOM)
+    return room / max(1.0, shape.kv_bytes(tokens, counts.kv_element_bytes) / counts.kv_cut)
