@@ -31,7 +31,7 @@ START_NS = 5 * NS_PER_S  # by then all replicas are up
 MOST_REQUESTS = 4_000  # unless one replica needs more
 LOOKS = 20  # at a replica during a mean answer, if that takes longer than so many seconds
 TURNOVERS, MOST_TURNOVERS = 6.0, 20.0  # requests of a run, in batches of all replicas: to fill them and then to look
-FILLING = 3.0  # for each time that an answer is slower than alone: so much longer a replica takes to fill
+FILLING = 3.0  # of them, times how many percent a batch grows by as load grows by one
 TOLERANCE = 1.02  # a level is held to be kept when it is missed by less: the run is a sample
 
 Floats = NDArray[np.float64]
@@ -90,8 +90,10 @@ def simulated_of(candidate: Candidate) -> int:
 def _turnovers(candidate: Candidate) -> float:
     """How often the batch is to be replaced: near its capacity a replica fills slowly, and a short run sees it half
     full and fast."""
-    slower = candidate.load.tpot_ms / float(candidate.unit.option.curve.tpot_ms[0])
-    return min(MOST_TURNOVERS, max(TURNOVERS, FILLING * slower))
+    curve, rows = candidate.unit.option.curve, max(candidate.load.rows, 1.0)
+    less, more = np.interp((0.9 * rows, rows), curve.rows, curve.rate)
+    grows = -np.log(0.9) / max(1e-3, float(np.log(more / less)))
+    return float(min(MOST_TURNOVERS, max(TURNOVERS, FILLING * grows)))
 
 
 def _batch(candidate: Candidate) -> float:
