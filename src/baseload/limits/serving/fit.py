@@ -97,9 +97,9 @@ OWN = {
 """How far a group (accelerator, engine, model, mode) departs by itself: schedules do by much, what silicon reaches by
 little. What a group alone shows is not believed of others."""
 
-GLOBAL_WIDTH, TRAIT_WIDTH, GROUP_WIDTH = 0.15, 0.1, 0.1  # standard deviations of the logarithms
-BUILD_WIDTH = 0.3  # of a build's pace: versions and speculation that no column tells
-ALONE = 4  # points of a group that tell as much as all of it: their errors are alike
+GLOBAL_WIDTH, TRAIT_WIDTH, GROUP_WIDTH = 0.1, 0.08, 0.06  # standard deviations of the logarithms
+BUILD_WIDTH = 0.4  # of a build's pace: versions and speculation that no column tells
+ALONE = 2  # points of a group that tell as much as all of it: their errors are alike
 TPOT_NOISE, TTFT_NOISE = 0.12, 0.25  # errors the loss takes for usual
 KNOWN_WIDTH = 0.1  # of a shared trait whose correction is known from other points
 DISAGG_NOISE, UNKNOWN_NOISE = 1.5, 7.0  # times as much where disaggregated, with worker counts known and not
