@@ -10,9 +10,10 @@ from baseload.domain.errors import DataError
 from baseload.limits.catalogue.accelerators import Catalogue, read_catalogue
 from baseload.limits.catalogue.models import Models
 from baseload.limits.serving.defaults import read_defaults, to_toml
-from baseload.limits.serving.features import features_of
+from baseload.limits.serving.features import features_of, weights_of
 from baseload.limits.serving.fit import Fitted, fit, priors
 from baseload.limits.serving.held_out import figures_of, known_groups, read_points, unseen_accelerator, unseen_model
+from baseload.limits.serving.hidden import guesses
 from baseload.limits.serving.measured import anomalies, distinct, halves, kendall_tau, sample
 from baseload.limits.serving.points import Point, parse_point
 from baseload.limits.serving.predict import Predictor
@@ -305,10 +306,25 @@ def test_what_a_row_leaves_out_is_taken_and_told() -> None:
     assert "'fp3' unknown" in odd.note
 
 
+def apart(total: Point) -> tuple[int, int, int]:
+    """Accelerators of a decoder, decoders, and accelerators that prefill, as a total is taken apart."""
+    shape = Models().find(total.model)[0]
+    found = guesses(total, read_catalogue().find(total.system), shape, weights_of(total, shape))[0].point
+    assert found.prefill is not None
+    return found.decode.gpus, found.decode.workers, found.prefill.gpus * found.prefill.workers
+
+
 def test_a_total_of_several_workers_is_taken_apart() -> None:
     total = point(model_path="deepseek-ai/DeepSeek-R1", tp_size=36, moe_tp_size=36, system="gb200", concurrency=64)
     assert (total.decode.gpus, total.decode.workers, total.mode) == (8, 4, "agg")
     assert total.prefill is not None
+    assert apart(total) == (8, 4, 4)
+    crowded = msgspec.structs.replace(total, concurrency=1075.0)
+    assert apart(crowded) == (32, 1, 4)  # one wide group
+    prompts = msgspec.structs.replace(crowded, isl=8192)
+    assert apart(prompts) == (16, 1, 20)  # long prompts take more of the total
+    rack = point(model_path="deepseek-ai/DeepSeek-R1", tp_size=72, moe_tp_size=72, system="gb200", concurrency=8)
+    assert apart(rack) == (48, 1, 24)  # made for a crowd
     wide = point(model_path="deepseek-ai/DeepSeek-R1", tp_size=32, moe_ep_size=32)
     assert (wide.decode.gpus, wide.decode.workers) == (32, 1)
 

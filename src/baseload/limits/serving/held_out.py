@@ -93,7 +93,7 @@ def figures_of(scored: Scored, predictor: Predictor) -> Figures:
     timed = [i for i, p in enumerate(points) if p.ttft_ms > 0]
     ttft = np.abs(np.array([said[i].ttft_ms / points[i].ttft_ms for i in timed]) - 1.0)
     odd = anomalies(points, features_of(points, predictor.chips, predictor.models))
-    known = [i for i, p in enumerate(points) if p.prefill and p.prefill.workers_known and p.decode.workers_known]
+    known = [i for i, p in enumerate(points) if _stated(p)]
     return Figures(
         points=len(points),
         anomalies=int(odd.sum()),
@@ -107,6 +107,11 @@ def figures_of(scored: Scored, predictor: Predictor) -> Figures:
         known_points=len(known),
         regret=_regret(points, said),
     )
+
+
+def _stated(point: Point) -> bool:
+    prefill, decode = point.prefill, point.decode
+    return prefill is not None and prefill.workers_known and decode.workers_known and not decode.total
 
 
 def _held(points: Sequence[Point]) -> list[Point]:
