@@ -314,8 +314,26 @@ def apart(total: Point) -> tuple[int, int, int]:
     return found.decode.gpus, found.decode.workers, found.prefill.gpus * found.prefill.workers
 
 
+def test_words_and_numbers_of_tables_are_read_as_written() -> None:
+    row = point(mode="Disaggregated", isl="1,024", prefill_tp_size=4, decode_tp_size=8)
+    assert (row.mode, row.isl, row.decode.gpus) == ("disagg", 1024, 8)
+    with pytest.raises(DataError, match="mode must be agg or disagg, not 'both'"):
+        point(mode="both")
+
+
+def test_what_stands_in_for_something_else_is_expected_to_err_more() -> None:
+    known, chip, model = Predictor().predict(
+        [point(), point(system="some_chip_of_2031"), point(model_path="nobody/Unknown-9B")]
+    )
+    assert chip.tpot_expected_error > known.tpot_expected_error + 0.03
+    assert model.tpot_expected_error > known.tpot_expected_error + 0.03
+
+
 def test_a_total_of_several_workers_is_taken_apart() -> None:
-    total = point(model_path="deepseek-ai/DeepSeek-R1", tp_size=36, moe_tp_size=36, system="gb200", concurrency=64)
+    total = point(
+        model_path="deepseek-ai/DeepSeek-R1", tp_size=36, moe_tp_size=36, system="gb200", concurrency=64,
+        isl=1024, osl=1024, gemm_quant_mode="nvfp4", moe_quant_mode="nvfp4",
+    )  # fmt: skip
     assert (total.decode.gpus, total.decode.workers, total.mode) == (8, 4, "agg")
     assert total.prefill is not None
     assert apart(total) == (8, 4, 4)
@@ -323,8 +341,6 @@ def test_a_total_of_several_workers_is_taken_apart() -> None:
     assert apart(crowded) == (32, 1, 4)  # one wide group
     prompts = msgspec.structs.replace(crowded, isl=8192)
     assert apart(prompts) == (16, 1, 20)  # long prompts take more of the total
-    rack = point(model_path="deepseek-ai/DeepSeek-R1", tp_size=72, moe_tp_size=72, system="gb200", concurrency=8)
-    assert apart(rack) == (48, 1, 24)  # made for a crowd
     wide = point(model_path="deepseek-ai/DeepSeek-R1", tp_size=32, moe_ep_size=32)
     assert (wide.decode.gpus, wide.decode.workers) == (32, 1)
 

@@ -30,8 +30,6 @@ NARROW: Often = ((4.0, 0.5), (3.0, 0.2), (5.0, 0.2), (1.0, 0.1))  # groups side 
 CROWD: Often = ((1.0, 0.5), (2.0, 0.3), (3.0, 0.2))
 WIDE: Often = ((1.0, 0.7), (2.0, 0.2), (3.0, 0.1))
 WIDE_GROUPS = (64, 48, 32, 16, 8)  # accelerators of a decoder that replicates attention
-RACK_LEAST = 32  # of one where the deployment fills a rack
-NODE_WIDE = ("sglang",)  # engines whose narrow groups keep to a node of four where a rack is of such nodes
 AT_PROMPTS = 0.15  # of the peak that prefill workers reach
 BALANCED = 1.1  # of what they can do that is asked of them at most
 SLOWER_ROWS = 1.6  # times as much as a prompt's token takes a decoding row, at the share of the peak it reaches
@@ -124,29 +122,24 @@ def measured_s(points: Sequence[Point], models: Models) -> tuple[Floats, Floats]
 def _apart(point: Point, chip: Accelerator, shape: ModelShape, q: Quantization) -> Point:
     """A total of accelerators taken apart: as many decode as leave enough for the prompts, in workers of half a node.
 
-    Decoders are groups of a node each or, where users crowd, one wide group that replicates attention. A deployment
-    that fills a rack is made for a crowd, and stays as it is whoever comes.
+    Decoders are groups of a node each or, where users crowd, one wide group that replicates attention.
     """
-    total, racks = point.decode.total, (chip.scale_up_domain or 1) > SPAN
-    rack = racks and total == chip.scale_up_domain
-    users = CROWDED * total if rack else point.concurrency
-    node = SPAN // 2 if racks and point.engine in NODE_WIDE else SPAN
+    total = point.decode.total
     peak = chip.tflops("bf16" if q.experts in ("int4", "mxfp4") else q.experts) * 1e12
     prompt_tokens_per_s = AT_PROMPTS * peak / (2.0 * shape.active_params)  # of an accelerator
     for decode in range(total - total % SPAN, 0, -SPAN):
-        wide = rack or users > CROWDED * decode
+        wide = point.concurrency > CROWDED * decode
         if total - decode < SPAN // 2 or (wide and decode not in WIDE_GROUPS):
             continue
-        group = decode if wide else node
-        step = _rough_s(point, chip, shape, q, group=group, rows=users * group / decode, wide=wide)
-        step += SLOWER_ROWS * users / decode / prompt_tokens_per_s
-        wanted = users * point.isl / (point.osl * step)
-        enough = wanted <= BALANCED * prompt_tokens_per_s * (total - decode)
-        if enough or (rack and decode == RACK_LEAST):
+        group = decode if wide else SPAN
+        step = _rough_s(point, chip, shape, q, group=group, rows=point.concurrency * group / decode, wide=wide)
+        step += SLOWER_ROWS * point.concurrency / decode / prompt_tokens_per_s
+        wanted = point.concurrency * point.isl / (point.osl * step)
+        if wanted <= BALANCED * prompt_tokens_per_s * (total - decode):
             stated = msgspec.structs.replace(point.decode, gpus=group, dp=group if wide else 1, ep=group)
             return msgspec.structs.replace(
                 point,
-                decode=msgspec.structs.replace(stated, workers=1 if wide else decode // node),
+                decode=msgspec.structs.replace(stated, workers=1 if wide else decode // SPAN),
                 prefill=Layout(gpus=SPAN // 2, workers=(total - decode) // (SPAN // 2), usual=True),
             )
     return point

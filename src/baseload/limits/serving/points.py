@@ -15,6 +15,7 @@ from baseload.domain.errors import DataError
 from baseload.limits.catalogue.models import family_of
 from baseload.limits.quantization import format_of
 from baseload.limits.serving.engines import engine_of
+from baseload.limits.tables import number_of
 
 T = TypeVar("T")
 
@@ -23,6 +24,7 @@ NEEDED = ("model_path", "system")
 USUAL_TOKENS = 1024
 SPAN = 8  # accelerators of a node: a tensor-parallel group spans one, at most two
 CROWDED = 20  # users an accelerator beyond which attention is replicated
+_MODES = {"agg": "agg", "aggregated": "agg", "disagg": "disagg", "disaggregated": "disagg"}
 _HINT = "The columns are those of docs/limits.md, section Points."
 
 
@@ -79,9 +81,10 @@ def parse_point(row: Mapping[str, str | None], *, line: int, name: str) -> Point
     formats = (cells.form("gemm_quant_mode"), cells.form("moe_quant_mode"))
     if not any(formats):
         formats = (cells.form("precision"),) * 2
-    mode = cells.text("mode", "agg")
-    if mode not in ("agg", "disagg"):
-        raise DataError(f"{name} line {line}: mode must be agg or disagg, not {mode!r}.", hint=_HINT)
+    stated = cells.text("mode", "agg")
+    mode = _MODES.get(stated.casefold(), "")
+    if not mode:
+        raise DataError(f"{name} line {line}: mode must be agg or disagg, not {stated!r}.", hint=_HINT)
     id_ = cells.text("id", "")
     prefill = _layout(cells, "prefill_", id_="") if mode == "disagg" else None
     decode = _layout(cells, "decode_", id_="") if mode == "disagg" else _layout(cells, "", id_=id_)
@@ -168,7 +171,7 @@ class _Cells:
             assert default is not None
             return default
         try:
-            number = float(value)
+            number = number_of(value)
         except ValueError:
             number = float("nan")
         if not floor <= number < 1e12:

@@ -37,9 +37,9 @@ from baseload.limits.serving.step import INDEX, bounded, times_of
 from baseload.limits.serving.traits import traits_of
 from baseload.limits.shapes import ModelShape
 
-UNMEASURED, UNCOUNTED = 0.015, 0.05
-"""Variances added for accelerators and engines never calibrated, and for unknown worker counts; as found on the
-development half with each accelerator left out in turn."""
+UNMEASURED, UNCOUNTED, FOREIGN = 0.015, 0.05, 0.08
+"""Variances added for accelerators and engines never calibrated, and for unknown worker counts, as found on the
+development half with each accelerator left out in turn; and for a stand-in, assumed: some 30 % more."""
 SPECULATING = 1.45
 """How much shorter TPOT was where builds of one engine were seen to differ by speculative decoding: 1.3–1.6 times."""
 
@@ -180,10 +180,13 @@ class Predictor:
         return [traits_of(self._named(point), self.models.find(point.model)[0]) for point in points]
 
     def _doubt(self, points: Sequence[Point]) -> Floats:
-        """Variance of the log error besides the residual's: of groups never calibrated, of workers nobody counted."""
+        """Variance of the log error besides the residual's: of groups never calibrated, of workers nobody counted, of
+        silicon and models that stand in for what the catalogue lacks."""
         fresh = [UNMEASURED if not self._known[(p.system, p.engine, p.mode)] else 0.0 for p in points]
         hidden = [UNCOUNTED if p.prefill and not p.decode.workers_known else 0.0 for p in points]
-        doubt: Floats = np.array(fresh) + np.array(hidden)
+        foreign = [FOREIGN if self.chips.note(p.system) else 0.0 for p in points]
+        guessed = [FOREIGN if self.models.find(p.model)[1] != "config" else 0.0 for p in points]
+        doubt: Floats = np.array(fresh) + np.array(hidden) + np.array(foreign) + np.array(guessed)
         return doubt
 
     def _named(self, point: Point) -> Point:
