@@ -7,7 +7,16 @@ from baseload.limits.catalogue.accelerators import read_catalogue
 from baseload.limits.catalogue.models import Models
 from baseload.limits.quantization import Quantization
 from baseload.limits.serving.features import features_of, launches, weights_of
-from baseload.limits.serving.hidden import Beliefs, Guess, guesses, hides, least_error, measured_s, responsibilities
+from baseload.limits.serving.hidden import (
+    PACE,
+    Beliefs,
+    Guess,
+    guesses,
+    hides,
+    least_error,
+    measured_s,
+    responsibilities,
+)
 from baseload.limits.serving.points import Point, parse_point
 from baseload.limits.serving.predict import Predictor
 
@@ -134,3 +143,27 @@ def test_experts_with_a_scale_a_block_launch_more_and_a_dense_model_in_eight_bit
     latent, dense = (MODELS.find(n)[0] for n in ("deepseek-ai/DeepSeek-R1", "meta-llama/Llama-3.1-70B"))
     assert launches(latent, blocks) > launches(latent, plain)
     assert launches(dense, blocks) == launches(dense, plain)
+
+
+def test_a_row_may_say_whether_it_speculates() -> None:
+    unsaid, plain, drafts = point(), point(speculation="none"), point(speculation="mtp")
+    assert (unsaid.speculates, plain.speculates, drafts.speculates) == (None, False, True)
+    assert point(speculation=3).speculates is True
+    assert {g.speculates for g in guessed(unsaid)} == {False, True}
+    assert {g.speculates for g in guessed(plain)} == {False}
+    assert {g.speculates for g in guessed(drafts)} == {True}
+    said = Predictor().predict([unsaid, plain, drafts])
+    assert said[1].tpot_ms == pytest.approx(PACE * said[2].tpot_ms, rel=0.01)
+    assert said[2].tpot_ms <= said[0].tpot_ms < said[1].tpot_ms
+    assert said[1].tpot_if_speculating_ms == said[2].tpot_if_speculating_ms == 0.0
+
+
+def test_a_point_known_to_speculate_calibrates_as_it_would_be_without() -> None:
+    told = {"prefill_num_workers": 1, "decode_num_workers": 3}
+    plain = point(speculation="none", silicon_tpot_ms=12.0, silicon_ttft_ms=200.0, **told)
+    drafts = point(speculation="mtp", silicon_tpot_ms=12.0 / PACE, silicon_ttft_ms=200.0, **told)
+    for seen in (plain, drafts):
+        after = Predictor().calibrate([seen]).predict([plain, drafts])
+        assert after[0].tpot_ms == pytest.approx(PACE * after[1].tpot_ms, rel=0.01)
+    of_plain, of_drafts = (Predictor().calibrate([seen]).predict([plain])[0].tpot_ms for seen in (plain, drafts))
+    assert of_plain == pytest.approx(of_drafts, rel=0.01)

@@ -1,8 +1,9 @@
 """What a row that hides things may have been: how many workers decode, how attention is spread, if it speculates.
 
 Tables of disaggregated deployments often leave out worker counts, and with them what tells how attention is spread;
-none has a column for speculation. Each such row is computed for every guess, and the answer is the one of least
-expected relative error under their weights. Calibration points near a row say which of its guesses to believe.
+few say if a deployment speculates (`speculation`). Each such row is computed for every guess, and the answer is the
+one of least expected relative error under their weights. Calibration points near a row say which of its guesses to
+believe.
 
 What is taken for usual follows how such deployments are made: weights take at most some six tenths of the memory; a
 group wider than its weights need and wider than a node replicates attention (a tensor-parallel group would copy a
@@ -66,6 +67,8 @@ def guesses(point: Point, chip: Accelerator, shape: ModelShape, q: Quantization)
         ]
     else:
         said = [Guess(point, 1.0)]
+    if point.speculates:
+        return tuple(msgspec.structs.replace(g, speculates=True) for g in said)
     if not may_speculate(point, shape):
         return tuple(said)
     plain = [msgspec.structs.replace(g, weight=g.weight * (1.0 - SPECULATES)) for g in said]
@@ -74,7 +77,7 @@ def guesses(point: Point, chip: Accelerator, shape: ModelShape, q: Quantization)
 
 def may_speculate(point: Point, shape: ModelShape) -> bool:
     """Whether the row is one of a table that mixes rows that speculate with rows that do not, for such a model."""
-    return shape.draft_layers > 0 and hides(point)
+    return point.speculates is None and shape.draft_layers > 0 and hides(point)
 
 
 def likeliest(point: Point, chip: Accelerator, shape: ModelShape, q: Quantization) -> Point:
@@ -113,9 +116,11 @@ def _layouts(point: Point, chip: Accelerator, shape: ModelShape, q: Quantization
 
 
 def measured_s(points: Sequence[Point], models: Models) -> tuple[Floats, Floats]:
-    """Measured TPOT and TTFT to fit parameters to, in seconds; a TPOT that may be one of two modes counts as none."""
+    """Measured TPOT and TTFT to fit parameters to, in seconds; a TPOT that may be one of two modes counts as none, and
+    one of a deployment that is known to speculate as it would be without."""
     may = [may_speculate(p, models.find(p.model)[0]) for p in points]
-    tpot = np.array([0.0 if two else p.tpot_ms for p, two in zip(points, may, strict=True)])
+    plain = [p.tpot_ms * (PACE if p.speculates else 1.0) for p in points]
+    tpot = np.array([0.0 if two else tpot for tpot, two in zip(plain, may, strict=True)])
     return tpot / 1e3, np.array([p.ttft_ms for p in points]) / 1e3
 
 

@@ -25,6 +25,7 @@ USUAL_TOKENS = 1024
 SPAN = 8  # accelerators of a node: a tensor-parallel group spans one, at most two
 CROWDED = 20  # users an accelerator beyond which attention is replicated
 _MODES = {"agg": "agg", "aggregated": "agg", "disagg": "disagg", "disaggregated": "disagg"}
+_PLAIN = ("none", "no", "off", "false", "0", "0.0")
 _HINT = "The columns are those of docs/limits.md, section Points."
 
 
@@ -63,6 +64,7 @@ class Point(Struct, frozen=True):
     mode: str = "agg"  # as the table has it: "agg" or "disagg"
     note: str = ""  # what the row left out, and what was taken for it
     guessed: bool = False  # the layout is a guess of `hidden`
+    speculates: bool | None = None  # drafts tokens ahead (MTP, EAGLE, a draft model); None: nobody says
 
     @property
     def family(self) -> str:
@@ -111,6 +113,7 @@ def parse_point(row: Mapping[str, str | None], *, line: int, name: str) -> Point
         prefill=prefill,
         tpot_ms=cells.number("silicon_tpot_ms", default=0.0),
         ttft_ms=cells.number("silicon_ttft_ms", default=0.0),
+        speculates=_speculates(cells),
         note="; ".join(cells.notes),
     )
 
@@ -193,6 +196,12 @@ class _Cells:
             self.notes.append(f"weight format {value!r} unknown: the model's own")
             return ""
         return form
+
+
+def _speculates(cells: "_Cells") -> bool | None:
+    """What `speculation` says: a count of drafted tokens, yes or no, or how it is done."""
+    word = cells.text("speculation", "").casefold()
+    return None if not word else word not in _PLAIN
 
 
 def _concurrency(cells: _Cells, decode: Layout) -> float:

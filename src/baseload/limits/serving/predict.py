@@ -126,7 +126,8 @@ class Predictor:
         long an answer takes is how many prompts wait."""
         theta = self.fitted.theta(self._traits(points))
         may = [may_speculate(p, self.models.find(p.model)[0]) for p in points]
-        theta[:, INDEX["pace"]] += np.where(may, SPECULATES * np.log(PACE), 0.0)
+        told = [bool(p.speculates) for p in points]
+        theta[:, INDEX["pace"]] += np.where(told, 1.0, np.where(may, SPECULATES, 0.0)) * np.log(PACE)
         return theta
 
     def _tpot_s(self, points: Sequence[Point], spread: Floats) -> tuple[Floats, Floats]:
@@ -162,7 +163,8 @@ class Predictor:
         answers = []
         for i, point in enumerate(points):
             unknown_build = f"version={point.engine}/{point.version},family={point.family}" not in self._builds
-            may_speculate = unknown_build and self.models.find(point.model)[0].draft_layers > 0
+            drafts = self.models.find(point.model)[0].draft_layers > 0
+            two = point.speculates is None and unknown_build and drafts
             answers.append(
                 Prediction(
                     tpot_ms=float(tpot_ms[i]),
@@ -170,7 +172,7 @@ class Predictor:
                     basis=self.basis_of(point),
                     tpot_expected_error=_mean_error(spread[i], self.defaults.tpot.noise),
                     ttft_expected_error=_mean_error(spread_first[i], self.defaults.ttft.noise),
-                    tpot_if_speculating_ms=float(speculating_ms[i]) if may_speculate else 0.0,
+                    tpot_if_speculating_ms=float(speculating_ms[i]) if two else 0.0,
                     note=self._note(point, fits=bool(features["fits"][i])),
                 )
             )
