@@ -116,8 +116,8 @@ def _layouts(point: Point, chip: Accelerator, shape: ModelShape, q: Quantization
 
 
 def measured_s(points: Sequence[Point], models: Models) -> tuple[Floats, Floats]:
-    """Measured TPOT and TTFT to fit parameters to, in seconds; a TPOT that may be one of two modes counts as none, and
-    one of a deployment that is known to speculate as it would be without."""
+    """Measured TPOT and TTFT to fit parameters to, in seconds; a TPOT that may be one of two modes counts as none,
+    and one of a deployment that is known to speculate as it would be without."""
     may = [may_speculate(p, models.find(p.model)[0]) for p in points]
     plain = [p.tpot_ms * (PACE if p.speculates else 1.0) for p in points]
     tpot = np.array([0.0 if two else tpot for tpot, two in zip(plain, may, strict=True)])
