@@ -64,10 +64,10 @@ def read_points(data: bytes, *, name: str) -> list[Point]:
 def known_groups(points: Sequence[Point], predictor: Predictor, *, seed: int = 1) -> Scored:
     """Held-out groups, by values of the development half, calibrated by at most 20 points per (accelerator, engine,
     mode)."""
-    once = distinct([p for p in points if p.tpot_ms > 0])
+    once = _once(points)
     develop, held = ([once[i] for i in half] for half in halves(once))
     chosen = set(sample(held, seed=seed))
-    alone = _fitted_on(develop, predictor, rounds=30)
+    alone = fitted_on(develop, predictor, rounds=30)
     calibrated = alone.calibrate([held[i] for i in sorted(chosen)])
     rest = [p for i, p in enumerate(held) if i not in chosen]
     return Scored(rest, calibrated.predict(rest))
@@ -75,12 +75,12 @@ def known_groups(points: Sequence[Point], predictor: Predictor, *, seed: int = 1
 
 def unseen_accelerator(points: Sequence[Point], predictor: Predictor) -> Scored:
     """Each accelerator's held-out points, by values fitted on all the others and its sheet."""
-    return _left_out(points, predictor, lambda p: p.system, calibrate=False)
+    return left_out(_once(points), _held(points), predictor, lambda p: p.system, calibrate=False)
 
 
 def unseen_model(points: Sequence[Point], predictor: Predictor, *, seed: int = 1) -> Scored:
     """Each model's held-out points, by values fitted on all others, calibrated by 20 points a group of those."""
-    return _left_out(points, predictor, lambda p: p.family, calibrate=True, seed=seed)
+    return left_out(_once(points), _held(points), predictor, lambda p: p.family, calibrate=True, seed=seed)
 
 
 def figures_of(scored: Scored, predictor: Predictor) -> Figures:
@@ -114,29 +114,40 @@ def _stated(point: Point) -> bool:
     return prefill is not None and prefill.workers_known and decode.workers_known and not decode.total
 
 
+def _once(points: Sequence[Point]) -> list[Point]:
+    return distinct([p for p in points if p.tpot_ms > 0])
+
+
 def _held(points: Sequence[Point]) -> list[Point]:
-    once = distinct([p for p in points if p.tpot_ms > 0])
+    once = _once(points)
     return [once[i] for i in halves(once)[1]]
 
 
-def _left_out(
-    points: Sequence[Point], predictor: Predictor, of: Callable[[Point], str], *, calibrate: bool, seed: int = 1
+def left_out(
+    points: Sequence[Point],
+    scored: Sequence[Point],
+    predictor: Predictor,
+    of: Callable[[Point], str],
+    *,
+    calibrate: bool,
+    seed: int = 1,
 ) -> Scored:
-    once, held = distinct([p for p in points if p.tpot_ms > 0]), _held(points)
-    scored: list[Point] = []
+    """Each group of the scored points (`of` names it) by values fitted on all points of the others."""
+    held: list[Point] = []
     said: list[Prediction] = []
-    for name in sorted({of(p) for p in held}):
-        others = [p for p in once if of(p) != name]
-        alone = _fitted_on(others, predictor)
+    for name in sorted({of(p) for p in scored}):
+        others = [p for p in points if of(p) != name]
+        alone = fitted_on(others, predictor)
         if calibrate:
             alone = alone.calibrate([others[i] for i in sample(others, seed=seed)])
-        mine = [p for p in held if of(p) == name]
-        scored += mine
+        mine = [p for p in scored if of(p) == name]
+        held += mine
         said += alone.predict(mine)
-    return Scored(scored, said)
+    return Scored(held, said)
 
 
-def _fitted_on(points: Sequence[Point], predictor: Predictor, *, rounds: int = 12) -> Predictor:
+def fitted_on(points: Sequence[Point], predictor: Predictor, *, rounds: int = 12) -> Predictor:
+    """A predictor of these points alone: none of what `predictor` was fitted to but its residual kernels."""
     fitted = fit_points(points, predictor.chips, predictor.models, rounds=rounds)
     return Predictor(
         catalogue=predictor.catalogue, models=predictor.models, defaults=predictor.defaults, fitted=fitted
